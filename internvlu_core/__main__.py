@@ -1,0 +1,146 @@
+"""The command line: `python -m internvlu_core answer|reason|generate CHECKPOINT PROMPT …`.
+
+Pictures go to files, text to standard output, progress to standard error. Exit code 2 and one line on bad input.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+from PIL import Image, ImageOps
+from tqdm import tqdm
+
+from .errors import CheckpointError, InputError
+from .pipeline import InternVLU
+
+DTYPES = {"auto": "auto", "bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = parser().parse_args(arguments)
+    try:
+        images = [open_image(path) for path in options.image]
+        outputs = output_paths(options) if options.command == "generate" else []
+        model = InternVLU.from_pretrained(options.checkpoint, options.device, DTYPES[options.dtype])
+        if options.command == "generate":
+            generate(model, options, images, outputs)
+        else:
+            print(write(model, options, images).text)
+    except (CheckpointError, InputError) as error:
+        print(f"internvlu_core: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("internvlu_core: cancelled", file=sys.stderr)
+        return 130
+    return 0
+
+
+def write(model: InternVLU, options, images: list[Image.Image]):
+    """Answer or reason, with a bar that counts tokens."""
+    method = model.answer if options.command == "answer" else model.reason
+    extra = {"max_tiles": options.max_tiles} if options.command == "answer" else {}
+    with tqdm(total=options.max_new_tokens, unit="token", file=sys.stderr) as bar:
+        return method(
+            options.prompt,
+            images,
+            system_prompt=options.system,
+            max_new_tokens=options.max_new_tokens,
+            num_beams=options.beams,
+            temperature=options.temperature,
+            top_p=options.top_p,
+            top_k=options.top_k,
+            seed=options.seed,
+            on_token=lambda count, text: bar.update(count - bar.n),
+            **extra,
+        )
+
+
+def generate(model: InternVLU, options, images: list[Image.Image], outputs: list[Path]):
+    reasoning = options.reasoning
+    if options.reason:
+        reasoning = model.reason(
+            options.prompt, images, system_prompt=options.system, max_new_tokens=options.max_new_tokens
+        )
+        print(reasoning.text)
+    with tqdm(total=options.steps, unit="step", file=sys.stderr) as bar:
+        result = model.generate(
+            options.prompt,
+            images,
+            height=options.height,
+            width=options.width,
+            steps=options.steps,
+            all_scale=options.all_scale,
+            partial_scale=options.partial_scale,
+            seed=options.seed or 0,
+            num_images=len(outputs),
+            reasoning=reasoning,
+            system_prompt=options.system,
+            callback=lambda step, steps, denoised: bar.update(),
+        )
+    for picture, path in zip(result.images, outputs, strict=True):
+        try:
+            picture.save(path)
+        except (OSError, ValueError) as error:
+            raise InputError(f"cannot write {path}: {error}") from error
+        print(path)
+
+
+def open_image(path: str) -> Image.Image:
+    try:
+        with Image.open(path) as image:
+            return ImageOps.exif_transpose(image)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise InputError(f"cannot read the image {path}: {error}") from error
+
+
+def output_paths(options) -> list[Path]:
+    """Where the pictures go: --out as often as it is given, checked before the long work."""
+    paths = [Path(path) for path in options.out or ["internvlu.png"]]
+    for path in paths:
+        if not path.parent.is_dir():
+            raise InputError(f"cannot write {path}: there is no folder {path.parent}")
+        if path.suffix.lower() not in Image.registered_extensions():
+            raise InputError(f"cannot write {path}: {path.suffix or 'no suffix'} is no picture format")
+    return paths
+
+
+def parser() -> argparse.ArgumentParser:
+    root = argparse.ArgumentParser(prog="python -m internvlu_core", description="InternVL-U without ComfyUI.")
+    commands = root.add_subparsers(dest="command", required=True)
+    for command, description, tokens in (
+        ("answer", "answer a question, about images if any are given", 1024),
+        ("reason", "think in words about the picture to draw", 200),
+        ("generate", "draw a picture, or edit images", 200),
+    ):
+        sub = commands.add_parser(command, description=description, help=description)
+        sub.add_argument("checkpoint", help="checkpoint folder in the released layout")
+        sub.add_argument("prompt")
+        sub.add_argument("--image", action="append", default=[], metavar="P", help="an input picture; repeatable")
+        sub.add_argument("--system", metavar="TEXT", help="replaces the checkpoint's system text")
+        sub.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+        sub.add_argument("--dtype", choices=DTYPES, default="auto")
+        sub.add_argument("--seed", type=int)
+        sub.add_argument("--max-new-tokens", type=int, default=tokens, metavar="N")
+        if command == "generate":
+            sub.add_argument("--out", action="append", metavar="P", help="an output picture; each one more is one more")
+            sub.add_argument("--height", type=int)
+            sub.add_argument("--width", type=int)
+            sub.add_argument("--steps", type=int, default=20)
+            sub.add_argument("--all-scale", type=float)
+            sub.add_argument("--partial-scale", type=float)
+            reasoning = sub.add_mutually_exclusive_group()
+            reasoning.add_argument("--reason", action="store_true", help="think in words first")
+            reasoning.add_argument("--reasoning", metavar="TEXT", help="draw from these words as well")
+        else:
+            sub.add_argument("--beams", type=int, default=1)
+            sub.add_argument("--temperature", type=float, default=0.0)
+            sub.add_argument("--top-p", type=float, default=1.0)
+            sub.add_argument("--top-k", type=int, default=0)
+        if command == "answer":
+            sub.add_argument("--max-tiles", type=int, default=1, metavar="N", help="tiles an image may be cut into")
+    return root
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,116 @@
+"""Pictures to tensors and back: the ViT's tiles, the VAE's references, 8-bit results (model.md sections 2, 6, 10)."""
+
+import math
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from .config import ProcessorConfig
+from .errors import InputError
+
+MAX_ASPECT_RATIO = 200
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Any PIL picture as 8-bit RGB; 16-bit greys are scaled, not clipped; alpha is dropped.
+
+    Raises InputError for anything that is no PIL picture, or an empty one.
+    """
+    if not isinstance(image, Image.Image):
+        raise InputError(f"an image must be a PIL picture, not {type(image).__name__}")
+    if 0 in image.size:
+        raise InputError(f"an image of {image.width} × {image.height} pixels is empty")
+    if image.mode.startswith("I"):  # I;16 and friends, and the 32-bit integers that some PNG readers make of them
+        values = np.asarray(image).astype(np.float64)
+        scale = 257 if image.mode != "I" or values.max() > 255 else 1
+        image = Image.fromarray(np.clip(values / scale + 0.5, 0, 255).astype(np.uint8))
+    return image.convert("RGB")
+
+
+def vit_tiles(image: Image.Image, config: ProcessorConfig, max_tiles: int = 1) -> Tensor:
+    """Normalised tiles [n, 3, S, S] of one picture, float32: the whole picture squeezed into a square, or, with
+    max_tiles > 1, a grid of squares cut from it and a thumbnail of the whole (InternVL's dynamic tiling).
+    """
+    size = config.tile_size
+    pixels = torch.from_numpy(np.array(to_rgb(image))).permute(2, 0, 1)[None]
+    columns, rows = tile_grid(image.width, image.height, config, max_tiles) if max_tiles > 1 else (1, 1)
+    tiles = resize_bicubic(pixels, rows * size, columns * size)
+    tiles = tiles.view(3, rows, size, columns, size).permute(1, 3, 0, 2, 4).reshape(-1, 3, size, size)
+    if config.use_thumbnail and len(tiles) > 1:
+        thumbnail = resize_bicubic(pixels, size, size)
+        tiles = torch.cat([thumbnail, tiles] if config.thumbnail_first else [tiles, thumbnail])
+    # Fused as (x − 255·mean) / (255·std), which is what the official processor computes, to the bit.
+    mean, std = (torch.tensor(v)[:, None, None] * 255 for v in (config.vit_mean, config.vit_std))
+    return (tiles.float() - mean) / std
+
+
+def resize_bicubic(pixels: Tensor, height: int, width: int) -> Tensor:
+    """uint8 [n, 3, H, W] → uint8; antialiased. PIL's bicubic differs by 1 to 2 levels."""
+    return F.interpolate(pixels, (height, width), mode="bicubic", antialias=True)
+
+
+def tile_grid(width: int, height: int, config: ProcessorConfig, max_tiles: int) -> tuple[int, int]:
+    """(columns, rows) of the grid nearest in aspect ratio; on ties the larger, if the picture fills half of it."""
+    limit = range(1, max_tiles + 1)
+    grids = sorted(
+        ((c, r) for c in limit for r in limit if min(config.min_tiles, max_tiles) <= c * r <= max_tiles),
+        key=lambda grid: grid[0] * grid[1],
+    )
+    aspect = width / height
+    best, best_difference = (1, 1), math.inf
+    for columns, rows in grids:
+        difference = abs(aspect - columns / rows)
+        enough_pixels = width * height > 0.5 * config.tile_size**2 * columns * rows
+        if difference < best_difference or (difference == best_difference and enough_pixels):
+            best, best_difference = (columns, rows), difference
+    return best
+
+
+def reference_size(height: int, width: int, config: ProcessorConfig) -> tuple[int, int]:
+    """(height, width) at which the VAE reads a reference picture of this size (model.md section 6).
+
+    Raises InputError for sides below the factor and aspect ratios over 200.
+    """
+    factor, longest = config.reference_factor, config.reference_max_side
+    if min(height, width) < factor:
+        raise InputError(f"a reference image of {width} × {height} pixels is too small: both sides must be ≥ {factor}")
+    if max(height, width) / min(height, width) > MAX_ASPECT_RATIO:
+        raise InputError(f"a reference image of {width} × {height} pixels is over the aspect ratio {MAX_ASPECT_RATIO}")
+    if longest and max(height, width) > longest:
+        scale = longest / max(height, width)
+        height, width = int(height * scale), int(width * scale)
+    new_height, new_width = round(height / factor) * factor, round(width / factor) * factor
+    if new_height * new_width > config.reference_max_pixels:
+        beta = math.sqrt(height * width / config.reference_max_pixels)
+        new_height, new_width = (math.floor(side / beta / factor) * factor for side in (height, width))
+    elif new_height * new_width < config.reference_min_pixels:
+        beta = math.sqrt(config.reference_min_pixels / (height * width))
+        new_height, new_width = (math.ceil(side * beta / factor) * factor for side in (height, width))
+    if longest and max(new_height, new_width) > longest:
+        scale = longest / max(new_height, new_width)
+        new_height, new_width = (math.floor(side * scale / factor) * factor for side in (new_height, new_width))
+    if min(new_height, new_width) < factor:
+        raise InputError(f"a reference image of {width} × {height} pixels is too narrow to be scaled down")
+    return new_height, new_width
+
+
+def resize_reference(image: Image.Image, config: ProcessorConfig) -> Image.Image:
+    """The 8-bit RGB picture that the VAE reads as a reference."""
+    height, width = reference_size(image.height, image.width, config)
+    return to_rgb(image).resize((width, height), Image.Resampling.BICUBIC)
+
+
+def reference_pixels(image: Image.Image, config: ProcessorConfig) -> Tensor:
+    """Normalised pixels [1, 3, H, W] of a reference picture, float32."""
+    pixels = torch.from_numpy(np.array(resize_reference(image, config))).permute(2, 0, 1).float() / 255
+    mean, std = (torch.tensor(v)[:, None, None] for v in (config.reference_mean, config.reference_std))
+    return ((pixels - mean) / std)[None]
+
+
+def to_pictures(pixels: Tensor) -> list[Image.Image]:
+    """Decoded pixels [n, 3, H, W] in [-1, 1] → 8-bit pictures, rounded as the official pipeline does."""
+    levels = ((127.5 * pixels.float() + 128) / 255).clamp(0, 1) * 255
+    return [Image.fromarray(picture) for picture in levels.to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()]

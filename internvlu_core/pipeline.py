@@ -1,0 +1,326 @@
+"""InternVL-U from end to end: the one place that knows the whole story."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from . import guidance, imaging, weights
+from .config import Config
+from .context import Branch, Context, Reader, TextResult
+from .decoding import TextSettings, generate_tokens
+from .errors import InputError
+from .mmdit import MMDiT
+from .prompt import Tokenizer
+from .sampler import dpmpp_2m, flow_sigmas, sigma_to_timestep
+from .vae import VAE
+from .vlm import VLM
+
+MAX_SIDE = 16_384  # pixels; also the largest side that ComfyUI's nodes accept
+MAX_SEED = 2**64 - 1
+
+OnToken = Callable[[int, str], None]  # (number of tokens so far, their text)
+OnStep = Callable[[int, int, Tensor], None]  # (step from 0, steps, denoised latents [n, z, h, w])
+
+
+@dataclass(frozen=True)
+class GenerateResult:
+    """images: 8-bit RGB pictures. latents: normalised latents [n, z, h, w] that they were decoded from, float32."""
+
+    images: list[Image.Image]
+    latents: Tensor
+
+
+class InternVLU:
+    """The model on one device. Calls do not change it: after an error or a cancelled call the next one is as good."""
+
+    def __init__(self, config: Config, tokenizer: Tokenizer, vlm: VLM, mmdit: MMDiT, vae: VAE):
+        self.config, self.tokenizer = config, tokenizer
+        self.vlm, self.mmdit, self.vae = vlm.eval(), mmdit.eval(), vae.eval()
+        self.reader = Reader(vlm, tokenizer, config)
+        parameter = next(mmdit.parameters())
+        self.device, self.dtype = parameter.device, parameter.dtype
+
+    @classmethod
+    def from_pretrained(
+        cls, path: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype | str = "auto"
+    ) -> "InternVLU":
+        """Load a checkpoint folder in the released layout.
+
+        dtype: a floating-point dtype, or "auto" for the checkpoint's own where the device computes in it.
+        Raises CheckpointError if anything in the folder is missing, foreign, broken or contradictory.
+        """
+        config = Config.read(path)
+        device = _device(device)
+        dtype = choose_dtype(weights.stored_dtype(path, weights.MMDIT), device) if dtype == "auto" else dtype
+        if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point or dtype.itemsize < 2:
+            raise InputError(f"dtype is {dtype!r}; it must be 'auto' or a torch dtype such as torch.bfloat16")
+        tokenizer = Tokenizer(Path(path) / "processor")
+        with torch.device("meta"):
+            vlm, mmdit, vae = VLM(config), MMDiT(config.mmdit), VAE(config.vae)
+        vlm_layout = weights.VLM_TIED if config.language.tied_head else weights.VLM
+        for network, layout in ((vlm, vlm_layout), (mmdit, weights.MMDIT), (vae, weights.VAE)):
+            state = weights.load_state_dict(path, layout, network, dtype=dtype, device=device)
+            network.load_state_dict(state, assign=True)
+            network.requires_grad_(False)
+        return cls(config, tokenizer, vlm, mmdit, vae)
+
+    # Text
+
+    def answer(
+        self,
+        prompt: str,
+        images: list[Image.Image] | None = None,
+        *,
+        system_prompt: str | None = None,
+        max_new_tokens: int = 1024,
+        num_beams: int = 1,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        top_k: int = 0,
+        seed: int | None = None,
+        max_tiles: int = 1,
+        on_token: OnToken | None = None,
+    ) -> TextResult:
+        """Answer a question, about images if any are given.
+
+        images: PIL pictures; `<image>` in the prompt says where each belongs (missing ones go in front).
+        temperature 0 is greedy. max_tiles: how many ViT tiles a picture may be cut into (documents, charts).
+        on_token may raise to cancel. Raises InputError naming the value that cannot be used.
+        """
+        settings = TextSettings(max_new_tokens, num_beams, temperature, top_p, top_k, seed)
+        if not isinstance(max_tiles, int) or max_tiles < 1:
+            raise InputError(f"max_tiles is {max_tiles!r}; it must be a positive integer")
+        tiles = self._tiles(_as_list(images), min(max_tiles, self.config.processor.max_tiles))
+        chat = self.reader.prompts.chat(_as_text("prompt", prompt), [len(t) for t in tiles], system_prompt)
+        return self._continue(chat, tiles, settings, on_token)
+
+    def reason(
+        self,
+        prompt: str,
+        images: list[Image.Image] | None = None,
+        *,
+        system_prompt: str | None = None,
+        max_new_tokens: int = 200,
+        num_beams: int = 1,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        top_k: int = 0,
+        seed: int | None = None,
+        on_token: OnToken | None = None,
+    ) -> TextResult:
+        """Think in words about the picture to draw; the result is generate's `reasoning`. Arguments as in answer."""
+        settings = TextSettings(max_new_tokens, num_beams, temperature, top_p, top_k, seed)
+        tiles = self._tiles(_as_list(images))
+        full = self.reader.prompts.full(_as_text("prompt", prompt), len(tiles), system_prompt)
+        return self._continue(full, tiles, settings, on_token)
+
+    def _continue(self, prompt, tiles: list[Tensor], settings: TextSettings, on_token: OnToken | None) -> TextResult:
+        features = self.reader.see(tiles, self.device, self.dtype)
+        embeddings = self.reader.embed(prompt, features, self.device)
+        decode = self.tokenizer.decode
+        on_tokens = on_token and (lambda tokens: on_token(len(tokens), decode(tokens)))
+        tokens = generate_tokens(self.vlm, embeddings, self.tokenizer.stop_ids, settings, on_tokens)
+        return TextResult(decode(tokens), tuple(tokens))
+
+    # Pictures
+
+    def encode(
+        self,
+        prompt: str,
+        images: list[Image.Image] | None = None,
+        *,
+        system_prompt: str | None = None,
+        reasoning: TextResult | str | None = None,
+        whole_reasoning: bool = False,
+    ) -> Context:
+        """Everything the MMDiT is conditioned on.
+
+        reasoning: a TextResult, whose tokens are cut and padded as the official pipeline does, or used whole with
+        whole_reasoning; or a string, always used whole. Raises InputError naming the value that cannot be used.
+        """
+        images = _as_list(images)
+        pixels = [imaging.reference_pixels(image, self.config.processor) for image in images]
+        features = self.reader.see(self._tiles(images), self.device, self.dtype)
+        return self.reader.context(
+            _as_text("prompt", prompt),
+            features,
+            [self._encode_reference(p) for p in pixels],
+            device=self.device,
+            system_prompt=system_prompt,
+            reasoning=reasoning,
+            whole_reasoning=whole_reasoning,
+        )
+
+    def generate(
+        self,
+        prompt: str,
+        images: list[Image.Image] | None = None,
+        *,
+        height: int | None = None,
+        width: int | None = None,
+        steps: int = 20,
+        all_scale: float | None = None,
+        partial_scale: float | None = None,
+        seed: int = 0,
+        num_images: int = 1,
+        reasoning: TextResult | str | None = None,
+        whole_reasoning: bool = False,
+        system_prompt: str | None = None,
+        latents: Tensor | None = None,
+        callback: OnStep | None = None,
+    ) -> GenerateResult:
+        """Draw a picture, or edit images.
+
+        height, width: pixels, by default the checkpoint's for a drawing, and those of the first image, brought to the
+        size at which the model reads it, for an edit. A size off the model's grid is drawn at the next lower one
+        and resized. all_scale, partial_scale: guidance, by default 4.5 and 2, after reasoning 3.5 and 1.5.
+        seed: of the noise, drawn on the CPU as one tensor [num_images, z, h, w]; latents: that tensor itself.
+        callback may raise to cancel. Raises InputError naming the value that cannot be used.
+        """
+        images = _as_list(images)
+        height, width = self._size(height, width, images)
+        reasoned = reasoning is not None
+        all_scale = _scale("all_scale", all_scale, guidance.ALL_SCALE_REASONED if reasoned else guidance.ALL_SCALE)
+        partial_scale = _scale(
+            "partial_scale", partial_scale, guidance.PARTIAL_SCALE_REASONED if reasoned else guidance.PARTIAL_SCALE
+        )
+        sigmas = flow_sigmas(steps, self.config.mmdit.flow_shift)
+        noise = self._noise(height, width, seed, num_images, latents)
+        context = self.encode(
+            prompt, images, system_prompt=system_prompt, reasoning=reasoning, whole_reasoning=whole_reasoning
+        )
+        result = self.sample(context, noise, sigmas, all_scale, partial_scale, callback)
+        pictures = imaging.to_pictures(self.decode(result))
+        if pictures[0].size != (width, height):
+            pictures = [picture.resize((width, height), Image.Resampling.LANCZOS) for picture in pictures]
+        return GenerateResult(pictures, result)
+
+    def sample(
+        self,
+        context: Context,
+        noise: Tensor,
+        sigmas: Tensor,
+        all_scale: float,
+        partial_scale: float,
+        callback: OnStep | None = None,
+    ) -> Tensor:
+        """Noise [n, z, h, w] → normalised latents, float32. Raises FloatingPointError if they are not finite."""
+
+        def denoise(x: Tensor, sigma: Tensor) -> Tensor:
+            timestep = sigma_to_timestep(sigma)
+            full = self.velocity(context.full, x, timestep)
+            unconditional = self.velocity(context.unconditional, x, timestep)
+            partial = unconditional
+            if context.partial is not context.unconditional:
+                partial = self.velocity(context.partial, x, timestep)
+            return x - sigma * guidance.combine(full, partial, unconditional, all_scale, partial_scale, float(timestep))
+
+        latents = dpmpp_2m(denoise, noise.to(self.device, torch.float32), sigmas, callback)
+        if not latents.isfinite().all():
+            raise FloatingPointError(f"the sampled latents are not finite in {self.dtype}; try bfloat16 or float32")
+        return latents
+
+    @torch.inference_mode()
+    def velocity(self, branch: Branch, x: Tensor, timestep: Tensor) -> Tensor:
+        """The MMDiT's output [n, z, h, w] for one branch, float32."""
+        v = self.mmdit(
+            x.to(self.dtype),
+            timestep.to(self.device).expand(len(x)),
+            branch.hidden[None].to(self.dtype),
+            branch.image_mask,
+            branch.image_grids,
+            [reference.to(self.dtype) for reference in branch.references],
+        )
+        return v.float()
+
+    @torch.inference_mode()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Normalised latents [n, z, h, w] → pixels [n, 3, 8h, 8w] in [-1, 1], float32, picture by picture."""
+        pixels = torch.cat([self.vae.decode(one[None].to(self.device, self.dtype)) for one in latents]).float()
+        if not pixels.isfinite().all():
+            raise FloatingPointError(f"the decoded pixels are not finite in {self.dtype}; try bfloat16 or float32")
+        return pixels
+
+    @torch.inference_mode()
+    def _encode_reference(self, pixels: Tensor) -> Tensor:
+        return self.vae.encode(pixels.to(self.device, self.dtype))
+
+    # Arguments
+
+    def _tiles(self, images: list[Image.Image], max_tiles: int = 1) -> list[Tensor]:
+        return [imaging.vit_tiles(image, self.config.processor, max_tiles) for image in images]
+
+    def _size(self, height: int | None, width: int | None, images: list[Image.Image]) -> tuple[int, int]:
+        default = self.config.mmdit.image_height, self.config.mmdit.image_width
+        if images:
+            first = imaging.to_rgb(images[0])
+            default = imaging.reference_size(first.height, first.width, self.config.processor)
+        height, width = (d if side is None else side for side, d in zip((height, width), default, strict=True))
+        for name, side in (("height", height), ("width", width)):
+            if isinstance(side, bool) or not isinstance(side, int):
+                raise InputError(f"{name} is {side!r}; it must be an integer")
+            if not self.config.size_factor <= side <= MAX_SIDE:
+                raise InputError(f"{name} is {side}; it must be from {self.config.size_factor} to {MAX_SIDE} pixels")
+        return height, width
+
+    def _noise(self, height: int, width: int, seed: int, num_images: int, latents: Tensor | None) -> Tensor:
+        if isinstance(num_images, bool) or not isinstance(num_images, int) or num_images < 1:
+            raise InputError(f"num_images is {num_images!r}; it must be a positive integer")
+        factor, scale = self.config.size_factor, self.config.vae.scale_factor
+        h, w = (side // factor * factor // scale for side in (height, width))
+        shape = (num_images, self.config.vae.latent_channels, h, w)
+        if latents is not None:
+            if latents.shape != shape:
+                raise InputError(
+                    f"latents are {list(latents.shape)}; {num_images} × {width}×{height} needs {list(shape)}"
+                )
+            return latents
+        if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed <= MAX_SEED:
+            raise InputError(f"seed is {seed!r}; it must be an integer from 0 to 2^64 − 1")
+        return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def choose_dtype(stored: torch.dtype, device: torch.device) -> torch.dtype:
+    """The stored dtype where the device computes in it well, else bfloat16 or float32."""
+    if stored.itemsize == 1:  # fp8 is for storage
+        stored = torch.bfloat16
+    if stored is torch.float64 or (stored is torch.float16 and device.type == "cpu"):
+        return torch.float32
+    if stored is torch.bfloat16 and device.type == "cuda" and not torch.cuda.is_bf16_supported(False):
+        return torch.float32
+    return stored
+
+
+def _device(device: str | torch.device) -> torch.device:
+    try:
+        device = torch.device(device)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, TypeError) as error:
+        raise InputError(f"device {device!r} cannot be used here: {error}") from error
+    return device
+
+
+def _as_list(images) -> list[Image.Image]:
+    if images is None:
+        return []
+    if isinstance(images, Image.Image):
+        return [images]
+    return list(images)
+
+
+def _as_text(name: str, value) -> str:
+    if not isinstance(value, str):
+        raise InputError(f"{name} must be a string, not {type(value).__name__}")
+    return value
+
+
+def _scale(name: str, value: float | None, default: float) -> float:
+    value = default if value is None else value
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise InputError(f"{name} is {value!r}; it must be a finite number")
+    return float(value)
