@@ -14,6 +14,20 @@ from .errors import CheckpointError
 # The chat template of the released checkpoints. Its texts are constants of the training and live in prompt.py.
 CHAT_TEMPLATE = "qwen2_5-chat-v3"
 
+# What sampler.py implements, in the words of `scheduler/scheduler_config.json`. Its flow_shift is without effect: the
+# official pipeline takes the one of `generation_decoder/config.json`.
+SAMPLER = {
+    "algorithm_type": "dpmsolver++",
+    "solver_order": 2,
+    "solver_type": "midpoint",
+    "prediction_type": "flow_prediction",
+    "use_flow_sigmas": True,
+    "num_train_timesteps": 1000,
+}
+
+# Bounds that no real checkpoint reaches: a JSON that asks for a billion layers is an error, not an endless load.
+MAX_LAYERS, MAX_INTEGER, MAX_NUMBER = 1024, 2**24, 1e30
+
 
 class Section:
     """One JSON object together with the file it came from, so that every complaint can say where to look."""
@@ -29,7 +43,7 @@ class Section:
             return cls(json.loads(path.read_text(encoding="utf-8")), f"{path.parent.name}/{path.name}")
         except FileNotFoundError:
             raise CheckpointError(f"missing file {path}") from None
-        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise CheckpointError(f"{path} is not readable JSON: {error}") from error
 
     def section(self, key: str) -> "Section":
@@ -43,29 +57,33 @@ class Section:
         value = self.get(key, default)
         return value if isinstance(value, bool) else self._refuse(key, value, "true or false")
 
-    def integer(self, key: str, default: int | None = None) -> int:
+    def integer(self, key: str, default: int | None = None, most: int = MAX_INTEGER) -> int:
         """A positive integer."""
         value = self._required(key) if default is None else self.get(key, default)
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            self._refuse(key, value, "a positive integer")
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
+            self._refuse(key, value, f"an integer from 1 to {most}")
         return value
 
     def number(self, key: str, default: float | None = None) -> float:
         """A positive, finite number."""
         value = self._required(key) if default is None else self.get(key, default)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < MAX_NUMBER:
             self._refuse(key, value, "a positive number")
         return float(value)
 
     def numbers(self, key: str, count: int | None = None, default=None) -> tuple:
         value = self._required(key) if default is None else self.get(key, default)
         if not isinstance(value, list | tuple) or not all(
-            isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v) for v in value
+            isinstance(v, int | float) and not isinstance(v, bool) and abs(v) < MAX_NUMBER for v in value
         ):
             self._refuse(key, value, "a list of numbers")
         if count is not None and len(value) != count:
             self._refuse(key, value, f"{count} numbers")
         return tuple(value)
+
+    def positive_numbers(self, key: str, count: int) -> tuple:
+        values = self.numbers(key, count)
+        return values if min(values) > 0 else self._refuse(key, list(values), "positive numbers")
 
     def expect(self, key: str, *supported, default) -> object:
         """The value of `key`, which must be one of `supported`; absent or null counts as `default`."""
@@ -107,11 +125,16 @@ class VisionConfig:
         fold = 1 / vlm.number("downsample_ratio", 0.5)
         if fold != round(fold):
             raise CheckpointError(f"{vlm.where}: downsample_ratio is {1 / fold}; supported are 1, 1/2, 1/3, …")
-        num_layers = vision.integer("num_hidden_layers")
+        num_layers = vision.integer("num_hidden_layers", most=MAX_LAYERS)
+        hidden_size, num_heads = vision.integer("hidden_size"), vision.integer("num_attention_heads")
+        if hidden_size % num_heads:
+            raise CheckpointError(
+                f"{vision.where}: hidden_size {hidden_size} does not divide into num_attention_heads {num_heads}"
+            )
         return cls(
-            hidden_size=vision.integer("hidden_size"),
+            hidden_size=hidden_size,
             num_layers=num_layers,
-            num_heads=vision.integer("num_attention_heads"),
+            num_heads=num_heads,
             mlp_size=vision.integer("intermediate_size"),
             patch_size=vision.integer("patch_size"),
             image_size=vision.integer("image_size"),
@@ -149,13 +172,13 @@ class LanguageConfig:
     @classmethod
     def read(cls, vlm: Section) -> "LanguageConfig":
         llm = vlm.section("llm_config")
-        if "Qwen3ForCausalLM" not in llm.get("architectures", ["Qwen3ForCausalLM"]):
-            raise CheckpointError(f"{llm.where}: architectures is {llm.values['architectures']!r}; supported is Qwen3")
+        llm.expect("architectures", ["Qwen3ForCausalLM"], default=["Qwen3ForCausalLM"])
         llm.expect("hidden_act", "silu", default="silu")
         llm.expect("use_sliding_window", False, default=False)
         llm.expect("rope_scaling", None, default=None)
         # transformers 5 writes rope_theta into an object of its own.
         rope = Section(llm.get("rope_parameters", llm.values), llm.where)
+        rope.expect("rope_type", "default", default="default")
         num_heads, hidden_size = llm.integer("num_attention_heads"), llm.integer("hidden_size")
         num_kv_heads = llm.integer("num_key_value_heads", num_heads)
         if num_heads % num_kv_heads:
@@ -163,7 +186,7 @@ class LanguageConfig:
         return cls(
             vocab_size=llm.integer("vocab_size"),
             hidden_size=hidden_size,
-            num_layers=llm.integer("num_hidden_layers"),
+            num_layers=llm.integer("num_hidden_layers", most=MAX_LAYERS),
             num_heads=num_heads,
             num_kv_heads=num_kv_heads,
             head_dim=_even(llm, "head_dim", llm.integer("head_dim", hidden_size // num_heads)),
@@ -232,7 +255,7 @@ class MMDiTConfig:
                 f"{patch_size**2}"
             )
         return cls(
-            num_layers=decoder.integer("num_layers", 60),
+            num_layers=decoder.integer("num_layers", 60, most=MAX_LAYERS),
             num_heads=decoder.integer("num_attention_heads", 24),
             head_dim=head_dim,
             patch_size=patch_size,
@@ -272,16 +295,16 @@ class VAEConfig:
     def read(cls, root: Section) -> "VAEConfig":
         root.expect("attn_scales", [], default=[])
         latent_channels = root.integer("z_dim", 16)
-        std = root.numbers("latents_std", latent_channels)
-        if min(std) <= 0:
-            raise CheckpointError(f"{root.where}: latents_std has the value {min(std)}; all must be positive")
+        multipliers = root.numbers("dim_mult", default=(1, 2, 4, 4))
+        if not 1 <= len(multipliers) <= 8 or any(m != int(m) or not 1 <= m <= MAX_LAYERS for m in multipliers):
+            raise CheckpointError(f"{root.where}: dim_mult is {list(multipliers)}; supported are 1 to 8 integers from 1")
         return cls(
             base_channels=root.integer("base_dim", 96),
-            multipliers=root.numbers("dim_mult", default=(1, 2, 4, 4)),
-            num_res_blocks=root.integer("num_res_blocks", 2),
+            multipliers=tuple(map(int, multipliers)),
+            num_res_blocks=root.integer("num_res_blocks", 2, most=MAX_LAYERS),
             latent_channels=latent_channels,
             latents_mean=root.numbers("latents_mean", latent_channels),
-            latents_std=std,
+            latents_std=root.positive_numbers("latents_std", latent_channels),
         )
 
     @property
@@ -323,20 +346,24 @@ class ProcessorConfig:
         reference = root.section("image_gen_processor_kwargs")
         reference.expect("resample", 3, default=3)
         vae_factor = reference.integer("vae_downsample_factor", 8)
+        gen_ratio = reference.number("gen_down_sample_ratio", 0.5)
+        if gen_ratio > 1:
+            raise CheckpointError(f"{reference.where}: gen_down_sample_ratio is {gen_ratio}; supported is at most 1")
+        limited = reference.get("max_length", None) is not None
         return cls(
             tile_size=size.integer("height"),
             vit_mean=vit.numbers("image_mean", 3),
-            vit_std=vit.numbers("image_std", 3),
+            vit_std=vit.positive_numbers("image_std", 3),
             min_tiles=vlm.integer("min_dynamic_patch", 1),
             max_tiles=vlm.integer("max_dynamic_patch", 12),
             use_thumbnail=vlm.flag("use_thumbnail", False),
             thumbnail_first=vlm.expect("thumbnail_pos", "start", "end", default="end") == "start",
-            reference_factor=vae_factor * int(1 / reference.number("gen_down_sample_ratio", 0.5)),
+            reference_factor=vae_factor * int(1 / gen_ratio),
             reference_min_pixels=reference.integer("min_dynamic_patch", 4096) * vae_factor**2,
             reference_max_pixels=reference.integer("max_dynamic_patch", 16384) * vae_factor**2,
-            reference_max_side=reference.get("max_length", None),
+            reference_max_side=reference.integer("max_length") if limited else None,
             reference_mean=reference.numbers("image_mean", 3),
-            reference_std=reference.numbers("image_std", 3),
+            reference_std=reference.positive_numbers("image_std", 3),
         )
 
 
@@ -360,13 +387,16 @@ class Config:
         folder = Path(folder)
         if not folder.is_dir():
             raise CheckpointError(f"checkpoint folder {str(folder)!r} does not exist")
-        for component in ("vlm", "generation_decoder", "vae", "processor"):
+        for component in ("vlm", "generation_decoder", "vae", "scheduler", "processor"):
             if not (folder / component).is_dir():
                 raise CheckpointError(
                     f"{str(folder)!r} is no InternVL-U checkpoint: its folder {component}/ is missing"
                 )
         vlm = Section.read(folder / "vlm" / "config.json")
         vlm.expect("template", CHAT_TEMPLATE, default=CHAT_TEMPLATE)
+        scheduler = Section.read(folder / "scheduler" / "scheduler_config.json")
+        for key, value in SAMPLER.items():
+            scheduler.expect(key, value, default=value)
         language = LanguageConfig.read(vlm)
         config = cls(
             vision=VisionConfig.read(vlm),
@@ -380,7 +410,7 @@ class Config:
 
     def _check(self):
         side = self.processor.tile_size // self.vision.patch_size
-        if side % self.vision.fold:
+        if not side or side % self.vision.fold:
             raise CheckpointError(
                 f"a tile of {self.processor.tile_size} pixels has {side} patches a side, "
                 f"which do not fold by {self.vision.fold}"
@@ -388,6 +418,11 @@ class Config:
         if self.vae.latent_channels != self.mmdit.out_channels:
             raise CheckpointError(
                 f"the VAE has {self.vae.latent_channels} latent channels, the MMDiT {self.mmdit.out_channels}"
+            )
+        if self.processor.reference_factor % self.size_factor:
+            raise CheckpointError(
+                f"the processor scales references to multiples of {self.processor.reference_factor} pixels; "
+                f"VAE and MMDiT need multiples of {self.size_factor}"
             )
 
     @property

@@ -7,9 +7,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .errors import InputError
+from .errors import InputError, check_integer, check_number
 from .language import KVCache
 from .vlm import VLM
+
+MAX_SEED = 2**64 - 1
+MAX_SETTING = 2**31 - 1  # "as many as you like"
 
 OnTokens = Callable[[list[int]], None]  # gets all tokens generated so far; may raise to cancel
 
@@ -26,18 +29,15 @@ class TextSettings:
     seed: int | None = None  # None: another one each time
 
     def __post_init__(self):
-        _check(isinstance(self.max_new_tokens, int) and self.max_new_tokens >= 1, "max_new_tokens", self, "at least 1")
-        _check(isinstance(self.num_beams, int) and self.num_beams >= 1, "num_beams", self, "at least 1")
-        _check(0 <= self.temperature < math.inf, "temperature", self, "0 or a positive number")
-        _check(0 < self.top_p <= 1, "top_p", self, "over 0 and at most 1")
-        _check(isinstance(self.top_k, int) and self.top_k >= 0, "top_k", self, "0 or a positive integer")
+        check_integer("max_new_tokens", self.max_new_tokens, 1, MAX_SETTING)
+        check_integer("num_beams", self.num_beams, 1, MAX_SETTING)
+        check_number("temperature", self.temperature, lambda t: 0 <= t < math.inf, "0 or a positive number")
+        check_number("top_p", self.top_p, lambda p: 0 < p <= 1, "over 0 and at most 1")
+        check_integer("top_k", self.top_k, 0, MAX_SETTING)
+        if self.seed is not None:
+            check_integer("seed", self.seed, 0, MAX_SEED)
         if self.num_beams > 1 and self.temperature > 0:
             raise InputError(f"num_beams is {self.num_beams} and temperature {self.temperature}: beams are not sampled")
-
-
-def _check(good: bool, name: str, settings: TextSettings, wanted: str):
-    if not good:
-        raise InputError(f"{name} is {getattr(settings, name)!r}; it must be {wanted}")
 
 
 @torch.inference_mode()
@@ -84,7 +84,8 @@ def choose(logits: Tensor, settings: TextSettings, generator: torch.Generator) -
     """One token from logits [vocabulary]: the greatest, or sampled after temperature, top-k, top-p (in that order)."""
     if settings.temperature == 0:
         return int(logits.argmax())
-    logits = logits / settings.temperature
+    # In float64 and from 0 down, so that the least of temperatures gives the greatest logit and no infinity.
+    logits = (logits.double() - logits.max()) / settings.temperature
     if settings.top_k:
         logits = logits.masked_fill(logits < logits.topk(min(settings.top_k, len(logits))).values[-1], -math.inf)
     if settings.top_p < 1:

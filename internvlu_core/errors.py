@@ -7,3 +7,17 @@ class CheckpointError(ValueError):
 
 class InputError(ValueError):
     """A prompt, picture, size or setting that the model cannot take. The message names the value."""
+
+
+def check_integer(name: str, value, least: int, most: int):
+    """Raises InputError unless value is an integer (True is none) from least to most."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise InputError(f"{name} is {value!r}; it must be an integer")
+    if not least <= value <= most:
+        raise InputError(f"{name} is {value}; it must be from {least} to {most}")
+
+
+def check_number(name: str, value, good, wanted: str):
+    """Raises InputError unless value is a number for which good(value) holds."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not good(value):
+        raise InputError(f"{name} is {value!r}; it must be {wanted}")

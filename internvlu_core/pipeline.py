@@ -12,8 +12,8 @@ from torch import Tensor
 from . import guidance, imaging, weights
 from .config import Config
 from .context import Branch, Context, Reader, TextResult
-from .decoding import TextSettings, generate_tokens
-from .errors import InputError
+from .decoding import MAX_SEED, MAX_SETTING, TextSettings, generate_tokens
+from .errors import InputError, check_integer, check_number
 from .mmdit import MMDiT
 from .prompt import Tokenizer
 from .sampler import dpmpp_2m, flow_sigmas, sigma_to_timestep
@@ -21,7 +21,8 @@ from .vae import VAE
 from .vlm import VLM
 
 MAX_SIDE = 16_384  # pixels; also the largest side that ComfyUI's nodes accept
-MAX_SEED = 2**64 - 1
+MAX_SCALE = 1e6  # a guidance scale; the useful ones are below 20
+MAX_IMAGES = 4096  # pictures a call; as ComfyUI's batches
 
 OnToken = Callable[[int, str], None]  # (number of tokens so far, their text)
 OnStep = Callable[[int, int, Tensor], None]  # (step from 0, steps, denoised latents [n, z, h, w])
@@ -62,8 +63,8 @@ class InternVLU:
         tokenizer = Tokenizer(Path(path) / "processor")
         with torch.device("meta"):
             vlm, mmdit, vae = VLM(config), MMDiT(config.mmdit), VAE(config.vae)
-        vlm_layout = weights.VLM_TIED if config.language.tied_head else weights.VLM
-        for network, layout in ((vlm, vlm_layout), (mmdit, weights.MMDIT), (vae, weights.VAE)):
+        layouts = weights.vlm_layout(config), weights.MMDIT, weights.VAE
+        for network, layout in zip((vlm, mmdit, vae), layouts, strict=True):
             state = weights.load_state_dict(path, layout, network, dtype=dtype, device=device)
             network.load_state_dict(state, assign=True)
             network.requires_grad_(False)
@@ -93,8 +94,7 @@ class InternVLU:
         on_token may raise to cancel. Raises InputError naming the value that cannot be used.
         """
         settings = TextSettings(max_new_tokens, num_beams, temperature, top_p, top_k, seed)
-        if not isinstance(max_tiles, int) or max_tiles < 1:
-            raise InputError(f"max_tiles is {max_tiles!r}; it must be a positive integer")
+        check_integer("max_tiles", max_tiles, 1, MAX_SETTING)
         tiles = self._tiles(_as_list(images), min(max_tiles, self.config.processor.max_tiles))
         chat = self.reader.prompts.chat(_as_text("prompt", prompt), [len(t) for t in tiles], system_prompt)
         return self._continue(chat, tiles, settings, on_token)
@@ -262,26 +262,25 @@ class InternVLU:
             default = imaging.reference_size(first.height, first.width, self.config.processor)
         height, width = (d if side is None else side for side, d in zip((height, width), default, strict=True))
         for name, side in (("height", height), ("width", width)):
-            if isinstance(side, bool) or not isinstance(side, int):
-                raise InputError(f"{name} is {side!r}; it must be an integer")
-            if not self.config.size_factor <= side <= MAX_SIDE:
-                raise InputError(f"{name} is {side}; it must be from {self.config.size_factor} to {MAX_SIDE} pixels")
+            check_integer(name, side, self.config.size_factor, MAX_SIDE)
         return height, width
 
     def _noise(self, height: int, width: int, seed: int, num_images: int, latents: Tensor | None) -> Tensor:
-        if isinstance(num_images, bool) or not isinstance(num_images, int) or num_images < 1:
-            raise InputError(f"num_images is {num_images!r}; it must be a positive integer")
+        check_integer("num_images", num_images, 1, MAX_IMAGES)
         factor, scale = self.config.size_factor, self.config.vae.scale_factor
         h, w = (side // factor * factor // scale for side in (height, width))
         shape = (num_images, self.config.vae.latent_channels, h, w)
         if latents is not None:
+            if not isinstance(latents, Tensor):
+                raise InputError(f"latents must be a tensor, not {type(latents).__name__}")
             if latents.shape != shape:
                 raise InputError(
                     f"latents are {list(latents.shape)}; {num_images} × {width}×{height} needs {list(shape)}"
                 )
+            if not latents.isfinite().all():
+                raise InputError("latents contain values that are not finite (NaN or infinity)")
             return latents
-        if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed <= MAX_SEED:
-            raise InputError(f"seed is {seed!r}; it must be an integer from 0 to 2^64 − 1")
+        check_integer("seed", seed, 0, MAX_SEED)
         return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
@@ -321,6 +320,5 @@ def _as_text(name: str, value) -> str:
 
 def _scale(name: str, value: float | None, default: float) -> float:
     value = default if value is None else value
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise InputError(f"{name} is {value!r}; it must be a finite number")
+    check_number(name, value, lambda v: abs(v) <= MAX_SCALE, f"a number from -{MAX_SCALE} to {MAX_SCALE}")
     return float(value)

@@ -6,18 +6,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .errors import InputError
+from .errors import check_integer
 
 TIMESTEPS = 1000
+MAX_STEPS = 10_000  # as ComfyUI's samplers
 
 
 def flow_sigmas(steps: int, shift: float = 3.0) -> Tensor:
     """Noise levels σ [steps + 1] of the shifted flow schedule, float32, the last 0.
 
-    Raises InputError unless steps is a positive integer.
+    Raises InputError unless steps is an integer from 1 to 10,000.
     """
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-        raise InputError(f"steps is {steps!r}; it must be a positive integer")
+    check_integer("steps", steps, 1, MAX_STEPS)
     # The arithmetic of diffusers' DPMSolverMultistepScheduler, in its order: its time steps are truncated, and a
     # rounding more or less can be a whole step.
     exact = 1.0 - np.linspace(1, 1 / TIMESTEPS, steps + 1)

@@ -179,4 +179,5 @@ class ChannelNorm(nn.Module):
         self.gamma = nn.Parameter(torch.ones(size, 1, 1, **factory))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.normalize(x, dim=1) * (x.shape[1] ** 0.5 * self.gamma)
+        # A host may have left the scale on another device (partial loading).
+        return F.normalize(x, dim=1) * (x.shape[1] ** 0.5 * self.gamma.to(x))

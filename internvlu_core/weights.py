@@ -16,6 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
+from .config import Config
 from .errors import CheckpointError
 
 # Handles are reopened after this many converted bytes: a mapped page counts as resident memory until its file closes.
@@ -58,6 +59,12 @@ VLM = Layout(
 )
 # A tied head is the embedding itself; some writers store it all the same.
 VLM_TIED = Layout(VLM.folder, VLM.stem, VLM.file_name, re.compile(r"language_model\.lm_head\.weight"), VLM.adapt)
+
+
+def vlm_layout(config: Config) -> Layout:
+    return VLM_TIED if config.language.tied_head else VLM
+
+
 MMDIT = Layout(
     folder="generation_decoder",
     stem="model",
@@ -120,11 +127,11 @@ def load_state_dict(
 
 
 def stored_dtype(checkpoint: str | Path, layout: Layout) -> torch.dtype:
-    """The dtype that most of the stored values have."""
-    headers = _read_headers(_find_files(Path(checkpoint) / layout.folder, layout.stem)).values()
-    counts = {}
-    for tensor in headers:
-        counts[tensor.dtype] = counts.get(tensor.dtype, 0) + tensor.numel()
+    """The floating-point dtype that most of the stored values have."""
+    counts = {torch.float32: 0}
+    for tensor in _read_headers(_find_files(Path(checkpoint) / layout.folder, layout.stem)).values():
+        if tensor.is_floating_point():  # load_state_dict names those that are not
+            counts[tensor.dtype] = counts.get(tensor.dtype, 0) + tensor.numel()
     return max(counts, key=counts.get)
 
 
@@ -178,9 +185,12 @@ def _read_headers(files: dict[Path, list[str] | None]) -> dict[str, torch.Tensor
                 if name not in names:
                     raise CheckpointError(f"{file} lacks the tensor {name} that its index promises")
                 view = handle.get_slice(name)
-                headers[name] = torch.empty(view.get_shape(), dtype=_DTYPES.get(view.get_dtype()), device="meta")
-            for name in names - headers.keys():
-                raise CheckpointError(f"{file} has the tensor {name} that its index does not name")
+                if view.get_dtype() not in _DTYPES:
+                    raise CheckpointError(f"{file}: the tensor {name} is of an unsupported type, {view.get_dtype()}")
+                headers[name] = torch.empty(view.get_shape(), dtype=_DTYPES[view.get_dtype()], device="meta")
+            unnamed = sorted(names.difference(promised or names))
+            if unnamed:
+                raise CheckpointError(f"{file} has tensors that its index does not name: {_first(unnamed)}")
     return headers
 
 

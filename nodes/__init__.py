@@ -1,0 +1,1 @@
+"""ComfyUI nodes and adapters around internvlu_core. Only this package imports comfy."""

@@ -1,0 +1,168 @@
+"""The core's MMDiT as a ComfyUI MODEL: a BaseModel that a stock ModelPatcher, sampler and guider can drive."""
+
+from typing import ClassVar
+
+import comfy.conds
+import comfy.latent_formats
+import comfy.ldm.modules.attention
+import comfy.model_base
+import comfy.model_management
+import comfy.model_patcher
+import comfy.model_sampling
+import comfy.supported_models_base
+import comfy.utils
+import torch
+from comfy.patcher_extension import WrapperExecutor, WrappersMP, get_all_wrappers
+
+from ..internvlu_core.config import Config, MMDiTConfig
+from ..internvlu_core.errors import InputError
+from ..internvlu_core.mmdit import MMDiT
+from ..internvlu_core.sampler import TIMESTEPS, flow_sigmas
+
+
+def attention(q, k, v, transformer_options=None):
+    """ComfyUI's attention of choice, for q, k, v [B, heads, T, head_dim]."""
+    return comfy.ldm.modules.attention.optimized_attention(
+        q, k, v, q.shape[1], skip_reshape=True, skip_output_reshape=True, transformer_options=transformer_options
+    )
+
+
+class ComfyMMDiT(MMDiT):
+    """The same network behind ComfyUI's calling convention: latents are videos of one frame [B, C, 1, h, w]."""
+
+    def __init__(self, config: MMDiTConfig, image_model=None, dtype=None, device=None, operations=None):
+        super().__init__(config, operations, attention, dtype=dtype, device=device)
+        self.dtype = dtype  # BaseModel reads it
+
+    def forward(self, x, timestep, context, layout=((), ()), ref_latents=(), transformer_options=None, **kwargs):
+        options = transformer_options or {}
+        return WrapperExecutor.new_class_executor(
+            self._forward, self, get_all_wrappers(WrappersMP.DIFFUSION_MODEL, options)
+        ).execute(x, timestep, context, layout, ref_latents, options, **kwargs)
+
+    def _forward(self, x, timestep, context, layout, ref_latents, transformer_options, **kwargs):
+        image_mask, image_grids = layout
+        velocity = super().forward(
+            one_frame(x),
+            timestep,
+            context,
+            torch.tensor(fit(image_mask, context.shape[1])),
+            image_grids,
+            [one_frame(latent) for latent in ref_latents],
+            transformer_options=transformer_options,
+        )
+        return velocity.unsqueeze(2)
+
+
+def one_frame(latent: torch.Tensor) -> torch.Tensor:
+    """[B, C, 1, h, w] → [B, C, h, w]."""
+    if latent.shape[2] != 1:
+        raise InputError(f"a latent of {latent.shape[2]} frames is a video; InternVL-U draws single pictures")
+    return latent[:, :, 0]
+
+
+def fit(image_mask, length: int) -> list[bool]:
+    """Tokens that other nodes appended to a conditioning are text."""
+    return (list(image_mask) + [False] * length)[:length]
+
+
+class ModelConfig(comfy.supported_models_base.BASE):
+    unet_extra_config: ClassVar = {}
+    latent_format = comfy.latent_formats.Wan21
+    supported_inference_dtypes: ClassVar = [torch.bfloat16, torch.float32]
+    memory_usage_factor = 1.8  # Qwen-Image's, whose blocks are twice as wide: on the safe side
+
+    def __init__(self, config: Config):
+        super().__init__({"image_model": "internvl_u", "config": config.mmdit})
+        self.sampling_settings = {"shift": config.mmdit.flow_shift, "multiplier": TIMESTEPS}
+        for name in ("latents_mean", "latents_std"):
+            setattr(self.latent_format, name, torch.tensor(getattr(config.vae, name)).view(1, -1, 1, 1, 1))
+
+
+class ModelSampling(comfy.model_sampling.ModelSamplingDiscreteFlow, comfy.model_sampling.CONST):
+    def noise_scaling(self, sigma, noise, latent_image, max_denoise=False):
+        # The official sampler starts at σ = 0.9997, from noise that is not scaled by it.
+        if float(sigma) >= float(flow_sigmas(1, self.shift)[0]):
+            return noise
+        return super().noise_scaling(sigma, noise, latent_image, max_denoise)
+
+
+class InternVLUModel(comfy.model_base.BaseModel):
+    def __init__(self, model_config: ModelConfig, device=None):
+        super().__init__(model_config, comfy.model_base.ModelType.FLOW, device=device, unet_model=ComfyMMDiT)
+        self.model_sampling = ModelSampling(model_config)
+        self.memory_usage_factor_conds = ("ref_latents",)
+
+    def extra_conds(self, **kwargs):
+        conds = super().extra_conds(**kwargs)
+        context = kwargs.get("cross_attn")
+        size = self.diffusion_model.config.context_size
+        if context is None or context.shape[-1] != size:
+            found = "none" if context is None else f"one of {context.shape[-1]} channels"
+            raise InputError(f"InternVL-U needs a conditioning of {size} channels, not {found}; use InternVL-U Encode")
+        # Contexts are never repeated or padded to a common length: only equal ones share a forward.
+        conds["c_crossattn"] = comfy.conds.CONDRegular(context)
+        layout = tuple(kwargs.get("image_mask", ())), tuple(kwargs.get("image_grids", ()))
+        conds["layout"] = comfy.conds.CONDConstant(layout)
+        references = kwargs.get("reference_latents")
+        if references:
+            conds["ref_latents"] = comfy.conds.CONDList([self.reference(latent) for latent in references])
+        return conds
+
+    def reference(self, latent: torch.Tensor) -> torch.Tensor:
+        """A LATENT's samples as the network reads them [B, C, 1, h, w]."""
+        channels = self.latent_format.latent_channels
+        if latent.shape[1] != channels:
+            raise InputError(
+                f"a reference latent has {latent.shape[1]} channels, InternVL-U's have {channels}; "
+                "encode it with the VAE of this model"
+            )
+        return self.process_latent_in(latent if latent.ndim == 5 else latent.unsqueeze(2))
+
+    def extra_conds_shapes(self, **kwargs):
+        references = kwargs.get("reference_latents")
+        if not references:
+            return {}
+        channels = self.latent_format.latent_channels
+        return {"ref_latents": [1, channels, sum(latent.numel() for latent in references) // channels]}
+
+    def process_timestep(self, timestep, **kwargs):
+        # The network is driven by whole steps of 0…1000, whatever unit a patched model_sampling counts in.
+        multiplier = getattr(self.model_sampling, "multiplier", 1.0)
+        return (timestep * (TIMESTEPS / multiplier)).trunc()
+
+
+def build_model(config: Config, state_dict: dict, dtype: torch.dtype | None) -> comfy.model_patcher.ModelPatcher:
+    """A MODEL from the core's state dict. dtype: of the weights, None for what ComfyUI thinks best."""
+    model_config = ModelConfig(config)
+    load_device = comfy.model_management.get_torch_device()
+    offload_device = comfy.model_management.unet_offload_device()
+    dtypes = choose_dtypes(state_dict, dtype, model_config.supported_inference_dtypes, load_device)
+    model_config.set_inference_dtype(*dtypes)
+    model = InternVLUModel(model_config, device=torch.device("meta"))
+    assign(model.diffusion_model, state_dict, dtypes[0], offload_device)
+    model.device = offload_device
+    return comfy.model_patcher.ModelPatcher(model, load_device=load_device, offload_device=offload_device)
+
+
+def choose_dtypes(state_dict: dict, dtype, supported: list, device) -> tuple[torch.dtype, torch.dtype | None]:
+    """(dtype of the weights, dtype that they are cast to for computing, or None)."""
+    if dtype is None:
+        dtype = comfy.model_management.unet_dtype(
+            device=device,
+            model_params=comfy.utils.calculate_parameters(state_dict),
+            supported_dtypes=supported,
+            weight_dtype=comfy.utils.weight_dtype(state_dict),
+        )
+    return dtype, comfy.model_management.unet_manual_cast(dtype, device, supported)
+
+
+def assign(network: torch.nn.Module, state_dict: dict, dtype: torch.dtype, device):
+    """Give a network on the meta device its weights; those that need no conversion stay memory-mapped."""
+    while state_dict:
+        name, tensor = state_dict.popitem()
+        network.get_parameter(name)  # strictness was checked while reading; this is a guard against renamed modules
+        module, _, leaf = name.rpartition(".")
+        parameter = torch.nn.Parameter(tensor.to(device=device, dtype=dtype), requires_grad=False)
+        setattr(network.get_submodule(module), leaf, parameter)
+    network.eval()

@@ -1,0 +1,113 @@
+"""InternVL-U Sample: the official sampler in one node."""
+
+from itertools import count
+
+import comfy.model_management
+import comfy.sample
+import comfy.samplers
+import comfy.utils
+import latent_preview
+import torch
+from comfy_api.latest import io
+from tqdm.auto import trange
+
+from ..internvlu_core.guidance import ALL_SCALE, PARTIAL_SCALE
+from ..internvlu_core.sampler import dpmpp_2m, flow_sigmas
+from .guider import DualGuider
+from .latents import check_size
+from .schema import CATEGORY, MAX_SEED
+
+
+def sample_dpmpp_2m(model, x, sigmas, extra_args=None, callback=None, disable=None):
+    """The core's DPM-Solver++(2M) in k-diffusion's calling convention."""
+    step, bar = count(), trange(len(sigmas) - 1, disable=disable)
+
+    def denoise(x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+        denoised = model(x, sigma.expand(len(x)), **(extra_args or {}))
+        if callback:
+            callback({"x": x, "i": next(step), "sigma": sigma, "sigma_hat": sigma, "denoised": denoised})
+        bar.update()
+        return denoised
+
+    with bar:
+        return dpmpp_2m(denoise, x, sigmas)
+
+
+class InternVLUSampler(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="InternVLUSampler",
+            display_name="InternVL-U Sample",
+            category=CATEGORY,
+            description="Draws with the official sampler, DPM-Solver++(2M), and the official three-branch guidance.",
+            inputs=[
+                io.Model.Input("model"),
+                io.Conditioning.Input("full"),
+                io.Conditioning.Input("partial"),
+                io.Conditioning.Input("unconditional"),
+                io.Latent.Input("latent_image"),
+                io.Int.Input(
+                    "seed", default=0, min=0, max=MAX_SEED, control_after_generate=True, tooltip="Of the noise."
+                ),
+                io.Int.Input("steps", default=20, min=1, max=1000, tooltip="Evaluations of the model."),
+                io.Float.Input(
+                    "all_scale",
+                    default=ALL_SCALE,
+                    min=0.0,
+                    max=100.0,
+                    step=0.1,
+                    tooltip="How strongly the prompt guides. 4.5; after reasoning 3.5.",
+                ),
+                io.Float.Input(
+                    "partial_scale",
+                    default=PARTIAL_SCALE,
+                    min=0.0,
+                    max=100.0,
+                    step=0.1,
+                    tooltip="How strongly the pictures guide. 2; after reasoning 1.5. No effect without pictures.",
+                ),
+                io.Float.Input(
+                    "denoise",
+                    default=1.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="Below 1, the latent is only changed by so much.",
+                ),
+            ],
+            outputs=[io.Latent.Output()],
+        )
+
+    @classmethod
+    def execute(
+        cls, model, full, partial, unconditional, latent_image, seed, steps, all_scale, partial_scale, denoise
+    ) -> io.NodeOutput:
+        guider = DualGuider(model)
+        guider.set_conds(full, partial, unconditional)
+        guider.set_scales(all_scale, partial_scale)
+        sigmas = denoise_sigmas(steps, model.get_model_object("model_sampling").shift, denoise)
+
+        samples = comfy.sample.fix_empty_latent_channels(model, latent_image["samples"])
+        check_size(samples)
+        noise = comfy.sample.prepare_noise(samples, seed, latent_image.get("batch_index"))
+        result = guider.sample(
+            noise,
+            samples,
+            comfy.samplers.KSAMPLER(sample_dpmpp_2m),
+            sigmas,
+            denoise_mask=latent_image.get("noise_mask"),
+            callback=latent_preview.prepare_callback(model, len(sigmas) - 1),
+            disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
+            seed=seed,
+        )
+        if not result.isfinite().all():
+            raise FloatingPointError("the sampled latents are not finite; load the model with another weight_dtype")
+        return io.NodeOutput({**latent_image, "samples": result.to(comfy.model_management.intermediate_device())})
+
+
+def denoise_sigmas(steps: int, shift: float, denoise: float) -> torch.Tensor:
+    """The last `steps` steps of a schedule that is 1 / denoise as long, as KSampler does it."""
+    if denoise <= 0:
+        return torch.empty(0)
+    return flow_sigmas(max(steps, int(steps / denoise)), shift)[-(steps + 1) :]

@@ -1,0 +1,230 @@
+"""Nodes around the vision-language model: encode, reason, ask."""
+
+import torch
+from comfy_api.latest import io, ui
+
+from ..internvlu_core import imaging
+from ..internvlu_core.context import Branch
+from ..internvlu_core.decoding import TextSettings
+from ..internvlu_core.errors import InputError
+from .images import collect, from_pil, image_inputs
+from .schema import CATEGORY, MAX_SEED
+from .vlm import ComfyVLM, Reasoning, Vlm
+
+
+def prompt_input(name: str, tooltip: str) -> io.String.Input:
+    return io.String.Input(name, multiline=True, dynamic_prompts=True, default="", tooltip=tooltip)
+
+
+def system_input() -> io.String.Input:
+    return io.String.Input(
+        "system_prompt",
+        multiline=True,
+        default="",
+        optional=True,
+        tooltip="Replaces the system text that the model was trained with. Leave empty to keep that.",
+    )
+
+
+def decoding_inputs(max_new_tokens: int) -> list:
+    return [
+        io.Int.Input(
+            "max_new_tokens", default=max_new_tokens, min=1, max=8192, tooltip="The text is cut after so many tokens."
+        ),
+        io.Int.Input(
+            "seed",
+            default=0,
+            min=0,
+            max=MAX_SEED,
+            control_after_generate=True,
+            tooltip="Of the sampling; without effect at temperature 0.",
+        ),
+        io.Float.Input(
+            "temperature",
+            default=0.0,
+            min=0.0,
+            max=5.0,
+            step=0.05,
+            optional=True,
+            tooltip="0 always takes the likeliest token; higher is more varied.",
+        ),
+        io.Float.Input(
+            "top_p",
+            default=1.0,
+            min=0.01,
+            max=1.0,
+            step=0.01,
+            optional=True,
+            tooltip="Sample among the likeliest tokens that make up this share. 1: all.",
+        ),
+        io.Int.Input(
+            "top_k", default=0, min=0, max=1000, optional=True, tooltip="Sample among so many likeliest tokens. 0: all."
+        ),
+        io.Int.Input(
+            "num_beams",
+            default=1,
+            min=1,
+            max=16,
+            optional=True,
+            tooltip="Beam search over so many candidates; needs temperature 0.",
+        ),
+    ]
+
+
+def settings(max_new_tokens, seed, temperature=0.0, top_p=1.0, top_k=0, num_beams=1) -> TextSettings:
+    return TextSettings(max_new_tokens, num_beams, temperature, top_p, top_k, seed)
+
+
+class InternVLUEncode(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="InternVLUEncode",
+            display_name="InternVL-U Encode",
+            category=CATEGORY,
+            description="Turns a prompt, with pictures to edit and reasoning if any, into the three conditionings "
+            "that guide InternVL-U.",
+            inputs=[
+                Vlm.Input("vlm"),
+                prompt_input("prompt", "What to draw, or what to change. <image> marks where a picture belongs."),
+                io.Vae.Input("vae", optional=True, tooltip="Needed with pictures: they are read as latents too."),
+                *image_inputs("A picture to edit or to refer to."),
+                Reasoning.Input("reasoning", optional=True, tooltip="From InternVL-U Reason."),
+                io.String.Input(
+                    "reasoning_text",
+                    optional=True,
+                    force_input=True,
+                    tooltip="Reasoning as plain text, used whole; instead of the reasoning input.",
+                ),
+                io.Boolean.Input(
+                    "whole_reasoning",
+                    default=False,
+                    optional=True,
+                    tooltip="Off: the reasoning's tokens are cut as the official pipeline cuts them. On: used whole.",
+                ),
+                system_input(),
+            ],
+            outputs=[
+                io.Conditioning.Output(display_name="full", tooltip="Prompt and pictures: the positive conditioning."),
+                io.Conditioning.Output(display_name="partial", tooltip="The pictures without the prompt."),
+                io.Conditioning.Output(
+                    display_name="unconditional", tooltip="Neither: the negative conditioning of a KSampler."
+                ),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        vlm: ComfyVLM,
+        prompt,
+        vae=None,
+        reasoning=None,
+        reasoning_text=None,
+        whole_reasoning=False,
+        system_prompt="",
+        **images,
+    ) -> io.NodeOutput:
+        if reasoning is not None and reasoning_text is not None:
+            raise InputError("reasoning and reasoning_text are both connected; use one of them")
+        pictures = collect(images)
+        if pictures and vae is None:
+            raise InputError("pictures are connected but no VAE; connect the loader's VAE")
+        references = [from_pil(imaging.resize_reference(p, vlm.config.processor)) for p in pictures]
+        latents = [vae.encode(reference) for reference in references]
+
+        vlm.load(tokens=1024)
+        features = vlm.reader.see(vlm.see(pictures), vlm.load_device, vlm.dtype)
+        context = vlm.reader.context(
+            prompt,
+            features,
+            latents,
+            device=vlm.load_device,
+            system_prompt=system_prompt or None,
+            reasoning=reasoning if reasoning_text is None else reasoning_text,
+            whole_reasoning=whole_reasoning,
+        )
+        full, unconditional = conditioning(context.full), conditioning(context.unconditional)
+        # The very same object where there is nothing to tell them apart, so that samplers can evaluate it once.
+        partial = unconditional if context.partial is context.unconditional else conditioning(context.partial)
+        return io.NodeOutput(full, partial, unconditional)
+
+
+def conditioning(branch: Branch) -> list:
+    """A CONDITIONING. References are raw latents here, as stock nodes have them; the MODEL normalises them."""
+    values = {"image_mask": branch.image_mask.tolist(), "image_grids": branch.image_grids}
+    if branch.references:
+        values["reference_latents"] = branch.references
+    hidden = branch.hidden[None].to(device="cpu", dtype=torch.float32)
+    return [[hidden, values]]
+
+
+class InternVLUReason(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="InternVLUReason",
+            display_name="InternVL-U Reason",
+            category=CATEGORY,
+            description="Lets the model think in words about the picture to draw. Connect the result to Encode.",
+            is_output_node=True,
+            inputs=[
+                Vlm.Input("vlm"),
+                prompt_input("prompt", "What to draw, or what to change: the same text as in Encode."),
+                *decoding_inputs(max_new_tokens=200),
+                *image_inputs("The picture to edit: the same as in Encode."),
+                system_input(),
+            ],
+            outputs=[
+                Reasoning.Output(display_name="reasoning", tooltip="Text and tokens, for Encode."),
+                io.String.Output(display_name="text", tooltip="The text alone."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, vlm: ComfyVLM, prompt, system_prompt="", **inputs) -> io.NodeOutput:
+        pictures, options = split(inputs)
+        full = vlm.reader.prompts.full(prompt, len(pictures), system_prompt or None)
+        result = vlm.generate(full, vlm.see(pictures), settings(**options))
+        return io.NodeOutput(result, result.text, ui=ui.PreviewText(result.text))
+
+
+class InternVLUAsk(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="InternVLUAsk",
+            display_name="InternVL-U Ask",
+            category=CATEGORY,
+            description="Answers a question, about pictures if any are connected.",
+            is_output_node=True,
+            inputs=[
+                Vlm.Input("vlm"),
+                prompt_input("question", "A question or an order. <image> marks where a picture belongs."),
+                *decoding_inputs(max_new_tokens=1024),
+                io.Int.Input(
+                    "max_tiles",
+                    default=1,
+                    min=1,
+                    max=12,
+                    optional=True,
+                    tooltip="Into how many tiles a picture may be cut, so that small print can be read.",
+                ),
+                *image_inputs("A picture to ask about."),
+                system_input(),
+            ],
+            outputs=[io.String.Output(display_name="answer")],
+        )
+
+    @classmethod
+    def execute(cls, vlm: ComfyVLM, question, max_tiles=1, system_prompt="", **inputs) -> io.NodeOutput:
+        pictures, options = split(inputs)
+        tiles = vlm.see(pictures, min(max_tiles, vlm.config.processor.max_tiles))
+        chat = vlm.reader.prompts.chat(question, [len(t) for t in tiles], system_prompt or None)
+        result = vlm.generate(chat, tiles, settings(**options))
+        return io.NodeOutput(result.text, ui=ui.PreviewText(result.text))
+
+
+def split(inputs: dict) -> tuple[list, dict]:
+    """Connected pictures, and the decoding settings."""
+    return collect(inputs), {name: value for name, value in inputs.items() if not name.startswith("image")}

@@ -1,0 +1,81 @@
+"""The VLM type: vision-language model, tokenizer and processor settings, under ComfyUI's memory management."""
+
+import comfy.model_management
+import comfy.model_patcher
+import comfy.ops
+import comfy.utils
+import torch
+from comfy.ldm.modules.attention import optimized_attention_for_device
+from comfy_api.latest import io
+from PIL import Image
+
+from ..internvlu_core import imaging
+from ..internvlu_core.config import Config
+from ..internvlu_core.context import Reader, TextResult
+from ..internvlu_core.decoding import TextSettings, generate_tokens
+from ..internvlu_core.prompt import Prompt, Tokenizer
+from ..internvlu_core.vlm import VLM
+from .mmdit import assign, choose_dtypes
+
+Vlm = io.Custom("INTERNVLU_VLM")
+Reasoning = io.Custom("INTERNVLU_REASONING")
+
+
+def attention(q, k, v, is_causal=False):
+    """ComfyUI's attention for text encoders, for q, k, v [B, heads, T, head_dim]."""
+    mask = None
+    if is_causal:
+        mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril()
+        mask = torch.zeros(mask.shape, dtype=q.dtype, device=q.device).masked_fill(~mask, -torch.finfo(q.dtype).max)
+    function = optimized_attention_for_device(q.device, mask=is_causal, small_input=True)
+    return function(q, k, v, q.shape[1], mask=mask, skip_reshape=True, skip_output_reshape=True)
+
+
+class ComfyVLM:
+    """What the loader puts on the VLM socket."""
+
+    def __init__(self, config: Config, tokenizer: Tokenizer, state_dict: dict, dtype: torch.dtype | None):
+        self.config, self.tokenizer = config, tokenizer
+        self.load_device = comfy.model_management.text_encoder_device()
+        offload_device = comfy.model_management.text_encoder_offload_device()
+        supported = [torch.bfloat16, torch.float32]
+        weight_dtype, cast_dtype = choose_dtypes(state_dict, dtype, supported, self.load_device)
+        self.dtype = cast_dtype or weight_dtype
+        operations = comfy.ops.pick_operations(weight_dtype, self.dtype)
+        network = VLM(config, operations, attention, dtype=weight_dtype, device="meta")
+        network.compute_dtype = self.dtype
+        assign(network, state_dict, weight_dtype, offload_device)
+        self.patcher = comfy.model_patcher.ModelPatcher(
+            network, load_device=self.load_device, offload_device=offload_device
+        )
+        self.reader = Reader(network, tokenizer, config)
+
+    def get_ram_usage(self) -> int:
+        """Bytes; ComfyUI's cache asks."""
+        return self.patcher.model_size()
+
+    def load(self, tokens: int):
+        """Bring the weights to the device, with room for working on this many tokens."""
+        language = self.config.language
+        per_token = 4 * language.mlp_size + 2 * language.num_layers * language.num_kv_heads * language.head_dim
+        needed = tokens * per_token * self.dtype.itemsize
+        comfy.model_management.load_models_gpu([self.patcher], memory_required=needed)
+
+    def see(self, images: list[Image.Image], max_tiles: int = 1) -> list[torch.Tensor]:
+        """Normalised tiles of each picture."""
+        return [imaging.vit_tiles(image, self.config.processor, max_tiles) for image in images]
+
+    def generate(self, prompt: Prompt, tiles: list[torch.Tensor], settings: TextSettings) -> TextResult:
+        """Continue a prompt, with a progress bar on the node; ComfyUI's cancel raises out of it."""
+        self.load(len(prompt) + settings.max_new_tokens)
+        bar = comfy.utils.ProgressBar(settings.max_new_tokens)
+        features = self.reader.see(tiles, self.load_device, self.dtype)
+        embeddings = self.reader.embed(prompt, features, self.load_device)
+        tokens = generate_tokens(
+            self.reader.vlm,
+            embeddings,
+            self.tokenizer.stop_ids,
+            settings,
+            lambda tokens: bar.update_absolute(len(tokens)),
+        )
+        return TextResult(self.tokenizer.decode(tokens), tuple(tokens))
