@@ -39,7 +39,7 @@ class InternVLUEmptyLatent(io.ComfyNode):
                 io.Int.Input("height", default=1024, min=GRID, max=MAX_SIDE, step=GRID, tooltip="Pixels."),
                 io.Int.Input("batch_size", default=1, min=1, max=4096, tooltip="How many pictures."),
             ],
-            outputs=[io.Latent.Output()],
+            outputs=[io.Latent.Output(tooltip="For InternVL-U Sample or a stock sampler.")],
         )
 
     @classmethod

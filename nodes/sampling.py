@@ -42,11 +42,11 @@ class InternVLUSampler(io.ComfyNode):
             category=CATEGORY,
             description="Draws with the official sampler, DPM-Solver++(2M), and the official three-branch guidance.",
             inputs=[
-                io.Model.Input("model"),
-                io.Conditioning.Input("full"),
-                io.Conditioning.Input("partial"),
-                io.Conditioning.Input("unconditional"),
-                io.Latent.Input("latent_image"),
+                io.Model.Input("model", tooltip="From InternVL-U Load."),
+                io.Conditioning.Input("full", tooltip="From InternVL-U Encode."),
+                io.Conditioning.Input("partial", tooltip="From InternVL-U Encode."),
+                io.Conditioning.Input("unconditional", tooltip="From InternVL-U Encode."),
+                io.Latent.Input("latent_image", tooltip="Its size is the size of the picture."),
                 io.Int.Input(
                     "seed", default=0, min=0, max=MAX_SEED, control_after_generate=True, tooltip="Of the noise."
                 ),
@@ -76,7 +76,7 @@ class InternVLUSampler(io.ComfyNode):
                     tooltip="Below 1, the latent is only changed by so much.",
                 ),
             ],
-            outputs=[io.Latent.Output()],
+            outputs=[io.Latent.Output(tooltip="For VAE Decode.")],
         )
 
     @classmethod

@@ -85,7 +85,7 @@ class InternVLUEncode(io.ComfyNode):
             description="Turns a prompt, with pictures to edit and reasoning if any, into the three conditionings "
             "that guide InternVL-U.",
             inputs=[
-                Vlm.Input("vlm"),
+                Vlm.Input("vlm", tooltip="From InternVL-U Load."),
                 prompt_input("prompt", "What to draw, or what to change. <image> marks where a picture belongs."),
                 io.Vae.Input("vae", optional=True, tooltip="Needed with pictures: they are read as latents too."),
                 *image_inputs("A picture to edit or to refer to."),
@@ -169,7 +169,7 @@ class InternVLUReason(io.ComfyNode):
             description="Lets the model think in words about the picture to draw. Connect the result to Encode.",
             is_output_node=True,
             inputs=[
-                Vlm.Input("vlm"),
+                Vlm.Input("vlm", tooltip="From InternVL-U Load."),
                 prompt_input("prompt", "What to draw, or what to change: the same text as in Encode."),
                 *decoding_inputs(max_new_tokens=200),
                 *image_inputs("The picture to edit: the same as in Encode."),
@@ -199,7 +199,7 @@ class InternVLUAsk(io.ComfyNode):
             description="Answers a question, about pictures if any are connected.",
             is_output_node=True,
             inputs=[
-                Vlm.Input("vlm"),
+                Vlm.Input("vlm", tooltip="From InternVL-U Load."),
                 prompt_input("question", "A question or an order. <image> marks where a picture belongs."),
                 *decoding_inputs(max_new_tokens=1024),
                 io.Int.Input(
@@ -213,7 +213,7 @@ class InternVLUAsk(io.ComfyNode):
                 *image_inputs("A picture to ask about."),
                 system_input(),
             ],
-            outputs=[io.String.Output(display_name="answer")],
+            outputs=[io.String.Output(display_name="answer", tooltip="The answer.")],
         )
 
     @classmethod

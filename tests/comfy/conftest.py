@@ -1,0 +1,37 @@
+"""One real ComfyUI server with the tiny checkpoint, for all tests of this folder."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from checkpoints import CHECKPOINT, GOLDEN
+from comfy_server import ComfyServer, link_folder
+from safetensors.torch import load_file
+
+ROOT = Path(__file__).resolve().parents[2]
+NAME = "InternVL-U"  # of the checkpoint, as the shipped workflows call it
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory):
+    if not os.environ.get("COMFYUI_PATH"):
+        pytest.fail("COMFYUI_PATH does not name a ComfyUI folder; `python3 scripts/dev.py test` sets it")
+    base = tmp_path_factory.mktemp("comfyui")
+    (base / "models" / "internvl_u").mkdir(parents=True)
+    link_folder(CHECKPOINT, base / "models" / "internvl_u" / NAME)
+    with ComfyServer(os.environ["COMFYUI_PATH"], base, ROOT, ["--preview-method", "latent2rgb"]) as server:
+        for picture in ("photo.png", "tall.png"):
+            server.upload_image(GOLDEN / picture)
+        yield server
+
+
+@pytest.fixture(scope="session")
+def recorded():
+    """recorded(name) → (case, tensors) of an official run."""
+
+    def read(name: str):
+        case = json.loads((GOLDEN / "recorded" / f"{name}.json").read_text(encoding="utf-8"))
+        return case, load_file(GOLDEN / "recorded" / f"{name}.safetensors")
+
+    return read

@@ -1,0 +1,210 @@
+"""What a user meets at the nodes: stock nodes on our types, batches, caching, cancelling, errors."""
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from comfy_server import ComfyError, ComfyInterrupted
+from graphs import assert_close_pictures, workflow
+from PIL import Image
+
+from internvlu_core.sampler import flow_sigmas
+
+SMALL = {"width": 160, "height": 128, "steps": 3}
+
+
+def test_node_descriptions(server):
+    """Every input and output explains itself, and ids and sockets are the promised ones."""
+    info = {name: node for name, node in server.object_info().items() if name.startswith("InternVLU")}
+    assert {name: node["output"] for name, node in info.items()} == {
+        "InternVLULoader": ["MODEL", "INTERNVLU_VLM", "VAE"],
+        "InternVLUEncode": ["CONDITIONING", "CONDITIONING", "CONDITIONING"],
+        "InternVLUReason": ["INTERNVLU_REASONING", "STRING"],
+        "InternVLUAsk": ["STRING"],
+        "InternVLUSampler": ["LATENT"],
+        "InternVLUEmptyLatent": ["LATENT"],
+    }
+    for name, node in info.items():
+        assert node["category"] == "InternVL-U" and node["description"], name
+        assert all(node["output_tooltips"]), f"{name}: an output without a tooltip"
+        for section in ("required", "optional"):
+            for socket, (_, options) in node["input"].get(section, {}).items():
+                assert options.get("tooltip"), f"{name}.{socket} has no tooltip"
+
+
+def test_several_pictures_equal_the_core(server, model):
+    prompt = workflow("text_to_image", **SMALL, prompt="two cats", batch_size=2)
+    pictures = list(server.images(server.run(prompt)))
+    expected = model.generate("two cats", height=128, width=160, steps=3, seed=42, num_images=2)
+    for picture, core in zip(pictures, expected.images, strict=True):
+        assert_close_pictures(picture, np.asarray(core))
+
+
+def test_two_references_equal_the_core(server, model, photo, tall):
+    prompt = workflow("edit", **SMALL, prompt="put both together")
+    prompt["10"] = {"class_type": "LoadImage", "inputs": {"image": "tall.png"}}
+    prompt["2"]["inputs"]["image2"] = ["10", 0]
+    (picture,) = server.images(server.run(prompt))
+    core = model.generate("put both together", [photo, tall], height=128, width=160, steps=3, seed=42).images[0]
+    assert_close_pictures(picture, np.asarray(core))
+
+
+def test_stock_ksampler_with_the_full_conditioning(server):
+    """euler / simple starts at σ = 1; another seed gives another picture."""
+    pictures = []
+    for seed in (1, 1, 2):
+        prompt = workflow("text_to_image", width=160, height=128)
+        prompt["4"] = {
+            "class_type": "KSampler",
+            "inputs": {
+                "model": ["1", 0], "positive": ["2", 0], "negative": ["2", 2], "latent_image": ["3", 0],
+                "seed": seed, "steps": 3, "cfg": 4.5, "sampler_name": "euler", "scheduler": "simple", "denoise": 1.0,
+            },
+        }  # fmt: skip
+        prompt["6"]["inputs"]["filename_prefix"] = f"ksampler_{len(pictures)}"
+        pictures += list(server.images(server.run(prompt)))
+    first, again, other = (picture.tobytes() for picture in pictures)
+    assert first == again != other
+    assert len(set(first)) > 30, "a flat picture"
+
+
+def test_stock_vae_nodes_equal_the_core(server, model, photo):
+    """LoadImage → VAEEncode → VAEDecode against the core's own round trip."""
+    prompt = {
+        "1": workflow("text_to_image")["1"],
+        "2": {"class_type": "LoadImage", "inputs": {"image": "photo.png"}},
+        "3": {"class_type": "VAEEncode", "inputs": {"pixels": ["2", 0], "vae": ["1", 2]}},
+        "4": {"class_type": "VAEDecode", "inputs": {"samples": ["3", 0], "vae": ["1", 2]}},
+        "5": {"class_type": "PreviewImage", "inputs": {"images": ["4", 0]}},
+    }
+    (picture,) = server.images(server.run(prompt))
+    # Encoding crops to multiples of 8, from the middle.
+    left, top = (photo.width % 8) // 2, (photo.height % 8) // 2
+    cropped = photo.crop((left, top, left + photo.width // 8 * 8, top + photo.height // 8 * 8))
+    decoded = model.decode(model.vae.encode(pixels_of(cropped)).detach())
+    assert_close_pictures(picture, levels_of(decoded))
+
+
+def test_img2img_equals_the_core(server, model, tall):
+    """denoise 0.5 of 4 steps: the last 4 of 8, from the picture's latent and noise in the proportion of σ."""
+    prompt = workflow("text_to_image", prompt="a red cat", steps=4, denoise=0.5)
+    prompt["7"] = {"class_type": "LoadImage", "inputs": {"image": "tall.png"}}
+    prompt["8"] = {
+        "class_type": "ImageScale",
+        "inputs": {"image": ["7", 0], "width": 96, "height": 144, "upscale_method": "area", "crop": "disabled"},
+    }
+    prompt["9"] = {"class_type": "PreviewImage", "inputs": {"images": ["8", 0]}}
+    prompt["3"] = {"class_type": "VAEEncode", "inputs": {"pixels": ["8", 0], "vae": ["1", 2]}}
+    result = server.run(prompt)
+    scaled, picture = (picture_of(server, result, node) for node in ("9", "6"))
+
+    latent = model.vae.encode(pixels_of(scaled)).detach()
+    noise = torch.randn(latent.shape, generator=torch.Generator().manual_seed(42))
+    sigmas = flow_sigmas(8)[-5:]
+    start = sigmas[0] * noise + (1 - sigmas[0]) * latent
+    latents = model.sample(model.encode("a red cat"), start, sigmas, 4.5, 2.0)
+    assert_close_pictures(picture, levels_of(model.decode(latents)))
+
+
+def picture_of(server, result, node: str) -> Image.Image:
+    image = result.outputs[node]["images"][0]
+    return Image.open(io.BytesIO(server.view(image["filename"], image["subfolder"], image["type"]))).convert("RGB")
+
+
+def pixels_of(picture: Image.Image) -> torch.Tensor:
+    """[1, 3, H, W] in [-1, 1]."""
+    return torch.tensor(np.asarray(picture)).permute(2, 0, 1)[None] / 127.5 - 1
+
+
+def levels_of(pixels: torch.Tensor) -> torch.Tensor:
+    """Pixels [1, 3, H, W] in [-1, 1] → [H, W, 3] in 0…255."""
+    return (pixels[0].permute(1, 2, 0) + 1) * 127.5
+
+
+def test_only_what_changed_runs_again(server):
+    prompt = workflow("text_to_image", **SMALL, prompt="a cached cat")
+    server.run(prompt)
+    prompt["4"]["inputs"]["seed"] = 7
+    result = server.run(prompt)
+    assert {"1", "2", "3"} <= set(result.cached)
+    assert set(result.executed) == {"4", "5", "6"}
+
+
+def test_progress_previews_and_cancel(server):
+    def cancel(kind, data):
+        if kind == "progress" and data["node"] == "4" and data["value"] == 2:
+            server.interrupt()
+
+    prompt = workflow("text_to_image", prompt="cancelled", width=160, height=128, steps=200)
+    with pytest.raises(ComfyInterrupted):
+        server.run(prompt, on_event=cancel)
+
+    prompt = workflow("text_to_image", prompt="cancelled", **SMALL)
+    result = server.run(prompt)
+    assert [(value, most) for node, value, most in result.progress if node == "4"] == [(1, 3), (2, 3), (3, 3)]
+    assert sum(kind == "preview" for kind, _ in result.events) == 3
+
+
+def test_cancel_inside_text(server):
+    def cancel(kind, data):
+        if kind == "progress" and data["value"] == 3:
+            server.interrupt()
+
+    prompt = workflow("ask", question="Cancel me?", max_new_tokens=4096)
+    prompt["8"]["inputs"] |= {"temperature": 2.0, "seed": 5}  # greedy text might stop by itself
+    with pytest.raises(ComfyInterrupted):
+        server.run(prompt, on_event=cancel)
+    prompt["8"]["inputs"]["max_new_tokens"] = 4
+    assert list(server.texts(server.run(prompt)))
+
+
+def test_seeds_of_sampled_text(server):
+    def text(seed):
+        prompt = workflow("ask", question="Roll a die.", max_new_tokens=12)
+        prompt["8"]["inputs"] |= {"temperature": 1.5, "seed": seed}
+        return next(iter(server.texts(server.run(prompt))))
+
+    assert text(1) != text(2)
+
+
+FOREIGN = {
+    "20": {"class_type": "EmptyLatentImage", "inputs": {"width": 104, "height": 128, "batch_size": 1}},
+    "22": {
+        "class_type": "EmptyHunyuanLatentVideo",
+        "inputs": {"width": 160, "height": 128, "length": 5, "batch_size": 1},
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "node", "inputs", "words"),
+    [
+        ("text_to_image", "1", {"checkpoint": "nowhere"}, ["'nowhere'", "models", "InternVL-U"]),
+        ("text_to_image", "1", {"checkpoint": "../../etc"}, ["'../../etc'"]),
+        ("text_to_image", "1", {"weight_dtype": "int3"}, ["int3"]),
+        ("text_to_image", "3", {"width": 200}, ["width 200", "192 or 208"]),
+        ("text_to_image", "4", {"latent_image": ["20", 0]}, ["width 104", "96 or 112"]),
+        ("text_to_image", "4", {"latent_image": ["22", 0]}, ["2 frames"]),
+        ("text_to_image", "2", {"prompt": "<image> here"}, ["1 <image> placeholders", "0 images"]),
+        ("edit", "2", {"vae": None}, ["VAE"]),
+        ("edit", "2", {"reasoning": ["8", 0], "reasoning_text": ["8", 1]}, ["reasoning", "reasoning_text"]),
+        ("ask", "8", {"temperature": 1.0, "num_beams": 2}, ["num_beams is 2", "temperature 1.0"]),
+    ],
+)
+def test_errors_say_what_is_wrong(server, name, node, inputs, words):
+    prompt = workflow(name) | FOREIGN
+    reason = {"vlm": ["1", 1], "prompt": "x", "max_new_tokens": 2, "seed": 0}
+    if "reasoning" in inputs:
+        prompt["8"] = {"class_type": "InternVLUReason", "inputs": reason}
+    changed = prompt[node]["inputs"] | inputs
+    prompt[node]["inputs"] = {key: value for key, value in changed.items() if value is not None}
+    with pytest.raises(ComfyError) as caught:
+        server.run(prompt)
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_a_good_prompt_after_the_bad_ones(server):
+    (picture,) = server.images(server.run(workflow("text_to_image", **SMALL, prompt="still well")))
+    assert picture.size == (160, 128)
