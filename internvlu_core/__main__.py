@@ -1,16 +1,19 @@
-"""The command line: `python -m internvlu_core answer|reason|generate CHECKPOINT PROMPT …`.
+"""The command line: `python -m internvlu_core answer|reason|generate CHECKPOINT PROMPT …`, `convert`, `download`.
 
 Pictures go to files, text to standard output, progress to standard error. Exit code 2 and one line on bad input.
 """
 
 import argparse
 import sys
+import warnings
 from pathlib import Path
 
 import torch
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
+from . import hub
+from .convert import FORMS, convert
 from .errors import CheckpointError, InputError
 from .pipeline import InternVLU
 
@@ -20,6 +23,9 @@ DTYPES = {"auto": "auto", "bf16": torch.bfloat16, "fp16": torch.float16, "fp32":
 def main(arguments: list[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     try:
+        if options.command in FILE_COMMANDS:
+            FILE_COMMANDS[options.command](options)
+            return 0
         images = [open_image(path) for path in options.image]
         outputs = output_paths(options) if options.command == "generate" else []
         model = InternVLU.from_pretrained(options.checkpoint, options.device, DTYPES[options.dtype])
@@ -27,7 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
             generate(model, options, images, outputs)
         else:
             print(write(model, options, images).text)
-    except (CheckpointError, InputError) as error:
+    except (CheckpointError, InputError, hub.DownloadError, FloatingPointError, torch.OutOfMemoryError) as error:
         print(f"internvlu_core: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -40,7 +46,7 @@ def write(model: InternVLU, options, images: list[Image.Image]):
     """Answer or reason, with a bar that counts tokens."""
     method = model.answer if options.command == "answer" else model.reason
     extra = {"max_tiles": options.max_tiles} if options.command == "answer" else {}
-    with tqdm(total=options.max_new_tokens, unit="token", file=sys.stderr) as bar:
+    with Progress(options.max_new_tokens, "token") as progress:
         return method(
             options.prompt,
             images,
@@ -51,7 +57,7 @@ def write(model: InternVLU, options, images: list[Image.Image]):
             top_p=options.top_p,
             top_k=options.top_k,
             seed=options.seed,
-            on_token=lambda count, text: bar.update(count - bar.n),
+            on_token=lambda count, text: progress(count),
             **extra,
         )
 
@@ -59,11 +65,16 @@ def write(model: InternVLU, options, images: list[Image.Image]):
 def generate(model: InternVLU, options, images: list[Image.Image], outputs: list[Path]):
     reasoning = options.reasoning
     if options.reason:
-        reasoning = model.reason(
-            options.prompt, images, system_prompt=options.system, max_new_tokens=options.max_new_tokens
-        )
+        with Progress(options.max_new_tokens, "token") as progress:
+            reasoning = model.reason(
+                options.prompt,
+                images,
+                system_prompt=options.system,
+                max_new_tokens=options.max_new_tokens,
+                on_token=lambda count, text: progress(count),
+            )
         print(reasoning.text)
-    with tqdm(total=options.steps, unit="step", file=sys.stderr) as bar:
+    with Progress(options.steps, "step") as progress:
         result = model.generate(
             options.prompt,
             images,
@@ -72,11 +83,11 @@ def generate(model: InternVLU, options, images: list[Image.Image], outputs: list
             steps=options.steps,
             all_scale=options.all_scale,
             partial_scale=options.partial_scale,
-            seed=options.seed or 0,
+            seed=0 if options.seed is None else options.seed,
             num_images=len(outputs),
             reasoning=reasoning,
             system_prompt=options.system,
-            callback=lambda step, steps, denoised: bar.update(),
+            callback=lambda step, steps, denoised: progress(step + 1),
         )
     for picture, path in zip(result.images, outputs, strict=True):
         try:
@@ -84,6 +95,45 @@ def generate(model: InternVLU, options, images: list[Image.Image], outputs: list
         except (OSError, ValueError) as error:
             raise InputError(f"cannot write {path}: {error}") from error
         print(path)
+
+
+def convert_files(options):
+    with Progress(0, "B", unit_scale=True) as progress:
+        files = convert(
+            options.source,
+            options.target,
+            options.to,
+            dtype=None if options.dtype == "auto" else DTYPES[options.dtype],
+            force=options.force,
+            progress=progress,
+        )
+    print(*files, sep="\n")
+
+
+def download_files(options):
+    with Progress(0, "B", unit_scale=True) as progress:
+        print(hub.download(Path(options.folder), progress))
+
+
+FILE_COMMANDS = {"convert": convert_files, "download": download_files}
+
+
+class Progress:
+    """A bar on standard error that appears with the first call, so that bad input leaves its one line alone there."""
+
+    def __init__(self, total: int, unit: str, **settings):
+        self.total, self.unit, self.settings, self.bar = total, unit, settings, None
+
+    def __enter__(self):
+        return self
+
+    def __call__(self, done: int, total: int | None = None):
+        self.bar = self.bar or tqdm(total=total or self.total, unit=self.unit, file=sys.stderr, **self.settings)
+        self.bar.update(done - self.bar.n)
+
+    def __exit__(self, *error):
+        if self.bar is not None:
+            self.bar.close()
 
 
 def open_image(path: str) -> Image.Image:
@@ -97,11 +147,16 @@ def open_image(path: str) -> Image.Image:
 def output_paths(options) -> list[Path]:
     """Where the pictures go: --out as often as it is given, checked before the long work."""
     paths = [Path(path) for path in options.out or ["internvlu.png"]]
-    for path in paths:
+    formats = Image.registered_extensions()
+    for index, path in enumerate(paths):
         if not path.parent.is_dir():
             raise InputError(f"cannot write {path}: there is no folder {path.parent}")
-        if path.suffix.lower() not in Image.registered_extensions():
-            raise InputError(f"cannot write {path}: {path.suffix or 'no suffix'} is no picture format")
+        if formats.get(path.suffix.lower()) not in Image.SAVE:
+            raise InputError(f"cannot write {path}: {path.suffix or 'no suffix'} is no picture format; try .png")
+        if path.is_dir():
+            raise InputError(f"cannot write {path}: it is a folder")
+        if path in paths[:index]:
+            raise InputError(f"cannot write {path} twice: give each picture its own --out")
     return paths
 
 
@@ -114,7 +169,7 @@ def parser() -> argparse.ArgumentParser:
         ("generate", "draw a picture, or edit images", 200),
     ):
         sub = commands.add_parser(command, description=description, help=description)
-        sub.add_argument("checkpoint", help="checkpoint folder in the released layout")
+        sub.add_argument("checkpoint", help="checkpoint folder in the released layout, or a converted file")
         sub.add_argument("prompt")
         sub.add_argument("--image", action="append", default=[], metavar="P", help="an input picture; repeatable")
         sub.add_argument("--system", metavar="TEXT", help="replaces the checkpoint's system text")
@@ -139,8 +194,19 @@ def parser() -> argparse.ArgumentParser:
             sub.add_argument("--top-k", type=int, default=0)
         if command == "answer":
             sub.add_argument("--max-tiles", type=int, default=1, metavar="N", help="tiles an image may be cut into")
+    sub = commands.add_parser("convert", help="write a checkpoint as three files, as one file or as a folder")
+    sub.add_argument("source", help="checkpoint folder, file, or folder with the three files")
+    sub.add_argument("target", help="where to; for three files ComfyUI's models folder, say")
+    sub.add_argument("--to", choices=FORMS, default="split", help="three files (default), one, or the released folder")
+    sub.add_argument("--dtype", choices=DTYPES, default="auto", help="of the weights; auto: as they are")
+    sub.add_argument("--force", action="store_true", help="overwrite what is there")
+    sub = commands.add_parser("download", help=f"download {hub.REPOSITORY} ({hub.SIZE}) from its hub")
+    sub.add_argument("folder", help="the checkpoint folder to make")
     return root
 
 
 if __name__ == "__main__":
+    # Standard error is for progress and errors, and what a console cannot show must not end a long run.
+    warnings.simplefilter("ignore")
+    sys.stdout.reconfigure(errors="backslashreplace")
     sys.exit(main())

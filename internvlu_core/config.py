@@ -5,11 +5,11 @@ implementation cannot honour (another activation, a sliding window, …) are ref
 """
 
 import json
-import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from .errors import CheckpointError
+from .source import Source, open_source
 
 # The chat template of the released checkpoints. Its texts are constants of the training and live in prompt.py.
 CHAT_TEMPLATE = "qwen2_5-chat-v3"
@@ -38,13 +38,15 @@ class Section:
         self.values, self.where = values, where
 
     @classmethod
-    def read(cls, path: Path) -> "Section":
+    def read(cls, source: Source, name: str) -> "Section":
+        """name: of the JSON file, such as "vlm/config.json"."""
+        text = source.text(name)
         try:
-            return cls(json.loads(path.read_text(encoding="utf-8")), f"{path.parent.name}/{path.name}")
-        except FileNotFoundError:
-            raise CheckpointError(f"missing file {path}") from None
-        except (OSError, ValueError, RecursionError) as error:
-            raise CheckpointError(f"{path} is not readable JSON: {error}") from error
+            return cls(json.loads(text), name)
+        except (ValueError, RecursionError) as error:
+            if isinstance(error, CheckpointError):
+                raise
+            raise CheckpointError(f"{source.path}: {name} is not readable JSON: {error}") from error
 
     def section(self, key: str) -> "Section":
         return Section(self._required(key), f"{self.where}: {key}")
@@ -297,7 +299,7 @@ class VAEConfig:
         latent_channels = root.integer("z_dim", 16)
         multipliers = root.numbers("dim_mult", default=(1, 2, 4, 4))
         if not 1 <= len(multipliers) <= 8 or any(m != int(m) or not 1 <= m <= MAX_LAYERS for m in multipliers):
-            raise CheckpointError(f"{root.where}: dim_mult is {list(multipliers)}; supported are 1 to 8 integers from 1")
+            raise CheckpointError(f"{root.where}: dim_mult is {list(multipliers)}; supported are 1 to 8 integers")
         return cls(
             base_channels=root.integer("base_dim", 96),
             multipliers=tuple(map(int, multipliers)),
@@ -376,34 +378,29 @@ class Config:
     mmdit: MMDiTConfig
     vae: VAEConfig
     processor: ProcessorConfig
+    texts: dict[str, str] = field(default_factory=dict, compare=False, repr=False)  # what a copy of the weights needs
 
     @classmethod
-    def read(cls, folder: str | Path) -> "Config":
-        """Read the JSON of a checkpoint folder in the released (diffusers) layout.
+    def read(cls, checkpoint: str | Path | Source) -> "Config":
+        """Read the JSON of a checkpoint: a folder in the released (diffusers) layout, or a file made from it.
 
         Raises CheckpointError naming the file and the key: a missing folder or component, broken JSON, a value that
         is not supported, values that contradict each other.
         """
-        folder = Path(folder)
-        if not folder.is_dir():
-            raise CheckpointError(f"checkpoint folder {str(folder)!r} does not exist")
-        for component in ("vlm", "generation_decoder", "vae", "scheduler", "processor"):
-            if not (folder / component).is_dir():
-                raise CheckpointError(
-                    f"{str(folder)!r} is no InternVL-U checkpoint: its folder {component}/ is missing"
-                )
-        vlm = Section.read(folder / "vlm" / "config.json")
+        source = open_source(checkpoint)
+        vlm = Section.read(source, "vlm/config.json")
         vlm.expect("template", CHAT_TEMPLATE, default=CHAT_TEMPLATE)
-        scheduler = Section.read(folder / "scheduler" / "scheduler_config.json")
+        scheduler = Section.read(source, "scheduler/scheduler_config.json")
         for key, value in SAMPLER.items():
             scheduler.expect(key, value, default=value)
         language = LanguageConfig.read(vlm)
         config = cls(
             vision=VisionConfig.read(vlm),
             language=language,
-            mmdit=MMDiTConfig.read(Section.read(folder / "generation_decoder" / "config.json"), language),
-            vae=VAEConfig.read(Section.read(folder / "vae" / "config.json")),
-            processor=ProcessorConfig.read(Section.read(folder / "processor" / "processor_config.json"), vlm),
+            mmdit=MMDiTConfig.read(Section.read(source, "generation_decoder/config.json"), language),
+            vae=VAEConfig.read(Section.read(source, "vae/config.json")),
+            processor=ProcessorConfig.read(Section.read(source, "processor/processor_config.json"), vlm),
+            texts={name: source.text(name) for name in source.text_names()},
         )
         config._check()
         return config

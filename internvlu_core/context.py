@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .config import Config
-from .errors import InputError
+from .errors import CheckpointError, InputError
 from .positions import Grid
 from .prompt import IMG, PAD, Prompt, PromptBuilder, Tokenizer, as_tensor
 from .vlm import VLM
@@ -48,6 +48,11 @@ class Reader:
 
     def __init__(self, vlm: VLM, tokenizer: Tokenizer, config: Config):
         self.vlm, self.tokenizer, self.config = vlm, tokenizer, config
+        if tokenizer.size > config.language.vocab_size:
+            raise CheckpointError(
+                f"the tokenizer has ids up to {tokenizer.size - 1}, but llm_config.vocab_size is "
+                f"{config.language.vocab_size}: they are of different checkpoints"
+            )
         tokens_per_tile = config.tile_grid[1] * config.tile_grid[2]
         self.prompts = PromptBuilder(tokenizer, tokens_per_tile, config.language.max_positions)
 
@@ -70,6 +75,11 @@ class Reader:
         )
 
     @torch.inference_mode()
+    def read(self, prompt: Prompt, features: list[Tensor], references: list[Tensor], device) -> Branch:
+        """One branch. features: one entry per image of the prompt; references: any."""
+        return self._branch(prompt, prompt.ids, 0, features, references, device)
+
+    @torch.inference_mode()
     def context(
         self,
         prompt: str,
@@ -80,18 +90,20 @@ class Reader:
         system_prompt: str | None = None,
         reasoning: TextResult | str | None = None,
         whole_reasoning: bool = False,
+        negative: str = "",
+        partial_negative: str = "",
     ) -> Context:
         """All branches of a picture. features and references hold one entry per image; see InternVLU.encode."""
         n = len(features)
         full = self.prompts.full(prompt, n, system_prompt)
-        partial = self.prompts.partial(n, system_prompt)
-        blank = self.prompts.unconditional(n, system_prompt)
+        blank = self.prompts.unconditional(n, system_prompt, negative)
+        partial = self.prompts.partial(n, system_prompt, partial_negative) if n else blank
 
         words, pads = self._reasoned(full, max(len(partial), len(blank)), reasoning, whole_reasoning)
-        unconditional = self._branch(blank, blank.ids, 0, [], [], device)
+        unconditional = self.read(blank, [], [], device)
         return Context(
             full=self._branch(full, words, pads, features, references, device),
-            partial=self._branch(partial, partial.ids, 0, features, references, device) if n else unconditional,
+            partial=self.read(partial, features, references, device) if n else unconditional,
             unconditional=unconditional,
         )
 
@@ -104,6 +116,8 @@ class Reader:
         if not isinstance(reasoning, TextResult):
             raise InputError(f"reasoning must be a TextResult or a string, not {type(reasoning).__name__}")
         tokens = reasoning.token_ids
+        if not tokens:
+            return full.ids, 0
         stop = next((i for i, token in enumerate(tokens) if token in self.tokenizer.stop_ids), None)
         if whole:
             return (*full.ids, *tokens[:stop]), 0

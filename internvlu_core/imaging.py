@@ -15,19 +15,37 @@ MAX_ASPECT_RATIO = 200
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Any PIL picture as 8-bit RGB; 16-bit greys are scaled, not clipped; alpha is dropped.
+    """Any PIL picture as 8-bit RGB; greys of more bits are scaled, not clipped; alpha is dropped.
 
-    Raises InputError for anything that is no PIL picture, or an empty one.
+    Raises InputError for anything that is no PIL picture, an empty one, one that cannot be read to its end, and greys
+    that leave the range of 16 bits or, as floats, of both 0…1 and 0…255.
     """
     if not isinstance(image, Image.Image):
         raise InputError(f"an image must be a PIL picture, not {type(image).__name__}")
     if 0 in image.size:
         raise InputError(f"an image of {image.width} × {image.height} pixels is empty")
-    if image.mode.startswith("I"):  # I;16 and friends, and the 32-bit integers that some PNG readers make of them
-        values = np.asarray(image).astype(np.float64)
-        scale = 257 if image.mode != "I" or values.max() > 255 else 1
-        image = Image.fromarray(np.clip(values / scale + 0.5, 0, 255).astype(np.uint8))
-    return image.convert("RGB")
+    try:
+        if image.mode == "F" or image.mode.startswith("I"):
+            image = _to_8_bit(image)
+        return image.convert("RGB")
+    except (OSError, SyntaxError, ValueError) as error:  # PIL reads a file when its pixels are first asked for
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"an image of mode {image.mode} cannot be read as RGB: {error}") from error
+
+
+def _to_8_bit(image: Image.Image) -> Image.Image:
+    """A grey picture of 16 bits, of 32-bit integers (which some readers make of 16 bits) or of floats, as L."""
+    values = np.asarray(image).astype(np.float64)
+    low, high = float(values.min()), float(values.max())
+    limits = (1, 255) if image.mode == "F" else (255, 65535) if image.mode == "I" else (65535,)
+    limit = next((limit for limit in limits if low >= 0 and high <= limit), None)
+    if limit is None:
+        raise InputError(
+            f"an image of mode {image.mode} has values from {low:g} to {high:g}; supported are 0 to "
+            f"{' or 0 to '.join(map(str, limits))}: scale it, or convert it to 8 bit"
+        )
+    return Image.fromarray((values * (255 / limit) + 0.5).astype(np.uint8))
 
 
 def vit_tiles(image: Image.Image, config: ProcessorConfig, max_tiles: int = 1) -> Tensor:
@@ -75,10 +93,11 @@ def reference_size(height: int, width: int, config: ProcessorConfig) -> tuple[in
     Raises InputError for sides below the factor and aspect ratios over 200.
     """
     factor, longest = config.reference_factor, config.reference_max_side
+    this = f"a reference image of {width} × {height} pixels"
     if min(height, width) < factor:
-        raise InputError(f"a reference image of {width} × {height} pixels is too small: both sides must be ≥ {factor}")
+        raise InputError(f"{this} is too small: both sides must be ≥ {factor}")
     if max(height, width) / min(height, width) > MAX_ASPECT_RATIO:
-        raise InputError(f"a reference image of {width} × {height} pixels is over the aspect ratio {MAX_ASPECT_RATIO}")
+        raise InputError(f"{this} is over the aspect ratio {MAX_ASPECT_RATIO}")
     if longest and max(height, width) > longest:
         scale = longest / max(height, width)
         height, width = int(height * scale), int(width * scale)
@@ -93,14 +112,15 @@ def reference_size(height: int, width: int, config: ProcessorConfig) -> tuple[in
         scale = longest / max(new_height, new_width)
         new_height, new_width = (math.floor(side * scale / factor) * factor for side in (new_height, new_width))
     if min(new_height, new_width) < factor:
-        raise InputError(f"a reference image of {width} × {height} pixels is too narrow to be scaled down")
+        raise InputError(f"{this} is too narrow to be scaled down")
     return new_height, new_width
 
 
 def resize_reference(image: Image.Image, config: ProcessorConfig) -> Image.Image:
     """The 8-bit RGB picture that the VAE reads as a reference."""
-    height, width = reference_size(image.height, image.width, config)
-    return to_rgb(image).resize((width, height), Image.Resampling.BICUBIC)
+    picture = to_rgb(image)
+    height, width = reference_size(picture.height, picture.width, config)
+    return picture.resize((width, height), Image.Resampling.BICUBIC)
 
 
 def reference_pixels(image: Image.Image, config: ProcessorConfig) -> Tensor:

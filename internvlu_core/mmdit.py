@@ -72,10 +72,14 @@ class MMDiT(nn.Module):
         img = self.img_in(torch.cat(latents, dim=1))
         txt = self.txt_in(self.txt_norm(self.decoder_projector(context))).expand(batch, -1, -1)
         temb = self.time_text_embed(timestep, x.dtype)
-        for block in self.transformer_blocks:
-            img, txt = block(img, txt, temb, rope, **attention_options)
+        for index in range(len(self.transformer_blocks)):
+            img, txt = self.run_block(index, img, txt, temb, rope, **attention_options)
         generated = math.prod(grids[0])
         return self.unpatchify(self.proj_out(self.norm_out(img[:, :generated], temb)), grids[0])
+
+    def run_block(self, index: int, img: Tensor, txt: Tensor, temb: Tensor, rope, **attention_options):
+        """Both streams [B, T, size] after block `index`. A host may replace blocks here."""
+        return self.transformer_blocks[index](img, txt, temb, rope, **attention_options)
 
     def grid(self, latent: Tensor) -> Grid:
         h, w = latent.shape[-2:]

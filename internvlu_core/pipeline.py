@@ -1,8 +1,7 @@
 """InternVL-U from end to end: the one place that knows the whole story."""
 
-import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -17,6 +16,7 @@ from .errors import InputError, check_integer, check_number
 from .mmdit import MMDiT
 from .prompt import Tokenizer
 from .sampler import dpmpp_2m, flow_sigmas, sigma_to_timestep
+from .source import open_source
 from .vae import VAE
 from .vlm import VLM
 
@@ -50,22 +50,24 @@ class InternVLU:
     def from_pretrained(
         cls, path: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype | str = "auto"
     ) -> "InternVLU":
-        """Load a checkpoint folder in the released layout.
+        """Load a checkpoint: a folder in the released layout, or what the converter makes of it (see source.py).
 
         dtype: a floating-point dtype, or "auto" for the checkpoint's own where the device computes in it.
-        Raises CheckpointError if anything in the folder is missing, foreign, broken or contradictory.
+        Raises CheckpointError if anything in it is missing, foreign, broken or contradictory.
         """
-        config = Config.read(path)
+        source = open_source(path)
+        config = Config.read(source)
         device = _device(device)
-        dtype = choose_dtype(weights.stored_dtype(path, weights.MMDIT), device) if dtype == "auto" else dtype
+        dtype = choose_dtype(weights.stored_dtype(source, weights.MMDIT), device) if dtype == "auto" else dtype
         if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point or dtype.itemsize < 2:
             raise InputError(f"dtype is {dtype!r}; it must be 'auto' or a torch dtype such as torch.bfloat16")
-        tokenizer = Tokenizer(Path(path) / "processor")
+        with source.tokenizer_folder() as folder:
+            tokenizer = Tokenizer(folder)
         with torch.device("meta"):
             vlm, mmdit, vae = VLM(config), MMDiT(config.mmdit), VAE(config.vae)
         layouts = weights.vlm_layout(config), weights.MMDIT, weights.VAE
         for network, layout in zip((vlm, mmdit, vae), layouts, strict=True):
-            state = weights.load_state_dict(path, layout, network, dtype=dtype, device=device)
+            state = weights.load_state_dict(source, layout, network, dtype=dtype, device=device)
             network.load_state_dict(state, assign=True)
             network.requires_grad_(False)
         return cls(config, tokenizer, vlm, mmdit, vae)
@@ -96,7 +98,7 @@ class InternVLU:
         settings = TextSettings(max_new_tokens, num_beams, temperature, top_p, top_k, seed)
         check_integer("max_tiles", max_tiles, 1, MAX_SETTING)
         tiles = self._tiles(_as_list(images), min(max_tiles, self.config.processor.max_tiles))
-        chat = self.reader.prompts.chat(_as_text("prompt", prompt), [len(t) for t in tiles], system_prompt)
+        chat = self.reader.prompts.chat(_as_text("prompt", prompt), [len(t) for t in tiles], _as_system(system_prompt))
         return self._continue(chat, tiles, settings, on_token)
 
     def reason(
@@ -116,10 +118,13 @@ class InternVLU:
         """Think in words about the picture to draw; the result is generate's `reasoning`. Arguments as in answer."""
         settings = TextSettings(max_new_tokens, num_beams, temperature, top_p, top_k, seed)
         tiles = self._tiles(_as_list(images))
-        full = self.reader.prompts.full(_as_text("prompt", prompt), len(tiles), system_prompt)
+        full = self.reader.prompts.full(_as_text("prompt", prompt), len(tiles), _as_system(system_prompt))
         return self._continue(full, tiles, settings, on_token)
 
     def _continue(self, prompt, tiles: list[Tensor], settings: TextSettings, on_token: OnToken | None) -> TextResult:
+        # Behind the last position there is nothing to write; a cache that ends there is as long as any call can use.
+        room = max(1, self.config.language.max_positions - len(prompt))
+        settings = replace(settings, max_new_tokens=min(settings.max_new_tokens, room))
         features = self.reader.see(tiles, self.device, self.dtype)
         embeddings = self.reader.embed(prompt, features, self.device)
         decode = self.tokenizer.decode
@@ -137,23 +142,30 @@ class InternVLU:
         system_prompt: str | None = None,
         reasoning: TextResult | str | None = None,
         whole_reasoning: bool = False,
+        negative: str = "",
+        partial_negative: str = "",
     ) -> Context:
         """Everything the MMDiT is conditioned on.
 
         reasoning: a TextResult, whose tokens are cut and padded as the official pipeline does, or used whole with
-        whole_reasoning; or a string, always used whole. Raises InputError naming the value that cannot be used.
+        whole_reasoning; or a string, always used whole. negative: what the picture should not be, in place of the
+        blank prompt of the unconditional branch; partial_negative (experimental): the same for the branch that sees
+        the images, without effect when there are none. Raises InputError naming the value that cannot be used.
         """
-        images = _as_list(images)
+        prompt, images = _as_text("prompt", prompt), _as_list(images)
+        reasoning = _as_text("reasoning", reasoning) if isinstance(reasoning, str) else reasoning
         pixels = [imaging.reference_pixels(image, self.config.processor) for image in images]
         features = self.reader.see(self._tiles(images), self.device, self.dtype)
         return self.reader.context(
-            _as_text("prompt", prompt),
+            prompt,
             features,
             [self._encode_reference(p) for p in pixels],
             device=self.device,
-            system_prompt=system_prompt,
+            system_prompt=_as_system(system_prompt),
             reasoning=reasoning,
             whole_reasoning=whole_reasoning,
+            negative=_as_text("negative", negative),
+            partial_negative=_as_text("partial_negative", partial_negative),
         )
 
     def generate(
@@ -171,6 +183,8 @@ class InternVLU:
         reasoning: TextResult | str | None = None,
         whole_reasoning: bool = False,
         system_prompt: str | None = None,
+        negative: str = "",
+        partial_negative: str = "",
         latents: Tensor | None = None,
         callback: OnStep | None = None,
     ) -> GenerateResult:
@@ -179,10 +193,11 @@ class InternVLU:
         height, width: pixels, by default the checkpoint's for a drawing, and those of the first image, brought to the
         size at which the model reads it, for an edit. A size off the model's grid is drawn at the next lower one
         and resized. all_scale, partial_scale: guidance, by default 4.5 and 2, after reasoning 3.5 and 1.5.
-        seed: of the noise, drawn on the CPU as one tensor [num_images, z, h, w]; latents: that tensor itself.
-        callback may raise to cancel. Raises InputError naming the value that cannot be used.
+        negative, partial_negative: as in encode. seed: of the noise, drawn on the CPU as one tensor
+        [num_images, z, h, w]; latents: that tensor itself. callback may raise to cancel. Raises InputError naming the
+        value that cannot be used.
         """
-        images = _as_list(images)
+        prompt, images = _as_text("prompt", prompt), _as_list(images)
         height, width = self._size(height, width, images)
         reasoned = reasoning is not None
         all_scale = _scale("all_scale", all_scale, guidance.ALL_SCALE_REASONED if reasoned else guidance.ALL_SCALE)
@@ -192,7 +207,13 @@ class InternVLU:
         sigmas = flow_sigmas(steps, self.config.mmdit.flow_shift)
         noise = self._noise(height, width, seed, num_images, latents)
         context = self.encode(
-            prompt, images, system_prompt=system_prompt, reasoning=reasoning, whole_reasoning=whole_reasoning
+            prompt,
+            images,
+            system_prompt=system_prompt,
+            reasoning=reasoning,
+            whole_reasoning=whole_reasoning,
+            negative=negative,
+            partial_negative=partial_negative,
         )
         result = self.sample(context, noise, sigmas, all_scale, partial_scale, callback)
         pictures = imaging.to_pictures(self.decode(result))
@@ -222,7 +243,9 @@ class InternVLU:
 
         latents = dpmpp_2m(denoise, noise.to(self.device, torch.float32), sigmas, callback)
         if not latents.isfinite().all():
-            raise FloatingPointError(f"the sampled latents are not finite in {self.dtype}; try bfloat16 or float32")
+            raise FloatingPointError(
+                f"the sampled latents are not finite in {self.dtype}; try smaller scales, bfloat16 or float32"
+            )
         return latents
 
     @torch.inference_mode()
@@ -297,11 +320,14 @@ def choose_dtype(stored: torch.dtype, device: torch.device) -> torch.dtype:
 
 def _device(device: str | torch.device) -> torch.device:
     try:
-        device = torch.device(device)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, TypeError) as error:
-        raise InputError(f"device {device!r} cannot be used here: {error}") from error
-    return device
+        usable = torch.device(device)
+        torch.empty(0, device=usable)
+    except (RuntimeError, AssertionError, TypeError, ImportError) as error:
+        reason = str(error).partition("\n")[0].partition(". ")[0]  # torch goes on for pages
+        raise InputError(f"device {str(device)!r} cannot be used here: {reason}") from error
+    if usable.type == "meta":
+        raise InputError("device 'meta' cannot be used: it holds no values")
+    return usable
 
 
 def _as_list(images) -> list[Image.Image]:
@@ -309,13 +335,23 @@ def _as_list(images) -> list[Image.Image]:
         return []
     if isinstance(images, Image.Image):
         return [images]
+    if not isinstance(images, Iterable):
+        raise InputError(f"images must be a list of PIL pictures, not {type(images).__name__}")
     return list(images)
 
 
 def _as_text(name: str, value) -> str:
     if not isinstance(value, str):
         raise InputError(f"{name} must be a string, not {type(value).__name__}")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:  # half a surrogate pair, which stands for no character
+        raise InputError(f"{name} is not valid text: {error}") from error
     return value
+
+
+def _as_system(value) -> str | None:
+    return None if value is None else _as_text("system_prompt", value)
 
 
 def _scale(name: str, value: float | None, default: float) -> float:

@@ -58,7 +58,8 @@ class Tokenizer:
         try:
             self.tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
         except Exception as error:  # transformers raises whatever its parsers raise
-            raise CheckpointError(f"{folder} holds no readable tokenizer: {type(error).__name__}: {error}") from error
+            reason = " ".join(str(error).split())
+            raise CheckpointError(f"{folder} holds no readable tokenizer: {type(error).__name__}: {reason}") from error
         if not self.tokenizer.is_fast:
             raise CheckpointError(f"{folder} holds no tokenizer.json; the slow tokenizers are not supported")
         # From here on, special tokens in text are plain characters.
@@ -67,7 +68,10 @@ class Tokenizer:
         missing = [token for token in (*SPECIAL_TOKENS, IM_START, IM_END, PAD) if token not in known]
         if missing:
             raise CheckpointError(f"{folder}: the tokenizer lacks the special tokens {', '.join(missing)}")
+        if self.tokenizer.eos_token_id is None:
+            raise CheckpointError(f"{folder}: the tokenizer names no eos_token, at which generated text would stop")
         self._known = known
+        self.size = max(known.values()) + 1
         self.special_ids = torch.tensor([known[token] for token in SPECIAL_TOKENS])
         self.stop_ids = (self.tokenizer.eos_token_id, known[IMG])
 
@@ -111,16 +115,18 @@ class PromptBuilder:
     def full(self, prompt: str, num_images: int, system_prompt: str | None) -> Prompt:
         return self._build(self._draw_system(num_images, system_prompt), self._user(prompt, [1] * num_images))
 
-    def partial(self, num_images: int, system_prompt: str | None) -> Prompt:
-        """Images without the prompt. Without images it is the unconditional prompt."""
-        if not num_images:
-            return self.unconditional(num_images, system_prompt)
+    def partial(self, num_images: int, system_prompt: str | None, negative: str = "") -> Prompt:
+        """Images without the prompt, or with a negative text in its place. num_images is at least 1."""
+        if negative.strip():
+            return self.full(negative, num_images, system_prompt)
         user = self._fill(f"{IMAGE}\n" * num_images + BLANK_WITH_IMAGES, [1] * num_images)
         return self._build(self._draw_system(num_images, system_prompt), user)
 
-    def unconditional(self, num_images: int, system_prompt: str | None) -> Prompt:
-        """Neither; num_images only selects the system text."""
+    def unconditional(self, num_images: int, system_prompt: str | None, negative: str = "") -> Prompt:
+        """Neither images nor prompt; num_images only selects the system text."""
         user = ["Here is a random image ", [self.tokenizer.id(IMG_UNCOND)], ":"]
+        if negative.strip():
+            user = self._user(negative, [])
         return self._build(self._draw_system(num_images, system_prompt), user)
 
     def _draw_system(self, num_images: int, system_prompt: str | None) -> str:

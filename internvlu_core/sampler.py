@@ -9,13 +9,13 @@ from torch import Tensor
 from .errors import check_integer
 
 TIMESTEPS = 1000
-MAX_STEPS = 10_000  # as ComfyUI's samplers
+MAX_STEPS = 10**6  # more than any schedule has use for, few enough to make one
 
 
 def flow_sigmas(steps: int, shift: float = 3.0) -> Tensor:
     """Noise levels σ [steps + 1] of the shifted flow schedule, float32, the last 0.
 
-    Raises InputError unless steps is an integer from 1 to 10,000.
+    Raises InputError unless steps is an integer from 1 to MAX_STEPS.
     """
     check_integer("steps", steps, 1, MAX_STEPS)
     # The arithmetic of diffusers' DPMSolverMultistepScheduler, in its order: its time steps are truncated, and a
@@ -23,9 +23,10 @@ def flow_sigmas(steps: int, shift: float = 3.0) -> Tensor:
     exact = 1.0 - np.linspace(1, 1 / TIMESTEPS, steps + 1)
     exact = np.flip(shift * exact / (1 + (shift - 1) * exact))[:-1]
     sigmas = exact.astype(np.float32)
-    # float32 carries a few σ just below a whole step across it (15 of the schedules up to 1000 steps have one).
-    crossed = sigma_to_timestep(torch.from_numpy(sigmas)).numpy() != np.trunc(exact * TIMESTEPS)
-    sigmas[crossed] = np.nextafter(sigmas[crossed], np.float32(0))
+    # float32 carries a few σ next to a whole step across it (15 of the schedules up to 1000 steps have one).
+    wanted = np.trunc(exact * TIMESTEPS)
+    while (crossed := sigma_to_timestep(torch.from_numpy(sigmas)).numpy() - wanted).any():
+        sigmas = np.where(crossed, np.nextafter(sigmas, np.where(crossed > 0, 0, 1).astype(np.float32)), sigmas)
     return torch.cat([torch.from_numpy(sigmas), torch.zeros(1)])
 
 

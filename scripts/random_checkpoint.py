@@ -1,0 +1,207 @@
+#!/usr/bin/env python3
+"""Writes a checkpoint folder with random weights in bfloat16, shard by shard: a full-size one needs 8.5 GB of disk and
+less than 2 GB of memory.
+
+    python scripts/random_checkpoint.py FOLDER [--scale released|small]
+
+Names and shapes are those of the networks in internvlu_core, so they cannot drift from what it loads; the tokenizer and
+every JSON value that is not a size are the test checkpoint's.
+"""
+
+import argparse
+import json
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from internvlu_core import weights  # noqa: E402
+from internvlu_core.config import Config  # noqa: E402
+from internvlu_core.mmdit import MMDiT  # noqa: E402
+from internvlu_core.vae import VAE  # noqa: E402
+from internvlu_core.vlm import VLM  # noqa: E402
+
+TEMPLATE = ROOT / "tests" / "golden" / "checkpoint"
+SHARD_BYTES = 2**30
+
+# {scale: {file: values that differ from the test checkpoint's}}
+SCALES = {
+    "small": {},
+    "released": {
+        "vlm/config.json": {
+            "force_image_size": 448,
+            "vision_config": {
+                "hidden_size": 1024,
+                "image_size": 448,
+                "intermediate_size": 4096,
+                "num_attention_heads": 16,
+                "num_hidden_layers": 24,
+            },
+            "llm_config": {
+                "head_dim": 128,
+                "hidden_size": 2048,
+                "intermediate_size": 6144,
+                "max_position_embeddings": 40960,
+                "num_attention_heads": 16,
+                "num_hidden_layers": 28,
+                "num_key_value_heads": 8,
+                "vocab_size": 151936,
+            },
+        },
+        "generation_decoder/config.json": {
+            "decoder_config": {
+                "attention_head_dim": 128,
+                "axes_dims_rope": [16, 56, 56],
+                "joint_attention_dim": 4096,
+                "num_attention_heads": 12,
+                "num_layers": 20,
+            },
+            "gen_image_height": 512,
+            "gen_image_width": 512,
+            "input_hidden_size": 4096,
+            "max_sequence_length": 768,
+            "output_hidden_size": 4096,
+        },
+        "vae/config.json": {"base_dim": 96, "num_res_blocks": 2},
+        "processor/processor_config.json": {
+            "image_seq_length": 256,
+            "image_processor_kwargs": {"size": {"height": 448, "width": 448}},
+            "image_gen_processor_kwargs": {"min_dynamic_patch": 4096, "max_dynamic_patch": 16384, "max_length": 1024},
+        },
+    },
+}
+
+Shapes = dict[str, tuple[int, ...]]
+
+
+def write_checkpoint(folder: Path, scale: str):
+    write_json(folder, SCALES[scale])
+    generator = torch.Generator().manual_seed(0)
+    for layout, shapes in stored_shapes(folder):
+        write_shards(folder / layout.folder, layout.stem, shapes, generator)
+
+
+def stored_shapes(folder: Path) -> list[tuple[weights.Layout, Shapes]]:
+    """What belongs into the weight files of a folder that has its JSON files."""
+    config = Config.read(folder)
+    with torch.device("meta"):
+        vlm, mmdit, vae = VLM(config), MMDiT(config.mmdit), VAE(config.vae)
+    temporal = json.loads((folder / "vae" / "config.json").read_text(encoding="utf-8"))["temperal_downsample"]
+    components = [
+        (weights.vlm_layout(config), vlm_shapes(vlm)),
+        (weights.MMDIT, network_shapes(mmdit)),
+        (weights.VAE, vae_shapes(vae, temporal)),
+    ]
+    stored = [
+        (layout, {layout.file_name(name): shape for name, shape in shapes.items()}) for layout, shapes in components
+    ]
+    stored[1][1]["encoder_padding_token"] = (config.mmdit.joint_size,)
+    return stored
+
+
+def write_json(folder: Path, changes: dict[str, dict]):
+    shutil.copytree(TEMPLATE, folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    for name, values in changes.items():
+        file = folder / name
+        merged = merge(json.loads(file.read_text(encoding="utf-8")), values)
+        file.write_text(json.dumps(merged, indent=2), encoding="utf-8")
+
+
+def merge(old: dict, new: dict) -> dict:
+    return old | {key: merge(old[key], value) if isinstance(value, dict) else value for key, value in new.items()}
+
+
+def network_shapes(network: nn.Module) -> Shapes:
+    return {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+
+
+def vlm_shapes(vlm: VLM) -> Shapes:
+    """Free-standing vectors are one-row tables in the network (see vision.py)."""
+    shapes = network_shapes(vlm)
+    for name, shape in shapes.items():
+        if name.endswith(("ls1.weight", "ls2.weight")):
+            shapes[name] = shape[1:]
+        elif name.endswith(("class_embedding.weight", "position_embedding.weight")):
+            shapes[name] = (1, *shape)
+    return shapes
+
+
+def vae_shapes(vae: VAE, temporal: list[bool]) -> Shapes:
+    """As the released VAE stores them: for video, with kernels of three axes and layers between frames."""
+    shapes = network_shapes(vae)
+    video = {}
+    for name, shape in shapes.items():
+        if len(shape) == 4 and "resample" not in name and "attentions" not in name:
+            shape = (*shape[:2], shape[-1], *shape[2:])
+        elif name.endswith("gamma") and "attentions" not in name:
+            shape = (*shape, 1)
+        video[name] = shape
+    for half, flags, growth in (("encoder", temporal, 1), ("decoder", temporal[::-1], 2)):
+        samplers = [name for name in shapes if name.startswith(half) and name.endswith("resample.1.weight")]
+        for name, flag in zip(samplers, flags, strict=True):
+            if flag:
+                prefix, channels = name.removesuffix("resample.1.weight"), shapes[name][1]
+                video[f"{prefix}time_conv.weight"] = (growth * channels, channels, 3, 1, 1)
+                video[f"{prefix}time_conv.bias"] = (growth * channels,)
+    return video
+
+
+def write_shards(folder: Path, stem: str, shapes: Shapes, generator: torch.Generator):
+    shards = list(split(shapes))
+    if len(shards) == 1:
+        save_file(random_tensors(shapes, generator), folder / f"{stem}.safetensors", {"format": "pt"})
+        return
+    weight_map, total = {}, 0
+    for number, shard in enumerate(shards, 1):
+        file = f"{stem}-{number:05d}-of-{len(shards):05d}.safetensors"
+        tensors = random_tensors(shard, generator)
+        save_file(tensors, folder / file, {"format": "pt"})
+        weight_map |= dict.fromkeys(shard, file)
+        total += sum(tensor.nbytes for tensor in tensors.values())
+        del tensors
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    (folder / f"{stem}.safetensors.index.json").write_text(json.dumps(index, indent=2), encoding="utf-8")
+
+
+def split(shapes: Shapes) -> Iterator[Shapes]:
+    """In order, at most SHARD_BYTES of bfloat16 each (more only where one tensor has more)."""
+    shard, size = {}, 0
+    for name, shape in shapes.items():
+        nbytes = 2 * torch.Size(shape).numel()
+        if shard and size + nbytes > SHARD_BYTES:
+            yield shard
+            shard, size = {}, 0
+        shard[name] = shape
+        size += nbytes
+    yield shard
+
+
+def random_tensors(shapes: Shapes, generator: torch.Generator) -> dict[str, torch.Tensor]:
+    return {name: random_tensor(name, shape, generator) for name, shape in shapes.items()}
+
+
+def random_tensor(name: str, shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
+    """At a scale that keeps activations near 1: scales of norms and layers near 1, biases small, kernels by fan-in."""
+    values = torch.empty(shape, dtype=torch.bfloat16).normal_(generator=generator)
+    if name.endswith("bias"):
+        return values.mul_(0.1)
+    if sum(side > 1 for side in shape) < 2:
+        return values.mul_(0.2).add_(1)
+    return values.mul_(values[0].numel() ** -0.5)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
+    parser.add_argument("folder", type=Path, help="must not exist yet")
+    parser.add_argument("--scale", choices=SCALES, default="released")
+    options = parser.parse_args()
+    if options.folder.exists():
+        parser.error(f"{options.folder} exists already")
+    write_checkpoint(options.folder, options.scale)

@@ -1,0 +1,104 @@
+"""Checkpoint folders for tests: variants of the recorded one, and random ones of any size."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from internvlu_core import weights
+from internvlu_core.config import Config
+from internvlu_core.mmdit import MMDiT
+from internvlu_core.vae import VAE
+from internvlu_core.vlm import VLM
+
+GOLDEN = Path(__file__).resolve().parents[1] / "golden"
+CHECKPOINT = GOLDEN / "checkpoint"
+WEIGHTS = {
+    "vlm": "model.safetensors",
+    "generation_decoder": "model.safetensors",
+    "vae": "diffusion_pytorch_model.safetensors",
+}
+
+Tensors = dict[str, Tensor]
+
+
+def copy_checkpoint(
+    folder: Path, changes: dict | None = None, tensors: dict[str, Callable[[Tensors], None]] | None = None
+) -> Path:
+    """Copy the recorded checkpoint to folder.
+
+    changes: {file such as "vlm/config.json": values to merge into it; None removes a key}. tensors: {component: a
+    function that changes its {stored name: tensor} in place}.
+    """
+    shutil.copytree(CHECKPOINT, folder)
+    change_json(folder, changes or {})
+    for component, change in (tensors or {}).items():
+        stored = load_file(folder / component / WEIGHTS[component])
+        change(stored)
+        _save(stored, folder / component)
+    return folder
+
+
+def random_checkpoint(folder: Path, changes: dict | None = None, seed: int = 0) -> Path:
+    """Write a checkpoint with random weights whose JSON is the recorded one's with changes (see copy_checkpoint)."""
+    shutil.copytree(CHECKPOINT, folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    change_json(folder, changes or {})
+    config = Config.read(folder)
+    vlm_layout = weights.VLM_TIED if config.language.tied_head else weights.VLM
+    networks = (VLM(config), vlm_layout), (MMDiT(config.mmdit), weights.MMDIT), (VAE(config.vae), weights.VAE)
+    for network, layout in networks:
+        randomise(network, seed)
+        stored = {layout.file_name(name): tensor for name, tensor in network.state_dict().items()}
+        if layout is weights.VAE:
+            stored = {name: _with_earlier_taps(name, tensor) for name, tensor in stored.items()}
+        elif layout is weights.MMDIT:
+            stored["encoder_padding_token"] = torch.randn(config.mmdit.joint_size)
+        _save(stored, folder / layout.folder)
+    return folder
+
+
+def change_json(folder: Path, changes: dict):
+    for name, values in changes.items():
+        file = folder / name
+        merged = _merge(json.loads(file.read_text(encoding="utf-8")), values)
+        file.write_text(json.dumps(merged), encoding="utf-8")
+
+
+def _save(stored: Tensors, folder: Path):
+    save_file({name: tensor.contiguous() for name, tensor in stored.items()}, folder / WEIGHTS[folder.name])
+
+
+def _merge(old: dict, new: dict) -> dict:
+    merged = dict(old)
+    for key, value in new.items():
+        if value is None:
+            merged.pop(key, None)
+        else:
+            merged[key] = _merge(old.get(key, {}), value) if isinstance(value, dict) else value
+    return merged
+
+
+def randomise(network: nn.Module, seed: int = 0) -> nn.Module:
+    """Random weights that keep activations near 1, so that every weight matters to the result. Returns the network."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            parameter.normal_(generator=generator)
+            if name.endswith("bias"):
+                parameter.mul_(0.1)
+            elif parameter.squeeze().ndim == 1:  # scales: of norms and layers
+                parameter.mul_(0.2).add_(1)
+            else:
+                parameter.mul_(parameter[0].numel() ** -0.5)
+    return network.eval().requires_grad_(False)
+
+
+def _with_earlier_taps(name: str, tensor: Tensor) -> Tensor:
+    """A 2-D kernel as the released VAE stores it: 3-D, with earlier taps in time that a picture never meets."""
+    if tensor.ndim != 4 or "resample" in name or "attentions" in name:
+        return tensor
+    return torch.stack([torch.randn_like(tensor)] * (tensor.shape[-1] - 1) + [tensor], dim=2)
