@@ -3,9 +3,17 @@
 from comfy_api.latest import ComfyExtension, io
 
 from . import folders
+from .clip import InternVLUCLIPNode
+from .edit import InternVLUEdit, InternVLUEditRestore
 from .latents import InternVLUEmptyLatent
 from .loader import InternVLULoader
-from .sampling import InternVLUSampler
+from .sampling import (
+    InternVLUGuidance,
+    InternVLUGuider,
+    InternVLUSampler,
+    InternVLUSamplerSelect,
+    InternVLUScheduler,
+)
 from .text import InternVLUAsk, InternVLUEncode, InternVLUReason
 
 
@@ -18,5 +26,12 @@ class InternVLUExtension(ComfyExtension):
             InternVLUReason,
             InternVLUAsk,
             InternVLUSampler,
+            InternVLUGuider,
+            InternVLUGuidance,
+            InternVLUScheduler,
+            InternVLUSamplerSelect,
             InternVLUEmptyLatent,
+            InternVLUEdit,
+            InternVLUEditRestore,
+            InternVLUCLIPNode,
         ]

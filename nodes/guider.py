@@ -1,34 +1,149 @@
-"""Three-branch guidance as a ComfyUI guider."""
+"""Three-branch guidance in ComfyUI: as a guider of its own, and as a patch for stock samplers and guiders."""
 
+import logging
+import math
+from functools import cache
+
+import comfy.model_patcher
 import comfy.samplers
 import torch
+from comfy.patcher_extension import WrappersMP
+from comfy.sampler_helpers import convert_cond
 
+from ..internvlu_core.errors import InputError
 from ..internvlu_core.guidance import combine
 from ..internvlu_core.sampler import TIMESTEPS
+from .mmdit import InternVLUModel
 
 
 class DualGuider(comfy.samplers.CFGGuider):
-    """The core's combine over ComfyUI's batched evaluation of conditionings."""
+    """The core's combine over ComfyUI's evaluation of conditionings. Raises InputError for another model's MODEL."""
+
+    def __init__(self, model: comfy.model_patcher.ModelPatcher):
+        super().__init__(model)
+        check_model(model)
 
     def set_conds(self, full, partial, unconditional):
         conds = {"positive": full, "negative": unconditional}
-        # By identity: the same tensor is the same branch and is evaluated once.
-        if partial[0][0] is not unconditional[0][0]:
+        if not same_conditioning(partial, unconditional):
             conds["partial"] = partial
         self.inner_set_conds(conds)
 
     def set_scales(self, all_scale: float, partial_scale: float):
-        self.all_scale, self.partial_scale = all_scale, partial_scale
+        self.all_scale = check_scale("all_scale", all_scale)
+        self.partial_scale = check_scale("partial_scale", partial_scale)
 
     def predict_noise(self, x, timestep, model_options=None, seed=None):
         """Denoised x0 for x at σ = timestep [B]."""
-        conds = [self.conds["positive"], self.conds["negative"]]
-        if "partial" in self.conds:
-            conds.append(self.conds["partial"])
-        outputs = comfy.samplers.calc_cond_batch(self.inner_model, conds, x, timestep, model_options or {})
-        sigma = timestep.view(-1, *[1] * (x.ndim - 1))
-        velocities = [(x - denoised) / sigma for denoised in outputs]
-        full, unconditional = velocities[:2]
-        partial = velocities[2] if len(velocities) > 2 else unconditional
-        step = float(torch.trunc(timestep[0] * TIMESTEPS))
-        return x - sigma * combine(full, partial, unconditional, self.all_scale, self.partial_scale, step)
+        return predict(self, x, timestep, model_options or {}, self.all_scale, self.partial_scale)
+
+
+@cache
+def _warn_of_cfg_function():
+    logging.warning("InternVL-U: a CFG function on the model (RescaleCFG, say) is without effect on three branches")
+
+
+def check_model(model: comfy.model_patcher.ModelPatcher):
+    if not isinstance(model.model, InternVLUModel):
+        raise InputError(f"this guidance is InternVL-U's; the MODEL is a {type(model.model).__name__}")
+
+
+def check_scale(name: str, value: float) -> float:
+    if not math.isfinite(value):
+        raise InputError(f"{name} is {value!r}; it must be a finite number")
+    return value
+
+
+def same_conditioning(a: list, b: list) -> bool:
+    """Whether two CONDITIONINGs are one and the same, so that evaluating one of them is enough: told by identity."""
+    return len(a) == len(b) and all(
+        x[0] is y[0] and x[1].keys() == y[1].keys() and all(x[1][key] is y[1][key] for key in x[1])
+        for x, y in zip(a, b, strict=True)
+    )
+
+
+def predict(guider, x, timestep, model_options: dict, all_scale: float, partial_scale: float) -> torch.Tensor:
+    """Guided x0, with the hooks that ComfyUI's own sampling_function offers.
+
+    The first two conditionings are the full and the unconditional one, as hooks expect of cond and uncond; a third,
+    if any, is the partial one.
+    """
+    if "sampler_cfg_function" in model_options:
+        _warn_of_cfg_function()
+    model = guider.inner_model
+    conds = [guider.conds["positive"], guider.conds["negative"]]
+    if "partial" in guider.conds:
+        conds.append(guider.conds["partial"])
+    common = {"input": x, "sigma": timestep, "model": model, "model_options": model_options}
+
+    if "sampler_calc_cond_batch_function" in model_options:
+        outputs = model_options["sampler_calc_cond_batch_function"]({"conds": conds, **common})
+    else:
+        outputs = comfy.samplers.calc_cond_batch(model, conds, x, timestep, model_options)
+    for hook in model_options.get("sampler_pre_cfg_function", ()):
+        outputs = hook({"conds": conds, "conds_out": outputs, "cond_scale": all_scale, "timestep": timestep, **common})
+
+    sigma = timestep.view(-1, *[1] * (x.ndim - 1))
+    velocities = [(x - denoised) / sigma for denoised in outputs]
+    full, unconditional = velocities[:2]
+    partial = velocities[2] if len(velocities) > 2 else unconditional
+    step = float(torch.trunc(timestep[0] * TIMESTEPS))
+    guided = x - sigma * combine(full, partial, unconditional, all_scale, partial_scale, step)
+
+    for hook in model_options.get("sampler_post_cfg_function", ()):
+        guided = hook(
+            {
+                "denoised": guided,
+                "cond": conds[0],
+                "uncond": conds[1],
+                "cond_scale": all_scale,
+                "cond_denoised": outputs[0],
+                "uncond_denoised": outputs[1],
+                **common,
+            }
+        )
+    return guided
+
+
+def patch_model(model: comfy.model_patcher.ModelPatcher, partial: list, partial_scale: float):
+    """A clone of MODEL under which any sampler with a positive and a negative conditioning guides by three branches.
+
+    The sampler's cfg becomes all_scale.
+    """
+    check_model(model)
+    check_scale("partial_scale", partial_scale)
+
+    def guide_by_three(executor, *args, **kwargs):
+        guider = executor.class_obj
+        if guider.conds.keys() != {"positive", "negative"} or isinstance(guider, DualGuider):
+            raise InputError(
+                f"InternVL-U Guidance works with a KSampler or a CFGGuider, not with a {type(guider).__name__}"
+            )
+        if not alias(guider.conds["negative"], partial):
+            guider.conds["partial"] = convert_cond(partial)
+
+        def predict_noise(x, timestep, model_options=None, seed=None):
+            return predict(guider, x, timestep, model_options or {}, guider.cfg, partial_scale)
+
+        # On the guider itself, not as a wrapper around its method: wrappers of other nodes then go around this one,
+        # in whatever order the nodes stand.
+        guider.predict_noise = predict_noise
+        try:
+            return executor(*args, **kwargs)
+        finally:
+            del guider.predict_noise
+
+    patched = model.clone()
+    patched.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, "internvl_u", guide_by_three)
+    return patched
+
+
+def alias(conds: list[dict], conditioning: list) -> bool:
+    """same_conditioning, where one side has already become a sampler's dicts."""
+    added = {"cross_attn", "model_conds", "uuid"}
+    return len(conds) == len(conditioning) and all(
+        cond.get("cross_attn") is hidden
+        and cond.keys() - added == values.keys()
+        and all(cond[key] is values[key] for key in values)
+        for cond, (hidden, values) in zip(conds, conditioning, strict=True)
+    )

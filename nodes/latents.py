@@ -26,6 +26,12 @@ def check_size(samples: torch.Tensor):
         check_side(name, side * 8)
 
 
+def empty_latent(width: int, height: int, batch_size: int = 1) -> dict:
+    """A LATENT for pictures of this size in pixels."""
+    shape = (batch_size, CHANNELS, height // 8, width // 8)
+    return {"samples": torch.zeros(shape, device=comfy.model_management.intermediate_device())}
+
+
 class InternVLUEmptyLatent(io.ComfyNode):
     @classmethod
     def define_schema(cls):
@@ -46,5 +52,4 @@ class InternVLUEmptyLatent(io.ComfyNode):
     def execute(cls, width, height, batch_size) -> io.NodeOutput:
         check_side("width", width)
         check_side("height", height)
-        shape = (batch_size, CHANNELS, height // 8, width // 8)
-        return io.NodeOutput({"samples": torch.zeros(shape, device=comfy.model_management.intermediate_device())})
+        return io.NodeOutput(empty_latent(width, height, batch_size))

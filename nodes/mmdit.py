@@ -18,6 +18,7 @@ from ..internvlu_core.config import Config, MMDiTConfig
 from ..internvlu_core.errors import InputError
 from ..internvlu_core.mmdit import MMDiT
 from ..internvlu_core.sampler import TIMESTEPS, flow_sigmas
+from .latents import check_size
 
 
 def attention(q, k, v, transformer_options=None):
@@ -36,9 +37,11 @@ class ComfyMMDiT(MMDiT):
 
     def forward(self, x, timestep, context, layout=((), ()), ref_latents=(), transformer_options=None, **kwargs):
         options = transformer_options or {}
-        return WrapperExecutor.new_class_executor(
-            self._forward, self, get_all_wrappers(WrappersMP.DIFFUSION_MODEL, options)
-        ).execute(x, timestep, context, layout, ref_latents, options, **kwargs)
+        wrappers = get_all_wrappers(WrappersMP.DIFFUSION_MODEL, options)
+        # Some wrappers (EasyCache) write into x, which in float32 is the very tensor that the sampler goes on with.
+        return WrapperExecutor.new_class_executor(self._forward, self, wrappers).execute(
+            x.clone() if wrappers else x, timestep, context, layout, ref_latents, options, **kwargs
+        )
 
     def _forward(self, x, timestep, context, layout, ref_latents, transformer_options, **kwargs):
         image_mask, image_grids = layout
@@ -52,6 +55,29 @@ class ComfyMMDiT(MMDiT):
             transformer_options=transformer_options,
         )
         return velocity.unsqueeze(2)
+
+    def run_block(self, index, img, txt, temb, rope, transformer_options):
+        """A block, or what a patch (skip-layer guidance, say) puts in its place."""
+        original = super().run_block
+        transformer_options["block_index"] = index
+        replace = transformer_options.get("patches_replace", {}).get("dit", {}).get(("double_block", index))
+        if replace is None:
+            img, txt = original(index, img, txt, temb, rope, transformer_options=transformer_options)
+        else:
+
+            def block(args):
+                img, txt = original(
+                    index, args["img"], args["txt"], args["vec"], args["pe"], transformer_options=transformer_options
+                )
+                return {"img": img, "txt": txt}
+
+            arguments = {"img": img, "txt": txt, "vec": temb, "pe": rope, "transformer_options": transformer_options}
+            out = replace(arguments, {"original_block": block})
+            img, txt = out["img"], out["txt"]
+        for patch in transformer_options.get("patches", {}).get("double_block", ()):
+            out = patch({"img": img, "txt": txt, "block_index": index, "transformer_options": transformer_options})
+            img, txt = out["img"], out["txt"]
+        return img, txt
 
 
 def one_frame(latent: torch.Tensor) -> torch.Tensor:
@@ -94,6 +120,7 @@ class InternVLUModel(comfy.model_base.BaseModel):
         self.memory_usage_factor_conds = ("ref_latents",)
 
     def extra_conds(self, **kwargs):
+        check_size(kwargs["noise"])
         conds = super().extra_conds(**kwargs)
         context = kwargs.get("cross_attn")
         size = self.diffusion_model.config.context_size
@@ -125,6 +152,12 @@ class InternVLUModel(comfy.model_base.BaseModel):
             return {}
         channels = self.latent_format.latent_channels
         return {"ref_latents": [1, channels, sum(latent.numel() for latent in references) // channels]}
+
+    def process_latent_out(self, latent):
+        # Every sampler's result passes here. NaNs would be decoded to a black picture.
+        if not latent.isfinite().all():
+            raise FloatingPointError("the sampled latents are not finite; load the model with another weight_dtype")
+        return super().process_latent_out(latent)
 
     def process_timestep(self, timestep, **kwargs):
         # The network is driven by whole steps of 0…1000, whatever unit a patched model_sampling counts in.

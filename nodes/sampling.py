@@ -1,4 +1,4 @@
-"""InternVL-U Sample: the official sampler in one node."""
+"""The official sampling: as one node, as its parts for stock samplers, and as a patch on the MODEL."""
 
 from itertools import count
 
@@ -13,8 +13,7 @@ from tqdm.auto import trange
 
 from ..internvlu_core.guidance import ALL_SCALE, PARTIAL_SCALE
 from ..internvlu_core.sampler import dpmpp_2m, flow_sigmas
-from .guider import DualGuider
-from .latents import check_size
+from .guider import DualGuider, patch_model
 from .schema import CATEGORY, MAX_SEED
 
 
@@ -33,48 +32,67 @@ def sample_dpmpp_2m(model, x, sigmas, extra_args=None, callback=None, disable=No
         return dpmpp_2m(denoise, x, sigmas)
 
 
+def scale_inputs() -> list[io.Float.Input]:
+    limits = {"min": 0.0, "max": 100.0, "step": 0.1}
+    return [
+        io.Float.Input(
+            "all_scale",
+            default=ALL_SCALE,
+            tooltip="How strongly the prompt guides. 4.5; after reasoning 3.5.",
+            **limits,
+        ),
+        io.Float.Input(
+            "partial_scale",
+            default=PARTIAL_SCALE,
+            tooltip="How strongly the pictures guide. 2; after reasoning 1.5. No effect without pictures.",
+            **limits,
+        ),
+    ]
+
+
+def conditioning_inputs() -> list[io.Conditioning.Input]:
+    return [
+        io.Conditioning.Input(name, tooltip="From InternVL-U Encode.") for name in ("full", "partial", "unconditional")
+    ]
+
+
+def model_input() -> io.Model.Input:
+    return io.Model.Input("model", tooltip="From InternVL-U Load.")
+
+
+def schedule_inputs() -> list:
+    return [
+        io.Int.Input("steps", default=20, min=1, max=1000, tooltip="Evaluations of the model."),
+        io.Float.Input(
+            "denoise",
+            default=1.0,
+            min=0.0,
+            max=1.0,
+            step=0.01,
+            tooltip="Below 1, the latent is only changed by so much.",
+        ),
+    ]
+
+
 class InternVLUSampler(io.ComfyNode):
     @classmethod
     def define_schema(cls):
+        steps, denoise = schedule_inputs()
         return io.Schema(
             node_id="InternVLUSampler",
             display_name="InternVL-U Sample",
             category=CATEGORY,
             description="Draws with the official sampler, DPM-Solver++(2M), and the official three-branch guidance.",
             inputs=[
-                io.Model.Input("model", tooltip="From InternVL-U Load."),
-                io.Conditioning.Input("full", tooltip="From InternVL-U Encode."),
-                io.Conditioning.Input("partial", tooltip="From InternVL-U Encode."),
-                io.Conditioning.Input("unconditional", tooltip="From InternVL-U Encode."),
+                model_input(),
+                *conditioning_inputs(),
                 io.Latent.Input("latent_image", tooltip="Its size is the size of the picture."),
                 io.Int.Input(
                     "seed", default=0, min=0, max=MAX_SEED, control_after_generate=True, tooltip="Of the noise."
                 ),
-                io.Int.Input("steps", default=20, min=1, max=1000, tooltip="Evaluations of the model."),
-                io.Float.Input(
-                    "all_scale",
-                    default=ALL_SCALE,
-                    min=0.0,
-                    max=100.0,
-                    step=0.1,
-                    tooltip="How strongly the prompt guides. 4.5; after reasoning 3.5.",
-                ),
-                io.Float.Input(
-                    "partial_scale",
-                    default=PARTIAL_SCALE,
-                    min=0.0,
-                    max=100.0,
-                    step=0.1,
-                    tooltip="How strongly the pictures guide. 2; after reasoning 1.5. No effect without pictures.",
-                ),
-                io.Float.Input(
-                    "denoise",
-                    default=1.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    tooltip="Below 1, the latent is only changed by so much.",
-                ),
+                steps,
+                *scale_inputs(),
+                denoise,
             ],
             outputs=[io.Latent.Output(tooltip="For VAE Decode.")],
         )
@@ -89,7 +107,6 @@ class InternVLUSampler(io.ComfyNode):
         sigmas = denoise_sigmas(steps, model.get_model_object("model_sampling").shift, denoise)
 
         samples = comfy.sample.fix_empty_latent_channels(model, latent_image["samples"])
-        check_size(samples)
         noise = comfy.sample.prepare_noise(samples, seed, latent_image.get("batch_index"))
         result = guider.sample(
             noise,
@@ -101,9 +118,95 @@ class InternVLUSampler(io.ComfyNode):
             disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
             seed=seed,
         )
-        if not result.isfinite().all():
-            raise FloatingPointError("the sampled latents are not finite; load the model with another weight_dtype")
         return io.NodeOutput({**latent_image, "samples": result.to(comfy.model_management.intermediate_device())})
+
+
+class InternVLUGuider(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="InternVLUGuider",
+            display_name="InternVL-U Guider",
+            category=CATEGORY,
+            description="The official three-branch guidance, for SamplerCustomAdvanced.",
+            inputs=[model_input(), *conditioning_inputs(), *scale_inputs()],
+            outputs=[io.Guider.Output(tooltip="For SamplerCustomAdvanced.")],
+        )
+
+    @classmethod
+    def execute(cls, model, full, partial, unconditional, all_scale, partial_scale) -> io.NodeOutput:
+        guider = DualGuider(model)
+        guider.set_conds(full, partial, unconditional)
+        guider.set_scales(all_scale, partial_scale)
+        return io.NodeOutput(guider)
+
+
+class InternVLUGuidance(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="InternVLUGuidance",
+            display_name="InternVL-U Guidance",
+            category=CATEGORY,
+            description="Gives a stock KSampler or CFGGuider the three-branch guidance: connect full as positive and "
+            "unconditional as negative there; its cfg is the all_scale.",
+            inputs=[
+                model_input(),
+                io.Conditioning.Input("partial", tooltip="From InternVL-U Encode."),
+                scale_inputs()[1],
+            ],
+            outputs=[io.Model.Output(tooltip="For a KSampler or a CFGGuider.")],
+        )
+
+    @classmethod
+    def execute(cls, model, partial, partial_scale) -> io.NodeOutput:
+        return io.NodeOutput(patch_model(model, partial, partial_scale))
+
+
+class InternVLUScheduler(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        steps, denoise = schedule_inputs()
+        return io.Schema(
+            node_id="InternVLUScheduler",
+            display_name="InternVL-U Scheduler",
+            category=CATEGORY,
+            description="The official noise levels, for SamplerCustomAdvanced.",
+            inputs=[
+                steps,
+                io.Float.Input(
+                    "shift",
+                    default=3.0,
+                    min=0.01,
+                    max=100.0,
+                    step=0.01,
+                    tooltip="Above 1, more of the steps go to high noise, where the composition is decided.",
+                ),
+                denoise,
+            ],
+            outputs=[io.Sigmas.Output(tooltip="For SamplerCustomAdvanced.")],
+        )
+
+    @classmethod
+    def execute(cls, steps, shift, denoise) -> io.NodeOutput:
+        return io.NodeOutput(denoise_sigmas(steps, shift, denoise))
+
+
+class InternVLUSamplerSelect(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="InternVLUSamplerSelect",
+            display_name="InternVL-U Sampler Select",
+            category=CATEGORY,
+            description="The official sampler, DPM-Solver++(2M) in the flow's own time, for SamplerCustomAdvanced.",
+            inputs=[],
+            outputs=[io.Sampler.Output(tooltip="For SamplerCustomAdvanced.")],
+        )
+
+    @classmethod
+    def execute(cls) -> io.NodeOutput:
+        return io.NodeOutput(comfy.samplers.KSAMPLER(sample_dpmpp_2m))
 
 
 def denoise_sigmas(steps: int, shift: float, denoise: float) -> torch.Tensor:

@@ -1,15 +1,15 @@
 """Nodes around the vision-language model: encode, reason, ask."""
 
-import torch
 from comfy_api.latest import io, ui
 
 from ..internvlu_core import imaging
-from ..internvlu_core.context import Branch
 from ..internvlu_core.decoding import TextSettings
 from ..internvlu_core.errors import InputError
+from .clip import as_vlm, vlm_input
+from .conditioning import conditioning
 from .images import collect, from_pil, image_inputs
 from .schema import CATEGORY, MAX_SEED
-from .vlm import ComfyVLM, Reasoning, Vlm
+from .vlm import Reasoning
 
 
 def prompt_input(name: str, tooltip: str) -> io.String.Input:
@@ -85,7 +85,7 @@ class InternVLUEncode(io.ComfyNode):
             description="Turns a prompt, with pictures to edit and reasoning if any, into the three conditionings "
             "that guide InternVL-U.",
             inputs=[
-                Vlm.Input("vlm", tooltip="From InternVL-U Load."),
+                vlm_input(),
                 prompt_input("prompt", "What to draw, or what to change. <image> marks where a picture belongs."),
                 io.Vae.Input("vae", optional=True, tooltip="Needed with pictures: they are read as latents too."),
                 *image_inputs("A picture to edit or to refer to."),
@@ -103,6 +103,22 @@ class InternVLUEncode(io.ComfyNode):
                     tooltip="Off: the reasoning's tokens are cut as the official pipeline cuts them. On: used whole.",
                 ),
                 system_input(),
+                io.String.Input(
+                    "negative",
+                    multiline=True,
+                    dynamic_prompts=True,
+                    default="",
+                    optional=True,
+                    tooltip="What the picture should not be. Empty: the blank prompt that the model was trained with.",
+                ),
+                io.String.Input(
+                    "partial_negative",
+                    multiline=True,
+                    dynamic_prompts=True,
+                    default="",
+                    optional=True,
+                    tooltip="Experimental: the same for the branch that sees the pictures. Without pictures no effect.",
+                ),
             ],
             outputs=[
                 io.Conditioning.Output(display_name="full", tooltip="Prompt and pictures: the positive conditioning."),
@@ -116,15 +132,18 @@ class InternVLUEncode(io.ComfyNode):
     @classmethod
     def execute(
         cls,
-        vlm: ComfyVLM,
+        vlm,
         prompt,
         vae=None,
         reasoning=None,
         reasoning_text=None,
         whole_reasoning=False,
         system_prompt="",
+        negative="",
+        partial_negative="",
         **images,
     ) -> io.NodeOutput:
+        vlm = as_vlm(vlm)
         if reasoning is not None and reasoning_text is not None:
             raise InputError("reasoning and reasoning_text are both connected; use one of them")
         pictures = collect(images)
@@ -143,20 +162,13 @@ class InternVLUEncode(io.ComfyNode):
             system_prompt=system_prompt or None,
             reasoning=reasoning if reasoning_text is None else reasoning_text,
             whole_reasoning=whole_reasoning,
+            negative=negative,
+            partial_negative=partial_negative,
         )
         full, unconditional = conditioning(context.full), conditioning(context.unconditional)
         # The very same object where there is nothing to tell them apart, so that samplers can evaluate it once.
         partial = unconditional if context.partial is context.unconditional else conditioning(context.partial)
         return io.NodeOutput(full, partial, unconditional)
-
-
-def conditioning(branch: Branch) -> list:
-    """A CONDITIONING. References are raw latents here, as stock nodes have them; the MODEL normalises them."""
-    values = {"image_mask": branch.image_mask.tolist(), "image_grids": branch.image_grids}
-    if branch.references:
-        values["reference_latents"] = branch.references
-    hidden = branch.hidden[None].to(device="cpu", dtype=torch.float32)
-    return [[hidden, values]]
 
 
 class InternVLUReason(io.ComfyNode):
@@ -168,8 +180,9 @@ class InternVLUReason(io.ComfyNode):
             category=CATEGORY,
             description="Lets the model think in words about the picture to draw. Connect the result to Encode.",
             is_output_node=True,
+            hidden=[io.Hidden.unique_id],
             inputs=[
-                Vlm.Input("vlm", tooltip="From InternVL-U Load."),
+                vlm_input(),
                 prompt_input("prompt", "What to draw, or what to change: the same text as in Encode."),
                 *decoding_inputs(max_new_tokens=200),
                 *image_inputs("The picture to edit: the same as in Encode."),
@@ -182,10 +195,11 @@ class InternVLUReason(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, vlm: ComfyVLM, prompt, system_prompt="", **inputs) -> io.NodeOutput:
+    def execute(cls, vlm, prompt, system_prompt="", **inputs) -> io.NodeOutput:
+        vlm = as_vlm(vlm)
         pictures, options = split(inputs)
         full = vlm.reader.prompts.full(prompt, len(pictures), system_prompt or None)
-        result = vlm.generate(full, vlm.see(pictures), settings(**options))
+        result = vlm.generate(full, vlm.see(pictures), settings(**options), cls.hidden.unique_id)
         return io.NodeOutput(result, result.text, ui=ui.PreviewText(result.text))
 
 
@@ -198,8 +212,9 @@ class InternVLUAsk(io.ComfyNode):
             category=CATEGORY,
             description="Answers a question, about pictures if any are connected.",
             is_output_node=True,
+            hidden=[io.Hidden.unique_id],
             inputs=[
-                Vlm.Input("vlm", tooltip="From InternVL-U Load."),
+                vlm_input(),
                 prompt_input("question", "A question or an order. <image> marks where a picture belongs."),
                 *decoding_inputs(max_new_tokens=1024),
                 io.Int.Input(
@@ -217,11 +232,12 @@ class InternVLUAsk(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, vlm: ComfyVLM, question, max_tiles=1, system_prompt="", **inputs) -> io.NodeOutput:
+    def execute(cls, vlm, question, max_tiles=1, system_prompt="", **inputs) -> io.NodeOutput:
+        vlm = as_vlm(vlm)
         pictures, options = split(inputs)
         tiles = vlm.see(pictures, min(max_tiles, vlm.config.processor.max_tiles))
         chat = vlm.reader.prompts.chat(question, [len(t) for t in tiles], system_prompt or None)
-        result = vlm.generate(chat, tiles, settings(**options))
+        result = vlm.generate(chat, tiles, settings(**options), cls.hidden.unique_id)
         return io.NodeOutput(result.text, ui=ui.PreviewText(result.text))
 
 

@@ -1,5 +1,9 @@
 """The VLM type: vision-language model, tokenizer and processor settings, under ComfyUI's memory management."""
 
+import copy
+import time
+from collections.abc import Callable
+
 import comfy.model_management
 import comfy.model_patcher
 import comfy.ops
@@ -8,10 +12,11 @@ import torch
 from comfy.ldm.modules.attention import optimized_attention_for_device
 from comfy_api.latest import io
 from PIL import Image
+from server import PromptServer
 
 from ..internvlu_core import imaging
 from ..internvlu_core.config import Config
-from ..internvlu_core.context import Reader, TextResult
+from ..internvlu_core.context import Branch, Reader, TextResult
 from ..internvlu_core.decoding import TextSettings, generate_tokens
 from ..internvlu_core.prompt import Prompt, Tokenizer
 from ..internvlu_core.vlm import VLM
@@ -29,6 +34,21 @@ def attention(q, k, v, is_causal=False):
         mask = torch.zeros(mask.shape, dtype=q.dtype, device=q.device).masked_fill(~mask, -torch.finfo(q.dtype).max)
     function = optimized_attention_for_device(q.device, mask=is_causal, small_input=True)
     return function(q, k, v, q.shape[1], mask=mask, skip_reshape=True, skip_output_reshape=True)
+
+
+class TextStream:
+    """Sends growing text to a node in the browser, at most ten times a second."""
+
+    INTERVAL = 0.1  # seconds
+
+    def __init__(self, node_id: str | None):
+        self.node_id, self.last = node_id, 0.0
+
+    def __call__(self, text: Callable[[], str]):
+        now = time.monotonic()
+        if self.node_id is not None and now - self.last >= self.INTERVAL:
+            self.last = now
+            PromptServer.instance.send_progress_text(text(), self.node_id)
 
 
 class ComfyVLM:
@@ -61,14 +81,37 @@ class ComfyVLM:
         needed = tokens * per_token * self.dtype.itemsize
         comfy.model_management.load_models_gpu([self.patcher], memory_required=needed)
 
+    def with_patcher(self, patcher: comfy.model_patcher.ModelPatcher) -> "ComfyVLM":
+        """The same network under other patches (LoRA)."""
+        other = copy.copy(self)
+        other.patcher = patcher
+        return other
+
+    def encode_text(self, text: str, images: list[Image.Image]) -> Branch:
+        """The full branch of a prompt, its pictures as ViT tokens only; of an empty one, the unconditional branch."""
+        self.load(tokens=1024)
+        features = self.reader.see(self.see(images), self.load_device, self.dtype)
+        prompts = self.reader.prompts
+        blank = not text.strip() and not images
+        prompt = prompts.unconditional(0, None) if blank else prompts.full(text, len(images), None)
+        return self.reader.read(prompt, features, [], self.load_device)
+
     def see(self, images: list[Image.Image], max_tiles: int = 1) -> list[torch.Tensor]:
         """Normalised tiles of each picture."""
         return [imaging.vit_tiles(image, self.config.processor, max_tiles) for image in images]
 
-    def generate(self, prompt: Prompt, tiles: list[torch.Tensor], settings: TextSettings) -> TextResult:
-        """Continue a prompt, with a progress bar on the node; ComfyUI's cancel raises out of it."""
+    def generate(
+        self, prompt: Prompt, tiles: list[torch.Tensor], settings: TextSettings, node_id: str | None = None
+    ) -> TextResult:
+        """Continue a prompt; a progress bar and the text so far go to the node. ComfyUI's cancel raises out of it."""
         self.load(len(prompt) + settings.max_new_tokens)
         bar = comfy.utils.ProgressBar(settings.max_new_tokens)
+        show = TextStream(node_id)
+
+        def on_tokens(tokens: list[int]):
+            bar.update_absolute(len(tokens))
+            show(lambda: self.tokenizer.decode(tokens))
+
         features = self.reader.see(tiles, self.load_device, self.dtype)
         embeddings = self.reader.embed(prompt, features, self.load_device)
         tokens = generate_tokens(
@@ -76,6 +119,6 @@ class ComfyVLM:
             embeddings,
             self.tokenizer.stop_ids,
             settings,
-            lambda tokens: bar.update_absolute(len(tokens)),
+            on_tokens,
         )
         return TextResult(self.tokenizer.decode(tokens), tuple(tokens))

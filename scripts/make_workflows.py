@@ -32,45 +32,64 @@ def loader() -> dict:
     return node("InternVLULoader", checkpoint=CHECKPOINT, weight_dtype="auto")
 
 
-def sampler(all_scale: float = 4.5, partial_scale: float = 2.0) -> dict:
-    return node(
-        "InternVLUSampler",
-        model=["1", 0],
-        full=["2", 0],
-        partial=["2", 1],
-        unconditional=["2", 2],
-        latent_image=["3", 0],
-        seed=42,
-        steps=20,
-        all_scale=all_scale,
-        partial_scale=partial_scale,
-        denoise=1.0,
-    )
+def encode(prompt: str, **inputs) -> dict:
+    return node("InternVLUEncode", **{"vlm": ["1", 1], "prompt": prompt, **inputs})
 
 
-def decoded(prefix: str) -> dict:
-    return {
-        "5": node("VAEDecode", samples=["4", 0], vae=["1", 2]),
-        "6": node("SaveImage", images=["5", 0], filename_prefix=prefix),
+def sampler(latent: list, all_scale: float = 4.5, partial_scale: float = 2.0, **inputs) -> dict:
+    values = {
+        "model": ["1", 0],
+        "full": ["2", 0],
+        "partial": ["2", 1],
+        "unconditional": ["2", 2],
+        "latent_image": latent,
+        "seed": 42,
+        "steps": 20,
+        "all_scale": all_scale,
+        "partial_scale": partial_scale,
+        "denoise": 1.0,
     }
+    return node("InternVLUSampler", **values | inputs)
+
+
+def decoded(prefix: str, latent: str = "4", restore: bool = False) -> dict:
+    """VAE Decode and Save Image, with Edit Restore between them if asked for."""
+    images = ["10", 0] if restore else ["5", 0]
+    nodes = {
+        "5": node("VAEDecode", samples=[latent, 0], vae=["1", 2]),
+        "6": node("SaveImage", images=images, filename_prefix=prefix),
+    }
+    if restore:
+        nodes["10"] = node("InternVLUEditRestore", edit=["3", 2], image=["5", 0])
+    return nodes
 
 
 def empty(width: int, height: int) -> dict:
     return node("InternVLUEmptyLatent", width=width, height=height, batch_size=1)
 
 
-PHOTO = node("LoadImage", image="photo.png")
-EDIT = "Change the sky to sunset colors"
-THINK = "Draw a picture of hope."
+def picture(name: str) -> dict:
+    return node("LoadImage", image=name)
 
-# Columns of node ids from left to right; a group's title frames each column.
+
+def fitted(**inputs) -> dict:
+    return node("InternVLUEdit", vlm=["1", 1], vae=["1", 2], image=["7", 0], **inputs)
+
+
+PHOTO = picture("photo.png")
+CAT = "a photo of a cat"
+SKY = "Change the sky to sunset colors"
+HOPE = "Draw a picture of hope."
+SEEN = {"vae": ["1", 2], "image1": ["7", 0]}
+
+# prompt: API format by node id. columns: node ids from left to right, a titled group around each column.
 WORKFLOWS = {
     "text_to_image": {
         "prompt": {
             "1": loader(),
-            "2": node("InternVLUEncode", vlm=["1", 1], prompt="a photo of a cat"),
+            "2": encode(CAT),
             "3": empty(1024, 1024),
-            "4": sampler(),
+            "4": sampler(["3", 0]),
             **decoded("InternVL-U"),
         },
         "columns": {"Load": ["1"], "Describe": ["2"], "Draw": ["3", "4"], "Save": ["5", "6"]},
@@ -81,22 +100,51 @@ WORKFLOWS = {
         "prompt": {
             "1": loader(),
             "7": PHOTO,
-            "2": node("InternVLUEncode", vlm=["1", 1], vae=["1", 2], image1=["7", 0], prompt=EDIT),
-            "3": empty(1024, 768),
-            "4": sampler(),
-            **decoded("InternVL-U edit"),
+            "2": encode(SKY, **SEEN),
+            "3": fitted(),
+            "4": sampler(["3", 1]),
+            **decoded("InternVL-U edit", restore=True),
         },
-        "columns": {"Load": ["1", "7"], "Describe": ["2"], "Draw": ["3", "4"], "Save": ["5", "6"]},
-        "note": "## Edit a picture\nSay what to change in **Encode**. Give the latent the picture's aspect ratio. "
-        "`partial_scale` says how closely the input picture is kept.",
+        "columns": {"Load": ["1", "7"], "Describe": ["2"], "Draw": ["3", "4"], "Save": ["5", "10", "6"]},
+        "note": "## Edit a picture\nSay what to change in **Encode**. **Edit** chooses the size at which the model "
+        "edits best, **Edit Restore** brings the result back to the picture's own. `partial_scale` says how closely "
+        "the input picture is kept.",
+    },
+    "edit_with_mask": {
+        "prompt": {
+            "1": loader(),
+            "7": PHOTO,
+            "8": node("LoadImageMask", image="mask.png", channel="red"),
+            "2": encode("Turn the circle into a sun", **SEEN),
+            "3": fitted(mask=["8", 0]),
+            "4": sampler(["3", 1]),
+            **decoded("InternVL-U masked edit", restore=True),
+        },
+        "columns": {"Load": ["1", "7", "8"], "Describe": ["2"], "Draw": ["3", "4"], "Save": ["5", "10", "6"]},
+        "note": "## Edit a part of a picture\nOnly what is white in the mask may change; every other pixel stays as it "
+        "was, bit by bit. **Load Image** has a mask output too: paint it with the mask editor.",
+    },
+    "two_references": {
+        "prompt": {
+            "1": loader(),
+            "7": PHOTO,
+            "8": picture("tall.png"),
+            "2": encode("Put the second picture as a poster into the first", **SEEN, image2=["8", 0]),
+            "3": empty(1024, 768),
+            "4": sampler(["3", 0]),
+            **decoded("InternVL-U two references"),
+        },
+        "columns": {"Load": ["1", "7", "8"], "Describe": ["2"], "Draw": ["3", "4"], "Save": ["5", "6"]},
+        "note": "## Two references\nUp to eight pictures of any sizes. `<image>` in the prompt says where each "
+        "belongs; without it they stand in front, in order.",
     },
     "reason_then_draw": {
         "prompt": {
             "1": loader(),
-            "8": node("InternVLUReason", vlm=["1", 1], prompt=THINK, max_new_tokens=200, seed=0),
-            "2": node("InternVLUEncode", vlm=["1", 1], reasoning=["8", 0], prompt=THINK),
+            "8": node("InternVLUReason", vlm=["1", 1], prompt=HOPE, max_new_tokens=200, seed=0),
+            "2": encode(HOPE, reasoning=["8", 0]),
             "3": empty(1024, 1024),
-            "4": sampler(3.5, 1.5),
+            "4": sampler(["3", 0], 3.5, 1.5),
             **decoded("InternVL-U reasoned"),
             "9": node("PreviewAny", source=["8", 1]),
         },
@@ -108,14 +156,20 @@ WORKFLOWS = {
         "prompt": {
             "1": loader(),
             "7": PHOTO,
-            "8": node("InternVLUReason", vlm=["1", 1], image1=["7", 0], prompt=EDIT, max_new_tokens=200, seed=0),
-            "2": node("InternVLUEncode", vlm=["1", 1], vae=["1", 2], image1=["7", 0], reasoning=["8", 0], prompt=EDIT),
-            "3": empty(1024, 768),
-            "4": sampler(3.5, 1.5),
-            **decoded("InternVL-U reasoned edit"),
+            "8": node("InternVLUReason", vlm=["1", 1], image1=["7", 0], prompt=SKY, max_new_tokens=200, seed=0),
+            "2": encode(SKY, **SEEN, reasoning=["8", 0]),
+            "3": fitted(),
+            "4": sampler(["3", 1], 3.5, 1.5),
+            **decoded("InternVL-U reasoned edit", restore=True),
             "9": node("PreviewAny", source=["8", 1]),
         },
-        "columns": {"Load": ["1", "7"], "Think": ["8", "9"], "Describe": ["2"], "Draw": ["3", "4"], "Save": ["5", "6"]},
+        "columns": {
+            "Load": ["1", "7"],
+            "Think": ["8", "9"],
+            "Describe": ["2"],
+            "Draw": ["3", "4"],
+            "Save": ["5", "10", "6"],
+        },
         "note": "## Reason, then edit\n**Reason** and **Encode** get the same prompt and the same picture.",
     },
     "ask": {
@@ -135,6 +189,146 @@ WORKFLOWS = {
         "columns": {"Load": ["1", "7"], "Ask": ["8"], "Answer": ["9"]},
         "note": "## Ask about a picture\nFor small print and charts raise `max_tiles`.",
     },
+    "caption_batch": {
+        "prompt": {
+            "1": loader(),
+            "7": PHOTO,
+            "8": picture("tall.png"),
+            "10": node("ImageBatch", image1=["7", 0], image2=["8", 0]),
+            "11": node("RebatchImages", images=["10", 0], batch_size=1),
+            "12": node(
+                "InternVLUAsk",
+                vlm=["1", 1],
+                image1=["11", 0],
+                question="Describe the picture in one sentence.",
+                max_new_tokens=128,
+                seed=0,
+            ),
+            "9": node("PreviewAny", source=["12", 0]),
+        },
+        "columns": {"Load": ["1", "7", "8"], "Batch": ["10", "11"], "Caption": ["12"], "Captions": ["9"]},
+        "note": "## Caption a batch\n**Rebatch Images** turns a batch into a list, and **Ask** then runs once for each "
+        "picture. Connected as a batch, the pictures would belong to one question.",
+    },
+    "image_to_image": {
+        "prompt": {
+            "1": loader(),
+            "7": PHOTO,
+            "2": encode("a painting in warm colors"),
+            "3": fitted(),
+            "8": node("VAEEncode", pixels=["3", 0], vae=["1", 2]),
+            "4": sampler(["8", 0], denoise=0.6),
+            **decoded("InternVL-U image to image", restore=True),
+        },
+        "columns": {"Load": ["1", "7"], "Describe": ["2"], "Draw": ["3", "8", "4"], "Save": ["5", "10", "6"]},
+        "note": "## Image to image\nThe picture's latent is noised as far as `denoise` says, and drawn anew from "
+        "there. The model does not look at the picture otherwise; for that, use *edit*.",
+    },
+    "second_pass": {
+        "prompt": {
+            "1": loader(),
+            "2": encode(CAT),
+            "3": empty(512, 512),
+            "7": sampler(["3", 0]),
+            "8": node("LatentUpscaleBy", samples=["7", 0], upscale_method="bicubic", scale_by=2.0),
+            "4": sampler(["8", 0], denoise=0.5),
+            **decoded("InternVL-U second pass"),
+        },
+        "columns": {
+            "Load": ["1"],
+            "Describe": ["2"],
+            "First pass": ["3", "7"],
+            "Second pass": ["8", "4"],
+            "Save": ["5", "6"],
+        },
+        "note": "## A second pass\nDrawn small, its latent doubled, then drawn on: the composition of the small "
+        "picture with the detail of the large one.",
+    },
+    "lora": {
+        "prompt": {
+            "1": loader(),
+            "7": node("InternVLUCLIP", vlm=["1", 1]),
+            "8": node(
+                "LoraLoader",
+                model=["1", 0],
+                clip=["7", 0],
+                lora_name="internvl_u_lora.safetensors",
+                strength_model=1.0,
+                strength_clip=1.0,
+            ),
+            "2": encode(CAT, vlm=["8", 1]),
+            "3": empty(1024, 1024),
+            "4": sampler(["3", 0], model=["8", 0]),
+            **decoded("InternVL-U LoRA"),
+        },
+        "columns": {"Load": ["1", "7", "8"], "Describe": ["2"], "Draw": ["3", "4"], "Save": ["5", "6"]},
+        "note": "## LoRA\nThe stock loader, for adapters of the image generator, of the language model, or of both. "
+        "Every `vlm` input takes its CLIP.",
+    },
+    "ksampler": {
+        "prompt": {
+            "1": loader(),
+            "7": node("InternVLUCLIP", vlm=["1", 1]),
+            "2": node("CLIPTextEncode", clip=["7", 0], text=CAT),
+            "8": node("CLIPTextEncode", clip=["7", 0], text=""),
+            "3": node("EmptySD3LatentImage", width=1024, height=1024, batch_size=1),
+            "4": node(
+                "KSampler",
+                model=["1", 0],
+                positive=["2", 0],
+                negative=["8", 0],
+                latent_image=["3", 0],
+                seed=42,
+                steps=20,
+                cfg=4.5,
+                sampler_name="euler",
+                scheduler="simple",
+                denoise=1.0,
+            ),
+            **decoded("InternVL-U KSampler"),
+        },
+        "columns": {"Load": ["1", "7"], "Describe": ["2", "8"], "Draw": ["3", "4"], "Save": ["5", "6"]},
+        "note": "## Stock nodes\nAfter the loader everything is ComfyUI's own. An empty negative text is the blank "
+        "prompt that the model was trained with.",
+    },
+    "advanced_sampling": {
+        "prompt": {
+            "1": loader(),
+            "7": PHOTO,
+            "2": encode(SKY, **SEEN),
+            "3": fitted(),
+            "11": node(
+                "InternVLUGuider",
+                model=["1", 0],
+                full=["2", 0],
+                partial=["2", 1],
+                unconditional=["2", 2],
+                all_scale=4.5,
+                partial_scale=2.0,
+            ),
+            "12": node("InternVLUSamplerSelect"),
+            "13": node("InternVLUScheduler", steps=20, shift=3.0, denoise=1.0),
+            "14": node("RandomNoise", noise_seed=42),
+            "4": node(
+                "SamplerCustomAdvanced",
+                noise=["14", 0],
+                guider=["11", 0],
+                sampler=["12", 0],
+                sigmas=["13", 0],
+                latent_image=["3", 1],
+            ),
+            **decoded("InternVL-U advanced", restore=True),
+        },
+        "columns": {
+            "Load": ["1", "7"],
+            "Describe": ["2"],
+            "Guide": ["3", "11"],
+            "Draw": ["14", "12", "13", "4"],
+            "Save": ["5", "10", "6"],
+        },
+        "note": "## The sampler in its parts\nThe same as **InternVL-U Sample**, to be mixed with other samplers, "
+        "schedules and guiders.",
+    },
 }
 
 BUILD = """async ([prompt, columns, note]) => {
@@ -147,8 +341,8 @@ BUILD = """async ([prompt, columns, note]) => {
     let y = 0, width = 0;
     for (const node of nodes) {
       const size = node.computeSize();
-      const pictured = ["PreviewAny", "SaveImage", "LoadImage"].includes(node.type);
-      const worded = ["InternVLUEncode", "InternVLUReason", "InternVLUAsk"].includes(node.type);
+      const pictured = ["PreviewAny", "SaveImage", "LoadImage", "LoadImageMask"].includes(node.type);
+      const worded = ["InternVLUEncode", "InternVLUReason", "InternVLUAsk", "CLIPTextEncode"].includes(node.type);
       const height = pictured ? Math.max(size[1], 320) : worded ? size[1] + 120 : size[1];
       node.setSize([Math.max(size[0], worded ? 400 : 320), height]);
       node.pos = [x, y];

@@ -21,8 +21,8 @@ def server(tmp_path_factory):
     (base / "models" / "internvl_u").mkdir(parents=True)
     link_folder(CHECKPOINT, base / "models" / "internvl_u" / NAME)
     with ComfyServer(os.environ["COMFYUI_PATH"], base, ROOT, ["--preview-method", "latent2rgb"]) as server:
-        for picture in ("photo.png", "tall.png"):
-            server.upload_image(GOLDEN / picture)
+        for picture in (ROOT / "workflows" / "input").glob("*.png"):
+            server.upload_image(picture)
         yield server
 
 

@@ -1,9 +1,11 @@
 """The shipped workflows as the tests use them, and a second reading of the graph format."""
 
+import io
 import json
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 WORKFLOWS = Path(__file__).resolve().parents[2] / "workflows"
 
@@ -29,6 +31,12 @@ def assert_close_pictures(picture, expected):
     assert actual.shape == tuple(expected.shape)
     difference = np.abs(actual - np.asarray(expected).astype(int))
     assert (difference <= 2).mean() >= 0.999, f"largest difference {difference.max()} levels"
+
+
+def picture_of(server, result, node: str) -> Image.Image:
+    """What the SaveImage or PreviewImage node wrote, RGB."""
+    image = result.outputs[node]["images"][0]
+    return Image.open(io.BytesIO(server.view(image["filename"], image["subfolder"], image["type"]))).convert("RGB")
 
 
 def to_api(graph: dict, object_info: dict) -> dict:
@@ -61,7 +69,9 @@ def widget_values(node: dict, info: dict) -> tuple[list[str], list]:
                 continue
             names.append(name)
             kept.append(values.pop(0))
-            if options.get("control_after_generate") or options.get("image_upload"):
+            if options.get("control_after_generate"):
                 values.pop(0)
+            if options.get("image_upload"):
+                values.pop()  # the upload button comes last
     assert not values, f"{node['type']} has widget values that its inputs do not explain: {values}"
     return names, kept

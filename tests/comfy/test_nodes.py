@@ -1,12 +1,10 @@
 """What a user meets at the nodes: stock nodes on our types, batches, caching, cancelling, errors."""
 
-import io
-
 import numpy as np
 import pytest
 import torch
 from comfy_server import ComfyError, ComfyInterrupted
-from graphs import assert_close_pictures, workflow
+from graphs import assert_close_pictures, picture_of, workflow
 from PIL import Image
 
 from internvlu_core.sampler import flow_sigmas
@@ -24,6 +22,13 @@ def test_node_descriptions(server):
         "InternVLUAsk": ["STRING"],
         "InternVLUSampler": ["LATENT"],
         "InternVLUEmptyLatent": ["LATENT"],
+        "InternVLUEdit": ["IMAGE", "LATENT", "INTERNVLU_EDIT", "INT", "INT"],
+        "InternVLUEditRestore": ["IMAGE"],
+        "InternVLUGuider": ["GUIDER"],
+        "InternVLUGuidance": ["MODEL"],
+        "InternVLUScheduler": ["SIGMAS"],
+        "InternVLUSamplerSelect": ["SAMPLER"],
+        "InternVLUCLIP": ["CLIP"],
     }
     for name, node in info.items():
         assert node["category"] == "InternVL-U" and node["description"], name
@@ -42,9 +47,7 @@ def test_several_pictures_equal_the_core(server, model):
 
 
 def test_two_references_equal_the_core(server, model, photo, tall):
-    prompt = workflow("edit", **SMALL, prompt="put both together")
-    prompt["10"] = {"class_type": "LoadImage", "inputs": {"image": "tall.png"}}
-    prompt["2"]["inputs"]["image2"] = ["10", 0]
+    prompt = workflow("two_references", **SMALL, prompt="put both together")
     (picture,) = server.images(server.run(prompt))
     core = model.generate("put both together", [photo, tall], height=128, width=160, steps=3, seed=42).images[0]
     assert_close_pictures(picture, np.asarray(core))
@@ -105,11 +108,6 @@ def test_img2img_equals_the_core(server, model, tall):
     start = sigmas[0] * noise + (1 - sigmas[0]) * latent
     latents = model.sample(model.encode("a red cat"), start, sigmas, 4.5, 2.0)
     assert_close_pictures(picture, levels_of(model.decode(latents)))
-
-
-def picture_of(server, result, node: str) -> Image.Image:
-    image = result.outputs[node]["images"][0]
-    return Image.open(io.BytesIO(server.view(image["filename"], image["subfolder"], image["type"]))).convert("RGB")
 
 
 def pixels_of(picture: Image.Image) -> torch.Tensor:

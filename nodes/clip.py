@@ -1,0 +1,83 @@
+"""A CLIP made from the VLM, so that stock text nodes and LoRA loaders work; it shares the VLM's weights."""
+
+import comfy.sd
+from comfy_api.latest import io
+
+from ..internvlu_core.errors import InputError
+from .conditioning import conditioning
+from .images import to_pil
+from .schema import CATEGORY
+from .vlm import ComfyVLM, Vlm
+
+
+class InternVLUCLIP(comfy.sd.CLIP):
+    """Encodes text, with pictures if any, as the full branch, and empty text as the unconditional one."""
+
+    def __init__(self, vlm: ComfyVLM):
+        super().__init__(no_init=True)
+        self.vlm = vlm
+        self.patcher = vlm.patcher
+        self.cond_stage_model = vlm.patcher.model
+        self.tokenizer = vlm.tokenizer
+        self.tokenizer_options = {}
+        self.layer_idx = None
+        self.use_clip_schedule = False
+        self.apply_hooks_to_conds = None
+
+    def clone(self, *args, **kwargs):
+        return InternVLUCLIP(self.vlm.with_patcher(self.patcher.clone(*args, **kwargs)))
+
+    def tokenize(self, text, return_word_ids=False, images=(), **kwargs):
+        """images: IMAGEs [B, H, W, C] of TextEncodeQwenImageEdit and its like."""
+        return {"text": text, "images": [to_pil(image) for batch in images for image in batch]}
+
+    def encode_from_tokens(self, tokens, return_pooled=False, return_dict=False):
+        branch = self.vlm.encode_text(tokens["text"], tokens["images"])
+        hidden, values = conditioning(branch)[0]
+        if return_dict:
+            return self._with_hooks({"cond": hidden, "pooled_output": None, **values})
+        return (hidden, None) if return_pooled else hidden
+
+    def _with_hooks(self, values: dict) -> dict:
+        self.add_hooks_to_dict(values)
+        return values
+
+    def load_model(self, *args, **kwargs):
+        self.vlm.load(tokens=0)
+        return self.patcher
+
+    def get_sd(self):
+        return self.cond_stage_model.state_dict()
+
+
+def vlm_input() -> io.MultiType.Input:
+    return io.MultiType.Input(
+        "vlm", types=[Vlm, io.Clip], tooltip="From InternVL-U Load; or its CLIP, with LoRAs applied."
+    )
+
+
+def as_vlm(value) -> ComfyVLM:
+    """What a vlm input holds. Raises InputError for another model's CLIP."""
+    if isinstance(value, InternVLUCLIP):
+        return value.vlm
+    if isinstance(value, ComfyVLM):
+        return value
+    raise InputError("the CLIP is another model's; connect the VLM of InternVL-U Load, or InternVL-U CLIP")
+
+
+class InternVLUCLIPNode(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="InternVLUCLIP",
+            display_name="InternVL-U CLIP",
+            category=CATEGORY,
+            description="The VLM as a CLIP, for stock text nodes (CLIP Text Encode, TextEncodeQwenImageEdit) and LoRA "
+            "loaders. It shares the VLM's memory.",
+            inputs=[Vlm.Input("vlm", tooltip="From InternVL-U Load.")],
+            outputs=[io.Clip.Output(tooltip="For stock text nodes, LoRA loaders, and every vlm input.")],
+        )
+
+    @classmethod
+    def execute(cls, vlm) -> io.NodeOutput:
+        return io.NodeOutput(InternVLUCLIP(vlm))

@@ -1,0 +1,14 @@
+"""The core's branches as CONDITIONING."""
+
+import torch
+
+from ..internvlu_core.context import Branch
+
+
+def conditioning(branch: Branch) -> list:
+    """A CONDITIONING. References are raw latents here, as stock nodes have them; the MODEL normalises them."""
+    values = {"image_mask": branch.image_mask.tolist(), "image_grids": branch.image_grids}
+    if branch.references:
+        values["reference_latents"] = branch.references
+    hidden = branch.hidden[None].to(device="cpu", dtype=torch.float32)
+    return [[hidden, values]]

@@ -1,0 +1,29 @@
+"""ComfyUI's modules and this pack inside the tests' own process, for what no server shows."""
+
+import importlib.util
+import os
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+PACK = "internvlu_pack"  # ComfyUI too loads a pack under a made-up name
+
+
+def load_pack():
+    """Import ComfyUI (on the CPU) and the pack; returns the pack's package, whose modules import as PACK.nodes.…"""
+    if PACK in sys.modules:
+        return sys.modules[PACK]
+    # In front: ComfyUI has a module called nodes, and so has this repository's root.
+    sys.path.insert(0, os.environ["COMFYUI_PATH"])
+    import comfy.options
+    import utils.install_util  # noqa: F401  before ComfyUI's nodes.py puts comfy/, with its utils.py, in front
+
+    comfy.options.enable_args_parsing(False)
+    from comfy.cli_args import args
+
+    args.cpu = True  # must be set before comfy.model_management is imported
+    spec = importlib.util.spec_from_file_location(PACK, ROOT / "__init__.py", submodule_search_locations=[str(ROOT)])
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[PACK] = module
+    spec.loader.exec_module(module)
+    return module
