@@ -26,6 +26,8 @@ class FrameVAE(VAE):
     @staticmethod
     def _frames(function, x):
         out = function(x.movedim(2, 1).flatten(0, 1))
+        if not out.isfinite().all():  # else a picture turns black on its way to 8 bits
+            raise FloatingPointError(f"the VAE's result is not finite in {out.dtype}; its input may not have been")
         return out.unflatten(0, (x.shape[0], x.shape[2])).movedim(1, 2)
 
 
@@ -53,8 +55,7 @@ class ComfyVAE(comfy.sd.VAE):
         self.latent_dim, self.not_video = 3, True
         self.downscale_ratio = self.upscale_ratio = (lambda frames: frames, factor, factor)
         self.downscale_index_formula = self.upscale_index_formula = (1, factor, factor)
-        self.process_input = lambda image: image * 2 - 1
-        self.process_output = lambda image: ((image + 1) / 2).clamp(0, 1)
+        self.disable_offload = False
 
         def memory(pixels, elements, dtype):
             return pixels * elements * config.base_channels / 96 * comfy.model_management.dtype_size(dtype)

@@ -131,7 +131,7 @@ def test_only_what_changed_runs_again(server):
 
 def test_progress_previews_and_cancel(server):
     def cancel(kind, data):
-        if kind == "progress" and data["node"] == "4" and data["value"] == 2:
+        if kind == "progress" and data["node"] == "4" and data["value"] >= 2:
             server.interrupt()
 
     prompt = workflow("text_to_image", prompt="cancelled", width=160, height=128, steps=200)
@@ -146,7 +146,8 @@ def test_progress_previews_and_cancel(server):
 
 def test_cancel_inside_text(server):
     def cancel(kind, data):
-        if kind == "progress" and data["value"] == 3:
+        # Newer servers send only some of the progress events.
+        if kind == "progress" and data["value"] >= 3:
             server.interrupt()
 
     prompt = workflow("ask", question="Cancel me?", max_new_tokens=4096)
