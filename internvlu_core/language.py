@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .config import LanguageConfig
+from .float16 import for_norm, project, widened
 
 
 class KVCache:
@@ -48,20 +49,21 @@ class Qwen3(nn.Module):
     def forward(self, x: Tensor, select: tuple[int, ...], cache: KVCache | None = None) -> list[Tensor]:
         """Hidden states [B, T, C] at each index of [input of layer 0, …, input of the last layer, final norm].
 
-        With a cache, x continues the cached tokens: either the whole prompt (into an empty cache) or one token.
+        Layers' inputs are float32 where x is float16, whose range they can leave. With a cache, x continues the cached
+        tokens: either the whole prompt (into an empty cache) or one token.
         """
         start = cache.length if cache else 0
         rope = rotary_table(self.config, torch.arange(start, start + x.shape[1], device=x.device))
         last = self.config.num_layers
-        states = {}
+        states, dtype, x = {}, x.dtype, widened(x)
         for index, layer in enumerate(self.model["layers"]):
             if index in select:
                 states[index] = x
             if index == max(select):
                 break
-            x = layer(x, rope, cache)
+            x = layer(x, dtype, rope, cache)
         if last in select:
-            states[last] = self.model["norm"](x)
+            states[last] = self.model["norm"](for_norm(x, dtype))
         if cache:
             cache.length += x.shape[1]
         return [states[index] for index in select]
@@ -82,9 +84,9 @@ class Layer(nn.Module):
         self.post_attention_layernorm = operations.RMSNorm(config.hidden_size, eps=config.norm_eps, **factory)
         self.mlp = MLP(config, operations, **factory)
 
-    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], cache: KVCache | None) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), rope, cache)
-        return x + self.mlp(self.post_attention_layernorm(x))
+    def forward(self, x: Tensor, dtype: torch.dtype, rope: tuple[Tensor, Tensor], cache: KVCache | None) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(for_norm(x, dtype)), rope, cache)
+        return x + self.mlp(self.post_attention_layernorm(for_norm(x, dtype)))
 
 
 class Attention(nn.Module):
@@ -111,7 +113,7 @@ class Attention(nn.Module):
         v = v.transpose(1, 2)
         if cache:
             k, v = cache.extend(self.index, k, v)
-        return self.o_proj(self.attend(q, k, v).transpose(1, 2).flatten(2))
+        return project(self.o_proj, self.attend(q, k, v).transpose(1, 2).flatten(2), x.dtype)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         groups = self.config.num_heads // self.config.num_kv_heads
@@ -133,7 +135,8 @@ class MLP(nn.Module):
         self.down_proj = operations.Linear(config.mlp_size, config.hidden_size, bias=False, **factory)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        product = F.silu(widened(self.gate_proj(x))) * widened(self.up_proj(x))
+        return project(self.down_proj, product, x.dtype)
 
 
 def rotary_table(config: LanguageConfig, positions: Tensor) -> tuple[Tensor, Tensor]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from .config import MMDiTConfig
 from .errors import InputError
+from .float16 import bounded, project
 from .positions import Grid, joint_positions, rotary_table
 
 NORM_EPS = 1e-6
@@ -69,8 +70,8 @@ class MMDiT(nn.Module):
 
         batch = x.shape[0]
         latents = [self.patchify(latent).expand(batch, -1, -1) for latent in (x, *references)]
-        img = self.img_in(torch.cat(latents, dim=1))
-        txt = self.txt_in(self.txt_norm(self.decoder_projector(context))).expand(batch, -1, -1)
+        img = project(self.img_in, torch.cat(latents, dim=1), x.dtype)
+        txt = project(self.txt_in, self.txt_norm(self.decoder_projector(context)), x.dtype).expand(batch, -1, -1)
         temb = self.time_text_embed(timestep, x.dtype)
         for index in range(len(self.transformer_blocks)):
             img, txt = self.run_block(index, img, txt, temb, rope, **attention_options)
@@ -80,6 +81,13 @@ class MMDiT(nn.Module):
     def run_block(self, index: int, img: Tensor, txt: Tensor, temb: Tensor, rope, **attention_options):
         """Both streams [B, T, size] after block `index`. A host may replace blocks here."""
         return self.transformer_blocks[index](img, txt, temb, rope, **attention_options)
+
+    def bound_context(self, context: Tensor) -> Tensor:
+        """Hidden states [..., T, C] within float16's range, which a language model's can leave; for forward the same.
+
+        The first thing that happens to them is a norm. A projector in front of it would see a difference.
+        """
+        return bounded(context, 2**15)[0] if isinstance(self.decoder_projector, nn.Identity) else context
 
     def grid(self, latent: Tensor) -> Grid:
         h, w = latent.shape[-2:]
@@ -141,15 +149,15 @@ class Block(nn.Module):
         txt_shift1, txt_scale1, txt_gate1, txt_shift2, txt_scale2, txt_gate2 = modulation(self.txt_mod, temb)
 
         img_attn, txt_attn = self.attn(
-            layer_norm(img) * (1 + img_scale1) + img_shift1,
-            layer_norm(txt) * (1 + txt_scale1) + txt_shift1,
+            modulate(img, img_shift1, img_scale1),
+            modulate(txt, txt_shift1, txt_scale1),
             rope,
             **attention_options,
         )
         img = img + img_gate1 * img_attn
         txt = txt + txt_gate1 * txt_attn
-        img = img + img_gate2 * self.img_mlp(layer_norm(img) * (1 + img_scale2) + img_shift2)
-        txt = txt + txt_gate2 * self.txt_mlp(layer_norm(txt) * (1 + txt_scale2) + txt_shift2)
+        img = img + img_gate2 * self.img_mlp(modulate(img, img_shift2, img_scale2))
+        txt = txt + txt_gate2 * self.txt_mlp(modulate(txt, txt_shift2, txt_scale2))
         return img, txt
 
 
@@ -179,7 +187,10 @@ class GatedAttention(nn.Module):
         q, k, v = (t.transpose(1, 2) for t in (rotate(q, rope), rotate(k, rope), v))  # [B, heads, T, D]
         x = self.attention(q, k, v, **attention_options).transpose(1, 2).flatten(2)
         img, txt = x.split([img.shape[1], txt.shape[1]], dim=1)
-        return self.to_out[0](img) * img_gate.sigmoid(), self.to_add_out(txt) * txt_gate.sigmoid()
+        return (
+            project(self.to_out[0], img, img.dtype) * img_gate.sigmoid(),
+            project(self.to_add_out, txt, txt.dtype) * txt_gate.sigmoid(),
+        )
 
     def project(self, x, to_q, to_k, to_v, norm_q, norm_k) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor]:
         """One stream's queries, keys, values [B, T, heads, D], and its gate [B, T, heads·D]."""
@@ -202,7 +213,7 @@ class FeedForward(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.net[2](F.gelu(self.net[0]["proj"](x), approximate="tanh"))
+        return project(self.net[2], F.gelu(self.net[0]["proj"](x), approximate="tanh"), x.dtype)
 
 
 class OutputNorm(nn.Module):
@@ -212,7 +223,7 @@ class OutputNorm(nn.Module):
 
     def forward(self, x: Tensor, temb: Tensor) -> Tensor:
         scale, shift = self.linear(F.silu(temb)).float()[:, None].chunk(2, dim=-1)
-        return (F.layer_norm(x.float(), x.shape[-1:], eps=NORM_EPS) * (1 + scale) + shift).to(x.dtype)
+        return (F.layer_norm(x.float(), x.shape[-1:], eps=NORM_EPS) * (1 + scale) + shift).to(temb.dtype)
 
 
 def modulation(mod: nn.Module, temb: Tensor) -> tuple[Tensor, ...]:
@@ -220,9 +231,10 @@ def modulation(mod: nn.Module, temb: Tensor) -> tuple[Tensor, ...]:
     return mod(temb)[:, None].chunk(6, dim=-1)
 
 
-def layer_norm(x: Tensor) -> Tensor:
-    """LayerNorm without affine parameters, computed in float32."""
-    return F.layer_norm(x.float(), x.shape[-1:], eps=NORM_EPS).to(x.dtype)
+def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """A stream's LayerNorm, computed in float32, shifted and scaled; in the dtype of these two."""
+    normed = F.layer_norm(x.float(), x.shape[-1:], eps=NORM_EPS).to(x.dtype)
+    return (normed * (1 + scale) + shift).to(scale.dtype)
 
 
 def rotate(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:

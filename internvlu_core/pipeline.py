@@ -254,7 +254,7 @@ class InternVLU:
         v = self.mmdit(
             x.to(self.dtype),
             timestep.to(self.device).expand(len(x)),
-            branch.hidden[None].to(self.dtype),
+            self.mmdit.bound_context(branch.hidden[None]).to(self.dtype),
             branch.image_mask,
             branch.image_grids,
             [reference.to(self.dtype) for reference in branch.references],

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .config import VisionConfig
+from .float16 import for_norm, project, widened
 
 
 class InternViT(nn.Module):
@@ -23,9 +24,9 @@ class InternViT(nn.Module):
         )
 
     def forward(self, pixels: Tensor) -> Tensor:
-        x = self.embeddings(pixels)
+        x = widened(self.embeddings(pixels))
         for layer in self.encoder["layers"][: self.config.select_layer]:
-            x = layer(x)
+            x = layer(x, pixels.dtype)
         side_h, side_w = (side // self.config.patch_size for side in pixels.shape[-2:])
         return fold_patches(x[:, 1:].unflatten(1, (side_h, side_w)), self.config.fold)  # [:, 1:] drops the class token
 
@@ -75,10 +76,10 @@ class Layer(nn.Module):
         self.mlp = MLP(config, operations, **factory)
         self.ls2 = operations.Embedding(1, config.hidden_size, **factory)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         row = torch.zeros(1, dtype=torch.long, device=x.device)
-        x = x + self.attn(self.norm1(x)) * self.ls1(row).to(x.dtype)
-        return x + self.mlp(self.norm2(x)) * self.ls2(row).to(x.dtype)
+        x = x + self.attn(self.norm1(for_norm(x, dtype))) * self.ls1(row).to(x.dtype)
+        return x + self.mlp(self.norm2(for_norm(x, dtype))) * self.ls2(row).to(x.dtype)
 
 
 class Attention(nn.Module):
@@ -97,7 +98,7 @@ class Attention(nn.Module):
         if self.qk_norm:
             q, k = self.q_norm(q), self.k_norm(k)
         q, k, v = (t.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for t in (q, k, v))
-        return self.proj(self.attention(q, k, v).transpose(1, 2).flatten(2))
+        return project(self.proj, self.attention(q, k, v).transpose(1, 2).flatten(2), x.dtype)
 
 
 class MLP(nn.Module):
@@ -107,7 +108,7 @@ class MLP(nn.Module):
         self.fc2 = operations.Linear(config.mlp_size, config.hidden_size, **factory)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x)))
+        return project(self.fc2, F.gelu(self.fc1(x)), x.dtype)
 
 
 def fold_patches(x: Tensor, fold: int) -> Tensor:

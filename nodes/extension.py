@@ -2,7 +2,7 @@
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import folders
+from . import folders, lora
 from .clip import InternVLUCLIPNode
 from .edit import InternVLUEdit, InternVLUEditRestore
 from .latents import InternVLUEmptyLatent
@@ -20,6 +20,7 @@ from .text import InternVLUAsk, InternVLUEncode, InternVLUReason
 class InternVLUExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         folders.register()
+        lora.install()
         return [
             InternVLULoader,
             InternVLUEncode,

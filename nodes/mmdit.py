@@ -10,14 +10,15 @@ import comfy.model_management
 import comfy.model_patcher
 import comfy.model_sampling
 import comfy.supported_models_base
-import comfy.utils
 import torch
 from comfy.patcher_extension import WrapperExecutor, WrappersMP, get_all_wrappers
 
+from ..internvlu_core import source, weights
 from ..internvlu_core.config import Config, MMDiTConfig
 from ..internvlu_core.errors import InputError
 from ..internvlu_core.mmdit import MMDiT
 from ..internvlu_core.sampler import TIMESTEPS, flow_sigmas
+from .dtypes import COMPUTE_DTYPES, choose_dtypes, kept_dtype
 from .latents import check_size
 
 
@@ -95,14 +96,29 @@ def fit(image_mask, length: int) -> list[bool]:
 class ModelConfig(comfy.supported_models_base.BASE):
     unet_extra_config: ClassVar = {}
     latent_format = comfy.latent_formats.Wan21
-    supported_inference_dtypes: ClassVar = [torch.bfloat16, torch.float32]
+    supported_inference_dtypes: ClassVar = COMPUTE_DTYPES
     memory_usage_factor = 1.8  # Qwen-Image's, whose blocks are twice as wide: on the safe side
 
     def __init__(self, config: Config):
         super().__init__({"image_model": "internvl_u", "config": config.mmdit})
+        self.texts = config.texts
         self.sampling_settings = {"shift": config.mmdit.flow_shift, "multiplier": TIMESTEPS}
         for name in ("latents_mean", "latents_std"):
             setattr(self.latent_format, name, torch.tensor(getattr(config.vae, name)).view(1, -1, 1, 1, 1))
+
+    # What ModelSave and CheckpointSave write: released names, which ComfyUI takes for no other model's (the network's
+    # own txt_norm would be Qwen-Image's), and the text files, for which those nodes leave no other place than a tensor.
+
+    def process_unet_state_dict_for_saving(self, state_dict):
+        texts = {name: self.texts[name] for name in source.CONFIG_FILES if name in self.texts}
+        released = {weights.MMDIT.file_name(name): tensor for name, tensor in state_dict.items()}
+        return super().process_unet_state_dict_for_saving({**released, source.SAVED_TEXTS: source.pack_texts(texts)})
+
+    def process_clip_state_dict_for_saving(self, state_dict):
+        released = {weights.VLM.file_name(name): tensor for name, tensor in state_dict.items()}
+        return super().process_clip_state_dict_for_saving(
+            {**released, source.SAVED_TEXTS: source.pack_texts(self.texts)}
+        )
 
 
 class ModelSampling(comfy.model_sampling.ModelSamplingDiscreteFlow, comfy.model_sampling.CONST):
@@ -128,7 +144,7 @@ class InternVLUModel(comfy.model_base.BaseModel):
             found = "none" if context is None else f"one of {context.shape[-1]} channels"
             raise InputError(f"InternVL-U needs a conditioning of {size} channels, not {found}; use InternVL-U Encode")
         # Contexts are never repeated or padded to a common length: only equal ones share a forward.
-        conds["c_crossattn"] = comfy.conds.CONDRegular(context)
+        conds["c_crossattn"] = comfy.conds.CONDRegular(self.diffusion_model.bound_context(context))
         layout = tuple(kwargs.get("image_mask", ())), tuple(kwargs.get("image_grids", ()))
         conds["layout"] = comfy.conds.CONDConstant(layout)
         references = kwargs.get("reference_latents")
@@ -170,32 +186,22 @@ def build_model(config: Config, state_dict: dict, dtype: torch.dtype | None) -> 
     model_config = ModelConfig(config)
     load_device = comfy.model_management.get_torch_device()
     offload_device = comfy.model_management.unet_offload_device()
-    dtypes = choose_dtypes(state_dict, dtype, model_config.supported_inference_dtypes, load_device)
-    model_config.set_inference_dtype(*dtypes)
+    dtype, compute_dtype = choose_dtypes(state_dict, dtype, load_device)
+    model_config.set_inference_dtype(dtype, compute_dtype)
     model = InternVLUModel(model_config, device=torch.device("meta"))
-    assign(model.diffusion_model, state_dict, dtypes[0], offload_device)
+    assign(model.diffusion_model, state_dict, dtype, offload_device, compute_dtype)
     model.device = offload_device
     return comfy.model_patcher.ModelPatcher(model, load_device=load_device, offload_device=offload_device)
 
 
-def choose_dtypes(state_dict: dict, dtype, supported: list, device) -> tuple[torch.dtype, torch.dtype | None]:
-    """(dtype of the weights, dtype that they are cast to for computing, or None)."""
-    if dtype is None:
-        dtype = comfy.model_management.unet_dtype(
-            device=device,
-            model_params=comfy.utils.calculate_parameters(state_dict),
-            supported_dtypes=supported,
-            weight_dtype=comfy.utils.weight_dtype(state_dict),
-        )
-    return dtype, comfy.model_management.unet_manual_cast(dtype, device, supported)
-
-
-def assign(network: torch.nn.Module, state_dict: dict, dtype: torch.dtype, device):
+def assign(
+    network: torch.nn.Module, state_dict: dict, dtype: torch.dtype, device, compute_dtype: torch.dtype | None = None
+):
     """Give a network on the meta device its weights; those that need no conversion stay memory-mapped."""
     while state_dict:
         name, tensor = state_dict.popitem()
         network.get_parameter(name)  # strictness was checked while reading; this is a guard against renamed modules
         module, _, leaf = name.rpartition(".")
-        parameter = torch.nn.Parameter(tensor.to(device=device, dtype=dtype), requires_grad=False)
-        setattr(network.get_submodule(module), leaf, parameter)
+        kept = tensor.to(device=device, dtype=kept_dtype(name, tensor, dtype, compute_dtype))
+        setattr(network.get_submodule(module), leaf, torch.nn.Parameter(kept, requires_grad=False))
     network.eval()

@@ -20,7 +20,8 @@ from ..internvlu_core.context import Branch, Reader, TextResult
 from ..internvlu_core.decoding import TextSettings, generate_tokens
 from ..internvlu_core.prompt import Prompt, Tokenizer
 from ..internvlu_core.vlm import VLM
-from .mmdit import assign, choose_dtypes
+from .dtypes import choose_dtypes
+from .mmdit import assign
 
 Vlm = io.Custom("INTERNVLU_VLM")
 Reasoning = io.Custom("INTERNVLU_REASONING")
@@ -58,13 +59,12 @@ class ComfyVLM:
         self.config, self.tokenizer = config, tokenizer
         self.load_device = comfy.model_management.text_encoder_device()
         offload_device = comfy.model_management.text_encoder_offload_device()
-        supported = [torch.bfloat16, torch.float32]
-        weight_dtype, cast_dtype = choose_dtypes(state_dict, dtype, supported, self.load_device)
+        weight_dtype, cast_dtype = choose_dtypes(state_dict, dtype, self.load_device)
         self.dtype = cast_dtype or weight_dtype
         operations = comfy.ops.pick_operations(weight_dtype, self.dtype)
         network = VLM(config, operations, attention, dtype=weight_dtype, device="meta")
         network.compute_dtype = self.dtype
-        assign(network, state_dict, weight_dtype, offload_device)
+        assign(network, state_dict, weight_dtype, offload_device, self.dtype)
         self.patcher = comfy.model_patcher.ModelPatcher(
             network, load_device=self.load_device, offload_device=offload_device
         )
