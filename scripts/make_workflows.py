@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
-"""Writes workflows/*.json (the graphs people open) and workflows/api/*.json from the descriptions below.
+"""Writes workflows/*.json (the graphs people open), workflows/api/*.json and subgraphs/*.json.
 
     .cache/venv/bin/python scripts/make_workflows.py [NAME …]
 
-The real frontend makes both files: it loads the described prompt, is told where each node goes, and then saves the
-graph and exports its API format, as a person's browser would. Needs `pip install playwright` and a `chromium`.
+The real frontend makes them all from the descriptions below: it loads the described prompt, is told where each node
+goes, and then saves the graph and exports its API format, as a person's browser would. Needs `pip install playwright`
+and a `chromium`.
 """
 
 import json
@@ -331,6 +332,27 @@ WORKFLOWS = {
     },
 }
 
+# Subgraph blueprints made from a workflow: the nodes inside, and the widgets to be seen from outside.
+BLUEPRINTS = {
+    "InternVL-U Text to Image": {
+        "workflow": "text_to_image",
+        "inside": ["1", "2", "3", "4", "5"],
+        "widgets": [
+            ["1", "checkpoint"],
+            ["2", "prompt"],
+            ["3", "width"],
+            ["3", "height"],
+            ["4", "seed"],
+            ["4", "steps"],
+        ],
+    },
+    "InternVL-U Edit": {
+        "workflow": "edit",
+        "inside": ["1", "2", "3", "4", "5", "10"],
+        "widgets": [["1", "checkpoint"], ["2", "prompt"], ["4", "seed"], ["4", "steps"], ["4", "partial_scale"]],
+    },
+}
+
 BUILD = """async ([prompt, columns, note]) => {
   const TITLE = 30, GAP = 60, PAD = 20;
   app.loadApiJson(prompt, "workflow");
@@ -375,6 +397,21 @@ BUILD = """async ([prompt, columns, note]) => {
 }"""
 
 
+WRAP = """async ([title, inside, widgets]) => {
+  const nodes = inside.map((id) => app.graph.getNodeById(Number(id)));
+  const { subgraph, node } = app.graph.convertToSubgraph(new Set(nodes));
+  subgraph.name = node.title = title;
+  node.properties.proxyWidgets = widgets;
+  for (const other of [...app.graph.nodes]) if (other !== node) app.graph.remove(other);
+  for (const group of [...app.graph.groups]) app.graph.remove(group);
+  node.pos = [0, 0];
+  node.setSize([400, node.computeSize()[1]]);
+  const graph = app.graph.serialize();
+  graph.extra = {};
+  return graph;
+}"""
+
+
 def main(names: list[str]) -> None:
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
         base = Path(folder)
@@ -386,13 +423,22 @@ def main(names: list[str]) -> None:
             args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"],
         )
         with ComfyServer(find_comfyui(), base, ROOT) as server:
-            for name in names or WORKFLOWS:
+
+            def build(name: str):
                 spec = WORKFLOWS[name]
                 page = browser.new_page(viewport={"width": 1920, "height": 1080})
                 page.goto(server.url)
                 page.wait_for_function("() => !!window.LiteGraph?.registered_node_types?.InternVLULoader")
                 page.wait_for_timeout(2000)
-                graph, api = page.evaluate(BUILD, [spec["prompt"], spec["columns"], spec["note"]])
+                return page, *page.evaluate(BUILD, [spec["prompt"], spec["columns"], spec["note"]])
+
+            for title, spec in BLUEPRINTS.items() if not names else ():
+                page, _, _ = build(spec["workflow"])
+                graph = page.evaluate(WRAP, [title, spec["inside"], spec["widgets"]])
+                write(ROOT / "subgraphs" / f"{title}.json", graph)
+                page.close()
+            for name in names or WORKFLOWS:
+                page, graph, api = build(name)
                 write(ROOT / "workflows" / f"{name}.json", graph)
                 write(ROOT / "workflows" / "api" / f"{name}.json", api)
                 if shots := os.environ.get("SCREENSHOTS"):

@@ -44,18 +44,39 @@ def to_api(graph: dict, object_info: dict) -> dict:
 
     object_info: the server's /object_info, which says what each widget value belongs to.
     """
-    links = {link[0]: link for link in graph["links"]}
-    prompt = {}
-    for node in graph["nodes"]:
-        if node["type"] in VIRTUAL:
-            continue
-        inputs = dict(zip(*widget_values(node, object_info[node["type"]]), strict=True))
-        for socket in node["inputs"]:
-            if socket.get("link") is not None:
-                _, origin, slot, *_ = links[socket["link"]]
-                inputs[socket["name"]] = [str(origin), slot]
-        prompt[str(node["id"])] = {"inputs": inputs, "class_type": node["type"]}
-    return prompt
+    origins = {link: [str(origin), slot] for link, origin, slot, *_ in graph["links"]}
+    return {str(node["id"]): node_to_api(node, origins, object_info) for node in graph["nodes"] if drawn(node)}
+
+
+def blueprint_to_api(blueprint: dict, object_info: dict, inputs: dict) -> tuple[dict, list]:
+    """The inside of a subgraph blueprint in API format, and where its first output comes from.
+
+    inputs: {name of a subgraph input: [node id, slot] to connect there}.
+    """
+    subgraph = blueprint["definitions"]["subgraphs"][0]
+    origins = {link["id"]: [str(link["origin_id"]), link["origin_slot"]] for link in subgraph["links"]}
+    for socket in subgraph["inputs"]:
+        origins |= dict.fromkeys(socket["linkIds"], inputs[socket["name"]])
+    prompt = {str(node["id"]): node_to_api(node, origins, object_info) for node in prompt_nodes(blueprint)}
+    return prompt, origins[subgraph["outputs"][0]["linkIds"][0]]
+
+
+def prompt_nodes(blueprint: dict) -> list[dict]:
+    """The nodes inside."""
+    return [node for node in blueprint["definitions"]["subgraphs"][0]["nodes"] if drawn(node)]
+
+
+def drawn(node: dict) -> bool:
+    """Whether a node is part of the prompt, not only of the picture."""
+    return node["type"] not in VIRTUAL
+
+
+def node_to_api(node: dict, origins: dict, object_info: dict) -> dict:
+    """origins: {link: [node id, slot] that it comes from}."""
+    inputs = dict(zip(*widget_values(node, object_info[node["type"]]), strict=True))
+    connected = (socket for socket in node["inputs"] if socket.get("link") is not None)
+    inputs |= {socket["name"]: origins[socket["link"]] for socket in connected}
+    return {"inputs": inputs, "class_type": node["type"]}
 
 
 def widget_values(node: dict, info: dict) -> tuple[list[str], list]:

@@ -4,7 +4,15 @@ import json
 
 import pytest
 import torch
-from graphs import WORKFLOWS, assert_close_pictures, picture_of, to_api, workflow
+from graphs import (
+    WORKFLOWS,
+    assert_close_pictures,
+    blueprint_to_api,
+    picture_of,
+    prompt_nodes,
+    to_api,
+    workflow,
+)
 from safetensors.torch import save_file
 
 NAMES = sorted(path.stem for path in (WORKFLOWS / "api").glob("*.json"))
@@ -89,6 +97,23 @@ def lora(server):
 def test_graph_and_api_format_agree(server, name):
     graph = json.loads((WORKFLOWS / f"{name}.json").read_text(encoding="utf-8"))
     assert to_api(graph, server.object_info()) == workflow(name)
+
+
+@pytest.mark.parametrize(("name", "size"), [("InternVL-U Text to Image", (192, 144)), ("InternVL-U Edit", (200, 150))])
+def test_blueprints_run(server, name, size):
+    blueprint = json.loads((WORKFLOWS.parent / "subgraphs" / f"{name}.json").read_text(encoding="utf-8"))
+    prompt, output = blueprint_to_api(blueprint, server.object_info(), {"image1": ["90", 0]})
+    prompt["90"] = {"class_type": "LoadImage", "inputs": {"image": "photo.png"}}
+    prompt["91"] = {"class_type": "SaveImage", "inputs": {"images": output, "filename_prefix": "blueprint"}}
+    prompt["4"]["inputs"]["steps"] = 2
+    if "width" in prompt["3"]["inputs"]:
+        prompt["3"]["inputs"] |= {"width": 192, "height": 144}
+    assert [picture.size for picture in server.images(server.run(prompt))] == [size]
+    (node,) = blueprint["nodes"]
+    inside = {(str(n["id"]), key) for n in prompt_nodes(blueprint) for key in prompt[str(n["id"])]["inputs"]}
+    assert {tuple(widget) for widget in node["properties"]["proxyWidgets"]} <= inside
+    served = server.http.get(f"{server.url}/global_subgraphs", timeout=60).json().values()
+    assert name in {entry["name"] for entry in served}
 
 
 def test_graphs_have_their_notes_and_groups():
