@@ -16,6 +16,7 @@ from . import hub
 from .convert import FORMS, convert
 from .errors import CheckpointError, InputError
 from .pipeline import InternVLU
+from .source import SPLIT_FILES, WAN_MARK, read_header
 
 DTYPES = {"auto": "auto", "bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
@@ -108,11 +109,12 @@ def convert_files(options):
             progress=progress,
         )
     print(*files, sep="\n")
+    if any(file.match(SPLIT_FILES["vae"]) and WAN_MARK not in read_header(file)[1] for file in files):
+        print("note: ComfyUI's VAELoader cannot build a VAE of this shape; use one file there", file=sys.stderr)
 
 
 def download_files(options):
-    with Progress(0, "B", unit_scale=True) as progress:
-        print(hub.download(Path(options.folder), progress))
+    print(hub.download(options.folder))  # huggingface_hub draws the bars
 
 
 FILE_COMMANDS = {"convert": convert_files, "download": download_files}

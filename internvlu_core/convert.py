@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from . import source, weights
-from .config import Config
+from .config import Config, VAEConfig
 from .errors import InputError
 from .mmdit import MMDiT
 from .source import COMPONENTS, SPLIT_FILES, STEMS, Stored
@@ -111,9 +111,41 @@ def _plan(texts: dict[str, str], components: dict[str, dict[str, Stored]], targe
 def is_wan(config: str, tensors: dict[str, Stored]) -> bool:
     """Whether ComfyUI's VAELoader can build this VAE: Wan's shape, with all that a video needs."""
     values = json.loads(config)
+    # CheckpointSave writes what single pictures need: kernels without time.
+    dimensions = {"conv1.weight": 5, "norm1.gamma": 4}
     return all(values.get(key, default) == default for key, default in source.WAN_CONFIG.items()) and all(
-        len(tensor.shape) == 5 for name, tensor in tensors.items() if name.endswith(("conv1.weight", "time_conv.weight"))
+        len(tensor.shape) == count
+        for name, tensor in tensors.items()
+        for ending, count in dimensions.items()
+        if name.endswith(ending)
     )
+
+
+def as_wan(config: VAEConfig, state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor] | None:
+    """The network's own VAE weights as ComfyUI's Wan VAE takes them, for pictures; None for a VAE of another shape.
+
+    Kernels get their taps in time back as zeros, which a single picture never meets; so does what works between frames.
+    """
+    shape = (config.latent_channels, list(config.multipliers), config.num_res_blocks)
+    if shape != tuple(source.WAN_CONFIG[key] for key in ("z_dim", "dim_mult", "num_res_blocks")):
+        return None
+    wan = {}
+    for name, tensor in state_dict.items():
+        flat = "resample" in name or "attentions" in name
+        if tensor.ndim == 4 and not flat:
+            earlier = [torch.zeros_like(tensor)] * (tensor.shape[-1] - 1)
+            tensor = torch.stack([*earlier, tensor], dim=2)
+        elif name.endswith(".gamma") and not flat:
+            tensor = tensor[..., None]
+        wan[source.to_wan(name)] = tensor
+    between_frames = {"encoder.downsamples.5": 1, "encoder.downsamples.8": 1}
+    between_frames |= {"decoder.upsamples.3": 2, "decoder.upsamples.7": 2}  # one frame becomes two
+    for place, factor in between_frames.items():
+        like = wan[f"{place}.resample.1.weight"]
+        size = like.shape[1]
+        wan[f"{place}.time_conv.weight"] = like.new_zeros(factor * size, size, 3, 1, 1)
+        wan[f"{place}.time_conv.bias"] = like.new_zeros(factor * size)
+    return wan
 
 
 def _metadata(components, texts: dict[str, str]) -> dict[str, str]:

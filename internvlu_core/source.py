@@ -26,6 +26,7 @@ from safetensors import SafetensorError, safe_open
 from .errors import CheckpointError
 
 COMPONENTS = ("vlm", "generation_decoder", "vae")
+MAX_HEADER = 10**8  # bytes; safetensors' own limit
 STEMS = {"vlm": "model", "generation_decoder": "model", "vae": "diffusion_pytorch_model"}  # of the released file names
 
 # What describes the networks, without the tokenizer.
@@ -197,10 +198,10 @@ class File(Source):
     def __init__(self, path: Path):
         self.path = path
         metadata, self._stored = read_header(path)
+        self.components = _components(metadata, self._stored)
         self.saved = VERSION_KEY not in metadata
         if self.saved:
             self._texts = self._saved_texts()
-            self.components = tuple(c for c in COMPONENTS if any(key.startswith(SAVED_PREFIXES[c]) for key in self._stored))
         else:
             if metadata[VERSION_KEY] != VERSION:
                 raise CheckpointError(
@@ -209,7 +210,6 @@ class File(Source):
             self._texts = {
                 key.removeprefix(TEXT_PREFIX): text for key, text in metadata.items() if key.startswith(TEXT_PREFIX)
             }
-            self.components = tuple(metadata.get(COMPONENTS_KEY, "").split())
         if not self.components or not set(self.components) <= set(COMPONENTS):
             raise CheckpointError(f"{path}: {COMPONENTS_KEY} is {' '.join(self.components)!r}")
         outside = sorted(name for name in self._texts if not _TEXT_NAME.fullmatch(name))
@@ -225,7 +225,8 @@ class File(Source):
         keys = [prefix + SAVED_TEXTS for prefix in SAVED_PREFIXES.values() if prefix + SAVED_TEXTS in self._stored]
         if not keys:
             raise CheckpointError(
-                f"{self.path} is no InternVL-U file; such files come from `python -m internvlu_core convert` or ModelSave"
+                f"{self.path} is no InternVL-U file; such files are made by `python -m internvlu_core convert` or by "
+                "ModelSave of an InternVL-U model"
             )
         texts = {}
         with open_safetensors(self.path) as handle:
@@ -258,6 +259,8 @@ class File(Source):
         """None for another component's key."""
         if self.saved:
             prefix = SAVED_PREFIXES[component]
+            if component == "vae" and prefix + WAN_MARK in self._stored:
+                return from_wan(key.removeprefix(prefix)) if key.startswith(prefix) else None
         elif len(self.components) > 1 or (component == "vae" and WAN_MARK not in self._stored):
             prefix = f"{component}."
         else:
@@ -327,11 +330,16 @@ def open_safetensors(file: Path):
 
 
 def read_header(file: Path) -> tuple[dict[str, str], dict[str, Stored]]:
-    """Metadata, and {key: tensor} in the order of the keys."""
-    with open_safetensors(file):  # checks that the header is sound and the file as long as it says
-        pass
+    """Metadata, and {key: tensor}, of a safetensors file that is sound and whole. Raises CheckpointError."""
+    with open_safetensors(file):
+        return _parse_header(file)
+
+
+def _parse_header(file: Path) -> tuple[dict[str, str], dict[str, Stored]]:
     with file.open("rb") as raw:
         (size,) = struct.unpack("<Q", raw.read(8))
+        if size > MAX_HEADER:
+            raise ValueError("no safetensors file")
         header = json.loads(raw.read(size))
     metadata = header.pop("__metadata__", None) or {}
     stored = {}
@@ -341,6 +349,23 @@ def read_header(file: Path) -> tuple[dict[str, str], dict[str, Stored]]:
             file, key, header[key]["dtype"], tuple(header[key]["shape"]), 8 + size + start, end - start
         )
     return metadata, stored
+
+
+def components_of(file: Path) -> tuple[str, ...]:
+    """What an InternVL-U file holds by its header, even if it is cut off; () for any other file."""
+    try:
+        metadata, stored = _parse_header(file)
+        return _components(metadata, stored)
+    except (OSError, ValueError, struct.error, KeyError, TypeError, AttributeError, RecursionError):
+        return ()
+
+
+def _components(metadata: dict[str, str], stored: dict[str, Stored]) -> tuple[str, ...]:
+    if VERSION_KEY in metadata:
+        return tuple(metadata.get(COMPONENTS_KEY, "").split())
+    if not any(prefix + SAVED_TEXTS in stored for prefix in SAVED_PREFIXES.values()):
+        return ()
+    return tuple(c for c in COMPONENTS if any(key.startswith(SAVED_PREFIXES[c]) for key in stored))
 
 
 # Wan's names of the VAE, for the one shape that ComfyUI's VAELoader builds
@@ -353,6 +378,7 @@ WAN_CONFIG = {
     "attn_scales": [],
     "temperal_downsample": [False, True, True],
 }
+
 
 def _wan_places() -> dict[str, str]:
     """{where a layer is by its released name: by Wan's}."""

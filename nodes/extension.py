@@ -6,7 +6,7 @@ from . import folders, lora
 from .clip import InternVLUCLIPNode
 from .edit import InternVLUEdit, InternVLUEditRestore
 from .latents import InternVLUEmptyLatent
-from .loader import InternVLULoader
+from .loader import InternVLULoader, InternVLUModelLoader, InternVLUVLMLoader
 from .sampling import (
     InternVLUGuidance,
     InternVLUGuider,
@@ -23,6 +23,8 @@ class InternVLUExtension(ComfyExtension):
         lora.install()
         return [
             InternVLULoader,
+            InternVLUModelLoader,
+            InternVLUVLMLoader,
             InternVLUEncode,
             InternVLUReason,
             InternVLUAsk,

@@ -1,4 +1,4 @@
-"""InternVL-U Load: a checkpoint folder → MODEL, VLM, VAE."""
+"""The loaders: a checkpoint folder or a single file → MODEL, VLM, VAE; and a file each for MODEL and VLM."""
 
 import torch
 from comfy_api.latest import io
@@ -7,15 +7,62 @@ from ..internvlu_core import weights
 from ..internvlu_core.config import Config
 from ..internvlu_core.mmdit import MMDiT
 from ..internvlu_core.prompt import Tokenizer
+from ..internvlu_core.source import File, Source, open_source
 from ..internvlu_core.vae import VAE
 from ..internvlu_core.vlm import VLM
-from . import folders
+from . import download, folders
+from .dtypes import DTYPES
 from .mmdit import build_model
 from .schema import CATEGORY
 from .vae import ComfyVAE
 from .vlm import ComfyVLM, Vlm
 
-DTYPES = {"auto": None, "bf16": torch.bfloat16, "fp32": torch.float32}
+
+def dtype_input() -> io.Combo.Input:
+    return io.Combo.Input(
+        "weight_dtype",
+        options=list(DTYPES),
+        default="auto",
+        tooltip="How weights are kept. auto: what ComfyUI prefers on this device. fp8_e4m3fn: half the memory of bf16, "
+        "for a slightly different picture.",
+    )
+
+
+def check_dtype(weight_dtype: str):
+    if weight_dtype not in DTYPES:
+        raise ValueError(f"weight_dtype {weight_dtype!r} is not one of {', '.join(DTYPES)}")
+
+
+def model_output() -> io.Model.Output:
+    return io.Model.Output(display_name="MODEL", tooltip="The image generator.")
+
+
+def vlm_output() -> io.Output:
+    return Vlm.Output(display_name="VLM", tooltip="The vision-language model that reads, reasons and answers.")
+
+
+# Meta networks say which tensors there must be; the weights themselves stay memory-mapped until they are used.
+
+
+def load_model(source: Source, config: Config, dtype: torch.dtype | None):
+    with torch.device("meta"):
+        network = MMDiT(config.mmdit)
+    return build_model(config, weights.load_state_dict(source, weights.MMDIT, network), dtype)
+
+
+def load_vlm(source: Source, config: Config, dtype: torch.dtype | None) -> ComfyVLM:
+    with source.tokenizer_folder() as folder:
+        tokenizer = Tokenizer(folder)
+    with torch.device("meta"):
+        network = VLM(config)
+    state = weights.load_state_dict(source, weights.vlm_layout(config), network)
+    return ComfyVLM(config, tokenizer, state, dtype)
+
+
+def load_vae(source: Source, config: Config) -> ComfyVAE:
+    with torch.device("meta"):
+        network = VAE(config.vae)
+    return ComfyVAE(config.vae, weights.load_state_dict(source, weights.VAE, network))
 
 
 class InternVLULoader(io.ComfyNode):
@@ -25,23 +72,19 @@ class InternVLULoader(io.ComfyNode):
             node_id="InternVLULoader",
             display_name="InternVL-U Load",
             category=CATEGORY,
-            description="Loads an InternVL-U checkpoint folder from models/internvl_u.",
+            description="Loads an InternVL-U checkpoint from models/internvl_u. If you choose so, downloads it first.",
             inputs=[
                 io.Combo.Input(
                     "checkpoint",
-                    options=list(folders.checkpoints()),
-                    tooltip="A folder in models/internvl_u (or extra_model_paths.yaml) in the released layout.",
+                    options=download.choices(),
+                    tooltip="In models/internvl_u (or extra_model_paths.yaml): a folder in the released layout, or a "
+                    "single file made by the converter. The download, if listed, starts when the workflow is queued.",
                 ),
-                io.Combo.Input(
-                    "weight_dtype",
-                    options=list(DTYPES),
-                    default="auto",
-                    tooltip="How weights are kept. auto: what ComfyUI prefers on this device.",
-                ),
+                dtype_input(),
             ],
             outputs=[
-                io.Model.Output(display_name="MODEL", tooltip="The image generator."),
-                Vlm.Output(display_name="VLM", tooltip="The vision-language model that reads, reasons and answers."),
+                model_output(),
+                vlm_output(),
                 io.Vae.Output(display_name="VAE", tooltip="Pixels to latents and back."),
             ],
         )
@@ -49,31 +92,96 @@ class InternVLULoader(io.ComfyNode):
     @classmethod
     def validate_inputs(cls, checkpoint, weight_dtype):
         try:
-            folders.checkpoint(checkpoint)
+            download.resolve(checkpoint)
+            check_dtype(weight_dtype)
         except ValueError as error:
             return str(error)
-        return True if weight_dtype in DTYPES else f"weight_dtype {weight_dtype!r} is not one of {', '.join(DTYPES)}"
+        return True
 
     @classmethod
     def fingerprint_inputs(cls, checkpoint, weight_dtype):
         """Files replaced on disk are loaded anew."""
-        files = sorted(path for path in folders.checkpoint(checkpoint).rglob("*") if path.is_file())
-        return [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+        path = download.resolve(checkpoint)
+        return folders.stamps(path) if path else []
 
     @classmethod
     def execute(cls, checkpoint, weight_dtype) -> io.NodeOutput:
-        folder, dtype = folders.checkpoint(checkpoint), DTYPES[weight_dtype]
-        config = Config.read(folder)
-        tokenizer = Tokenizer(folder / "processor")
-        # Meta networks say which tensors there must be; the weights themselves stay memory-mapped until they are used.
-        with torch.device("meta"):
-            networks = VLM(config), MMDiT(config.mmdit), VAE(config.vae)
-        layouts = weights.vlm_layout(config), weights.MMDIT, weights.VAE
-        vlm, mmdit, vae = (
-            weights.load_state_dict(folder, layout, network) for layout, network in zip(layouts, networks, strict=True)
-        )
+        source = open_source(download.resolve(checkpoint) or download.fetch())
+        config, dtype = Config.read(source), DTYPES[weight_dtype]
         return io.NodeOutput(
-            build_model(config, mmdit, dtype),
-            ComfyVLM(config, tokenizer, vlm, dtype),
-            ComfyVAE(config.vae, vae),
+            load_model(source, config, dtype), load_vlm(source, config, dtype), load_vae(source, config)
         )
+
+
+class _FileLoader(io.ComfyNode):
+    """A loader of one part from a file in one of ComfyUI's own folders."""
+
+    KIND: str  # of the folder
+    COMPONENT: str
+
+    @classmethod
+    def inputs(cls, tooltip: str) -> list:
+        return [io.Combo.Input("file", options=folders.model_files(cls.KIND), tooltip=tooltip), dtype_input()]
+
+    @classmethod
+    def validate_inputs(cls, file, weight_dtype):
+        try:
+            check_dtype(weight_dtype)
+            cls.open(file)
+        except ValueError as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def fingerprint_inputs(cls, file, weight_dtype):
+        """A file replaced on disk is loaded anew."""
+        return folders.stamps(folders.model_file(cls.KIND, file))
+
+    @classmethod
+    def open(cls, file: str) -> File:
+        """Raises ValueError for a file that is not listed, not whole, or holds other weights."""
+        opened = File(folders.model_file(cls.KIND, file))
+        opened.tensors(cls.COMPONENT)
+        return opened
+
+
+class InternVLUModelLoader(_FileLoader):
+    KIND, COMPONENT = "diffusion_models", "generation_decoder"
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="InternVLUModelLoader",
+            display_name="InternVL-U Load Model",
+            category=CATEGORY,
+            description="Loads the image generator from a file of its own.",
+            inputs=cls.inputs(
+                "In models/diffusion_models: from `python -m internvlu_core convert`, or from ModelSave."
+            ),
+            outputs=[model_output()],
+        )
+
+    @classmethod
+    def execute(cls, file, weight_dtype) -> io.NodeOutput:
+        source = cls.open(file)
+        return io.NodeOutput(load_model(source, Config.read(source), DTYPES[weight_dtype]))
+
+
+class InternVLUVLMLoader(_FileLoader):
+    KIND, COMPONENT = "text_encoders", "vlm"
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="InternVLUVLMLoader",
+            display_name="InternVL-U Load VLM",
+            category=CATEGORY,
+            description="Loads the vision-language model from a file of its own.",
+            inputs=cls.inputs("In models/text_encoders: made by `python -m internvlu_core convert`."),
+            outputs=[vlm_output()],
+        )
+
+    @classmethod
+    def execute(cls, file, weight_dtype) -> io.NodeOutput:
+        source = cls.open(file)
+        return io.NodeOutput(load_vlm(source, Config.read(source), DTYPES[weight_dtype]))

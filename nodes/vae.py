@@ -1,5 +1,7 @@
 """The core's VAE as a ComfyUI VAE."""
 
+import math
+
 import comfy.model_management
 import comfy.model_patcher
 import comfy.ops
@@ -7,11 +9,13 @@ import comfy.sd
 import torch
 
 from ..internvlu_core.config import VAEConfig
+from ..internvlu_core.convert import as_wan
 from ..internvlu_core.vae import VAE
 from .mmdit import assign
 
-# Working memory per pixel, in elements of the VAE's dtype, measured at base 96.
-ENCODE_ELEMENTS, DECODE_ELEMENTS = 1300, 1900
+# Working memory per pixel, in elements of the VAE's dtype, at base 96 (scripts/measure_vae.py): tensors take 384 and
+# 480; with the convolutions' own space, on the CPU, it is 480 and 580 in float32, 420 and 490 in bfloat16.
+ENCODE_ELEMENTS, DECODE_ELEMENTS = 580, 720
 
 
 class FrameVAE(VAE):
@@ -57,8 +61,14 @@ class ComfyVAE(comfy.sd.VAE):
         self.downscale_index_formula = self.upscale_index_formula = (1, factor, factor)
         self.disable_offload = False
 
-        def memory(pixels, elements, dtype):
+        def memory(shape, elements, dtype):
+            pixels = math.prod(shape[2:])  # of all frames: they are a batch here
             return pixels * elements * config.base_channels / 96 * comfy.model_management.dtype_size(dtype)
 
-        self.memory_used_encode = lambda shape, dtype: memory(shape[-2] * shape[-1], ENCODE_ELEMENTS, dtype)
-        self.memory_used_decode = lambda shape, dtype: memory(shape[-2] * shape[-1] * factor**2, DECODE_ELEMENTS, dtype)
+        self.memory_used_encode = lambda shape, dtype: memory(shape, ENCODE_ELEMENTS, dtype)
+        self.memory_used_decode = lambda shape, dtype: memory(shape, DECODE_ELEMENTS * factor**2, dtype)
+
+    def get_sd(self):
+        """For VAESave: in the form that the stock VAELoader reads, if this VAE has the shape that it builds."""
+        state_dict = super().get_sd()
+        return as_wan(self.first_stage_model.config, state_dict) or state_dict

@@ -17,6 +17,8 @@ def test_node_descriptions(server):
     info = {name: node for name, node in server.object_info().items() if name.startswith("InternVLU")}
     assert {name: node["output"] for name, node in info.items()} == {
         "InternVLULoader": ["MODEL", "INTERNVLU_VLM", "VAE"],
+        "InternVLUModelLoader": ["MODEL"],
+        "InternVLUVLMLoader": ["INTERNVLU_VLM"],
         "InternVLUEncode": ["CONDITIONING", "CONDITIONING", "CONDITIONING"],
         "InternVLUReason": ["INTERNVLU_REASONING", "STRING"],
         "InternVLUAsk": ["STRING"],

@@ -1,0 +1,46 @@
+"""The loader's choice to download the released checkpoint. Nothing is downloaded unless it is chosen and queued."""
+
+import logging
+from pathlib import Path
+
+import comfy.utils
+import folder_paths
+
+from ..internvlu_core import hub
+from . import folders
+
+FOLDER = "InternVL-U"
+CHOICE = f"download: {FOLDER} ({hub.SIZE})"
+# Stands in front while there is nothing to load, so that a new node does not come with the download chosen.
+NOTHING = f"none in models/{folders.NAME}: choose the download, or put one there"
+
+
+def choices() -> list[str]:
+    """Names for the combo: what can be loaded, and the download while its folder is not there."""
+    found = list(folders.checkpoints())
+    if FOLDER in found:
+        return found
+    return [*(found or [NOTHING]), CHOICE]
+
+
+def target() -> Path:
+    return Path(folder_paths.get_folder_paths(folders.NAME)[0]) / FOLDER
+
+
+def resolve(name: str) -> Path | None:
+    """The checkpoint that a choice names; None for one that is to be downloaded. Raises ValueError as checkpoint."""
+    there = FOLDER in folders.checkpoints()
+    if name == CHOICE:
+        return folders.checkpoint(FOLDER) if there else None
+    try:
+        return folders.checkpoint(name)
+    except ValueError as error:
+        raise ValueError(str(error) if there else f"{error}; {CHOICE!r} fetches the released one") from None
+
+
+def fetch() -> Path:
+    """Download, with a progress bar on the node; ComfyUI's cancel raises out of it."""
+    folder = target()
+    logging.info("InternVL-U: downloading %s (%s) into %s", hub.REPOSITORY, hub.SIZE, folder)
+    bar = comfy.utils.ProgressBar(1)
+    return hub.download(folder, bar.update_absolute)
