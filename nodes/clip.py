@@ -49,6 +49,9 @@ class InternVLUCLIP(comfy.sd.CLIP):
     def get_sd(self):
         return self.cond_stage_model.state_dict()
 
+    def state_dict_for_saving(self):
+        return self.patcher.model_state_dict_for_saving()
+
 
 def vlm_input() -> io.MultiType.Input:
     return io.MultiType.Input(

@@ -3,6 +3,7 @@
 import logging
 from pathlib import Path
 
+import comfy.model_management
 import comfy.utils
 import folder_paths
 
@@ -43,4 +44,9 @@ def fetch() -> Path:
     folder = target()
     logging.info("InternVL-U: downloading %s (%s) into %s", hub.REPOSITORY, hub.SIZE, folder)
     bar = comfy.utils.ProgressBar(1)
-    return hub.download(folder, bar.update_absolute)
+
+    def report(done: int, total: int):
+        comfy.model_management.throw_exception_if_processing_interrupted()  # newer progress bars look only now and then
+        bar.update_absolute(done, total)
+
+    return hub.download(folder, report)

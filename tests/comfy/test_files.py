@@ -337,7 +337,7 @@ def test_download_cancelled(comfy, hub):
         if kind == "progress" and data["node"] == "1" and data["value"] > 0.1 * data["max"]:
             comfy.interrupt()
 
-    hub.delay = 0.2  # the cancel has to arrive before the rest of the download
+    hub.delay = 0.6  # the cancel has to arrive before the rest of the download
     with pytest.raises(ComfyInterrupted):
         comfy.run(workflow("text_to_image", **SMALL, checkpoint=DOWNLOAD), on_event=cancel)
     hub.delay = 0
