@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from comfy_server import ComfyError, ComfyInterrupted
+from comfy_server import PACK_NAME, ComfyError, ComfyInterrupted
 from graphs import assert_close_pictures, picture_of, workflow
 from PIL import Image
 
@@ -209,3 +209,11 @@ def test_errors_say_what_is_wrong(server, name, node, inputs, words):
 def test_a_good_prompt_after_the_bad_ones(server):
     (picture,) = server.images(server.run(workflow("text_to_image", **SMALL, prompt="still well")))
     assert picture.size == (160, 128)
+
+
+def test_every_node_has_a_help_page(server):
+    """Served where the frontend looks for it, and about that node."""
+    for name, node in server.object_info().items():
+        if name.startswith("InternVLU"):
+            page = server.http.get(f"{server.url}/extensions/{PACK_NAME}/docs/{name}.md", timeout=60)
+            assert page.ok and page.text.startswith(f"# {node['display_name']}\n"), name
