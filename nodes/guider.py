@@ -24,6 +24,7 @@ class DualGuider(comfy.samplers.CFGGuider):
         check_model(model)
 
     def set_conds(self, full, partial, unconditional):
+        check_wiring(*([values for _, values in conds] for conds in (full, partial, unconditional)))
         conds = {"positive": full, "negative": unconditional}
         if not same_conditioning(partial, unconditional):
             conds["partial"] = partial
@@ -54,6 +55,20 @@ def check_scale(name: str, value: float) -> float:
     return value
 
 
+def check_wiring(full: list[dict], partial: list[dict], unconditional: list[dict]):
+    """Raises InputError where a branch sees pictures that the branch before it does not: then wires are crossed."""
+    sees = [any(any(values.get("image_mask", ())) for values in conds) for conds in (full, partial, unconditional)]
+    if sees[1] and not sees[0]:
+        raise InputError(
+            "the partial conditioning sees pictures, the full one none; connect all three from one InternVL-U Encode "
+            "(is one of another Encode without pictures, or are the wires swapped?)"
+        )
+    if sees[2] and not sees[1]:
+        raise InputError(
+            "the unconditional conditioning sees pictures, the partial one none; are these two wires swapped?"
+        )
+
+
 def same_conditioning(a: list, b: list) -> bool:
     """Whether two CONDITIONINGs are one and the same, so that evaluating one of them is enough: told by identity."""
     return len(a) == len(b) and all(
@@ -77,7 +92,9 @@ def predict(guider, x, timestep, model_options: dict, all_scale: float, partial_
     common = {"input": x, "sigma": timestep, "model": model, "model_options": model_options}
 
     if "sampler_calc_cond_batch_function" in model_options:
-        outputs = model_options["sampler_calc_cond_batch_function"]({"conds": conds, **common})
+        # Such functions (SkipLayerGuidanceDiTSimple's, say) take apart a pair; the partial branch goes around them.
+        outputs = model_options["sampler_calc_cond_batch_function"]({"conds": conds[:2], **common})
+        outputs = [*outputs, *comfy.samplers.calc_cond_batch(model, conds[2:], x, timestep, model_options)]
     else:
         outputs = comfy.samplers.calc_cond_batch(model, conds, x, timestep, model_options)
     for hook in model_options.get("sampler_pre_cfg_function", ()):
@@ -119,6 +136,7 @@ def patch_model(model: comfy.model_patcher.ModelPatcher, partial: list, partial_
             raise InputError(
                 f"InternVL-U Guidance works with a KSampler or a CFGGuider, not with a {type(guider).__name__}"
             )
+        check_wiring(guider.conds["positive"], [values for _, values in partial], guider.conds["negative"])
         if not alias(guider.conds["negative"], partial):
             guider.conds["partial"] = convert_cond(partial)
 

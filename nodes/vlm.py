@@ -104,7 +104,7 @@ class ComfyVLM:
         self, prompt: Prompt, tiles: list[torch.Tensor], settings: TextSettings, node_id: str | None = None
     ) -> TextResult:
         """Continue a prompt; a progress bar and the text so far go to the node. ComfyUI's cancel raises out of it."""
-        self.load(len(prompt) + settings.max_new_tokens)
+        self.load(settings.num_beams * (len(prompt) + settings.max_new_tokens))
         bar = comfy.utils.ProgressBar(settings.max_new_tokens)
         show = TextStream(node_id)
 

@@ -72,16 +72,18 @@ class Result:
 class ComfyServer:
     """A context manager; `url`, `log` and the folders under `base_dir` can be used inside it.
 
-    `extra_args` are more command-line flags, `env` more environment variables. Entering it returns the server once it
-    answers, and raises RuntimeError with the end of its log if it dies first or needs more than START_TIMEOUT seconds.
+    `extra_args` are more command-line flags, `env` more environment variables, `extra_packs` more packs as
+    {name: folder}. Entering it returns the server once it answers, and raises RuntimeError with the end of its log if
+    it dies first or needs more than START_TIMEOUT seconds.
     """
 
     START_TIMEOUT = 180
 
-    def __init__(self, comfyui_dir, base_dir, pack_dir, extra_args=(), env=None, cpu=True):
+    def __init__(self, comfyui_dir, base_dir, pack_dir, extra_args=(), env=None, cpu=True, extra_packs=None):
         self.comfyui_dir, self.base_dir, self.pack_dir = (Path(d).resolve() for d in (comfyui_dir, base_dir, pack_dir))
         self.args = ["--cpu", *extra_args] if cpu else list(extra_args)
         self.env = env or {}
+        self.packs = {PACK_NAME: self.pack_dir, **(extra_packs or {})}
         self.log = self.base_dir / "server.log"
         self.process = None
         self.http = requests.Session()
@@ -90,14 +92,15 @@ class ComfyServer:
     def __enter__(self):
         for name in ("custom_nodes", "models", "input", "output", "temp", "user"):
             (self.base_dir / name).mkdir(parents=True, exist_ok=True)
-        link_folder(self.pack_dir, self.base_dir / "custom_nodes" / PACK_NAME)
+        for name, folder in self.packs.items():
+            link_folder(Path(folder).resolve(), self.base_dir / "custom_nodes" / name)
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
         self.url = f"http://127.0.0.1:{port}"
         command = [sys.executable, "main.py", "--listen", "127.0.0.1", "--port", str(port), *self.args]
         command += ["--base-directory", str(self.base_dir), "--disable-api-nodes"]
-        command += ["--disable-all-custom-nodes", "--whitelist-custom-nodes", PACK_NAME]
+        command += ["--disable-all-custom-nodes", "--whitelist-custom-nodes", *self.packs]
         # Even with a base directory the default database is a file in ComfyUI's own folder.
         command += ["--database-url", "sqlite:///:memory:"]
         python_path = os.pathsep.join(filter(None, [str(SHIM), os.environ.get("PYTHONPATH")]))

@@ -20,7 +20,9 @@ def server(tmp_path_factory):
     base = tmp_path_factory.mktemp("comfyui")
     (base / "models" / "internvl_u").mkdir(parents=True)
     link_folder(CHECKPOINT, base / "models" / "internvl_u" / NAME)
-    with ComfyServer(os.environ["COMFYUI_PATH"], base, ROOT, ["--preview-method", "latent2rgb"]) as server:
+    args, packs = ["--preview-method", "latent2rgb"], {"debug_pack": Path(__file__).parent / "debug_pack"}
+    env = {"OMP_NUM_THREADS": "1"}  # the networks are tiny, as in tests/conftest.py
+    with ComfyServer(os.environ["COMFYUI_PATH"], base, ROOT, args, env=env, extra_packs=packs) as server:
         for picture in (ROOT / "workflows" / "input").glob("*.png"):
             server.upload_image(picture)
         yield server
