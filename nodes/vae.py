@@ -14,7 +14,7 @@ from ..internvlu_core.vae import VAE
 from .mmdit import assign
 
 # Working memory per pixel, in elements of the VAE's dtype, at base 96 (scripts/measure_vae.py): tensors take 384 and
-# 480; with the convolutions' own space, on the CPU, it is 480 and 580 in float32, 420 and 490 in bfloat16.
+# 480; with the convolutions' own space, on a CPU, it is about 490 and 600 to 700, whatever the size and the dtype.
 ENCODE_ELEMENTS, DECODE_ELEMENTS = 580, 720
 
 

@@ -1,0 +1,123 @@
+#!/usr/bin/env python3
+"""Runs the VAE with the released widths and random weights, and prints as JSON how much working memory a pixel takes:
+what ENCODE_ELEMENTS and DECODE_ELEMENTS in nodes/vae.py promise ComfyUI.
+
+    python scripts/measure_vae.py [SIDE ...] [--dtype fp32|bf16 ...] [--device cpu]
+
+In elements of the dtype per pixel. tensors: peak of all that live at a time besides the weights, as far as Python sees
+(not what one operation makes inside itself, as attention does where it has no fused kernel). resident (Linux, CPU): by
+how much a fresh process grows at its peak; on top of the tensors this holds the working space of convolutions, of which
+other devices need more or less. allocated (CUDA): the same by torch's allocator.
+"""
+
+import argparse
+import json
+import multiprocessing
+import sys
+import weakref
+from itertools import product
+from pathlib import Path
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from internvlu_core.config import VAEConfig
+from internvlu_core.vae import VAE
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+RELEASED = VAEConfig(
+    latent_channels=16,
+    base_channels=96,
+    multipliers=(1, 2, 4, 4),
+    num_res_blocks=2,
+    latents_mean=(0.0,) * 16,
+    latents_std=(1.0,) * 16,
+)
+
+
+class LiveTensors(TorchDispatchMode):
+    """Counts the bytes of tensors that operations make inside it: `live` now, and at their `peak`."""
+
+    def __init__(self):
+        super().__init__()
+        self.live = self.peak = 0
+        self.storages = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        known = {
+            leaf.untyped_storage()._cdata for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)
+        }
+        result = function(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, torch.Tensor):
+                storage = leaf.untyped_storage()
+                if storage._cdata not in known | self.storages:
+                    self._add(storage)
+        return result
+
+    def _add(self, storage: torch.UntypedStorage):
+        key, size = storage._cdata, storage.nbytes()
+        self.storages.add(key)
+        self.live += size
+        self.peak = max(self.peak, self.live)
+        weakref.finalize(storage, self._drop, key, size)
+
+    def _drop(self, key: int, size: int):
+        self.storages.discard(key)
+        self.live -= size
+
+
+def random_vae(dtype: torch.dtype, device: str) -> VAE:
+    with torch.device(device):
+        vae = VAE(RELEASED).to(dtype).requires_grad_(False).eval()
+    for parameter in vae.parameters():
+        parameter.normal_().mul_(parameter[0].numel() ** -0.5 if parameter.ndim > 1 else 0.1)
+    return vae
+
+
+def resident(key: str) -> int:
+    """Bytes of VmRSS (now) or VmHWM (the peak)."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{key}:"))
+
+
+@torch.inference_mode()
+def measure(case: tuple[str, str, int, str]) -> dict[str, float]:
+    """The peaks of one case in a process of its own, whose allocator has nothing left over from earlier ones."""
+    half, name, side, device = case
+    vae = random_vae(DTYPES[name], device)
+    function = {"encode": vae.encode_raw, "decode": vae.decode_raw}[half]
+    shape = (1, 3, side, side) if half == "encode" else (1, 16, side // 8, side // 8)
+    x, peaks = torch.randn(shape).to(device, DTYPES[name]), {}
+    if x.device.type == "cuda":
+        before = torch.cuda.memory_allocated()
+        function(x)
+        peaks["allocated"] = torch.cuda.max_memory_allocated() - before
+    elif x.device.type == "cpu" and sys.platform == "linux":
+        before = resident("VmRSS")
+        Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
+        function(x)
+        peaks["resident"] = resident("VmHWM") - before
+    with LiveTensors() as tensors:
+        function(x)
+    peaks["tensors"] = tensors.peak
+    return {key: round(peak / x.element_size() / side**2, 1) for key, peak in peaks.items()}
+
+
+def main(options):
+    cases = list(product(("encode", "decode"), options.dtype, options.side, [options.device]))
+    with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
+        results = pool.map(measure, cases, chunksize=1)
+    names = (f"{half} {name} {side}x{side}" for half, name, side, _ in cases)
+    print(json.dumps(dict(zip(names, results, strict=True)), indent=1))
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
+    parser.add_argument("side", type=int, nargs="*", default=[512, 1024], help="of the picture in pixels")
+    parser.add_argument("--dtype", nargs="+", choices=DTYPES, default=["fp32", "bf16"])
+    parser.add_argument("--device", default="cpu")
+    main(parser.parse_args())
