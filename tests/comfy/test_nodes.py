@@ -160,6 +160,16 @@ def test_cancel_inside_text(server):
     assert list(server.texts(server.run(prompt)))
 
 
+def test_text_streams_to_its_node(server):
+    """The beginning of the answer reaches the node before the answer is there."""
+    prompt = workflow("ask", question="Stream, please.", max_new_tokens=8)
+    result = server.run(prompt)
+    streamed = [text for kind, data in result.events if kind == "text" for node, text in [data] if node == "8"]
+    (answer,) = result.outputs["8"]["text"]
+    assert streamed
+    assert all(answer.startswith(text.rstrip("\N{REPLACEMENT CHARACTER}")) for text in streamed)
+
+
 def test_seeds_of_sampled_text(server):
     def text(seed):
         prompt = workflow("ask", question="Roll a die.", max_new_tokens=12)
