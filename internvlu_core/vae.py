@@ -144,7 +144,8 @@ class Attention(nn.Module):
         self.proj = operations.Conv2d(size, size, 1, **factory)
 
     def forward(self, x: Tensor) -> Tensor:
-        qkv = self.to_qkv(self.norm(x)).flatten(2).transpose(1, 2)[:, None]  # [N, 1, H·W, 3C]
+        # Contiguous, as fused attention kernels ask: without one, H·W × H·W weights take gigabytes at 1024 × 1024.
+        qkv = self.to_qkv(self.norm(x)).flatten(2).transpose(1, 2).contiguous()[:, None]  # [N, 1, H·W, 3C]
         out = F.scaled_dot_product_attention(*qkv.chunk(3, dim=-1))
         return x + self.proj(out[:, 0].transpose(1, 2).view_as(x))
 
