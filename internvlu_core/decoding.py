@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -40,6 +40,12 @@ class TextSettings:
             raise InputError(f"num_beams is {self.num_beams} and temperature {self.temperature}: beams are not sampled")
 
 
+def within(settings: TextSettings, prompt_tokens: int, max_positions: int) -> TextSettings:
+    """Settings that stop at the last position: behind it there is nothing to write, and a cache need not be longer."""
+    room = max(1, max_positions - prompt_tokens)
+    return replace(settings, max_new_tokens=min(settings.max_new_tokens, room))
+
+
 @torch.inference_mode()
 def generate_tokens(
     vlm: VLM, prompt: Tensor, stop_ids: tuple[int, ...], settings: TextSettings, on_tokens: OnTokens | None = None
@@ -67,7 +73,7 @@ def generate_tokens(
 
 def _one_sequence(step, embed, prompt, stop_ids, settings, on_tokens) -> list[int]:
     generator = torch.Generator()  # its own and on the CPU: the same on every device, and no global state is touched
-    generator.seed() if settings.seed is None else generator.manual_seed(settings.seed)
+    generator.seed() if settings.seed is None else generator.manual_seed(int(settings.seed))
     tokens, x = [], prompt
     while len(tokens) < settings.max_new_tokens:
         token = choose(step(x)[0].cpu(), settings, generator)

@@ -1,5 +1,7 @@
 """The two kinds of error a user can cause. Both are ValueErrors, so callers that do not care need not import them."""
 
+from numbers import Integral
+
 
 class CheckpointError(ValueError):
     """A checkpoint folder that is missing, cut off, foreign, or at odds with its own JSON."""
@@ -11,7 +13,7 @@ class InputError(ValueError):
 
 def check_integer(name: str, value, least: int, most: int):
     """Raises InputError unless value is an integer (True is none) from least to most."""
-    if isinstance(value, bool) or not isinstance(value, int):
+    if isinstance(value, bool) or not isinstance(value, Integral):
         raise InputError(f"{name} is {value!r}; it must be an integer")
     if not least <= value <= most:
         raise InputError(f"{name} is {value}; it must be from {least} to {most}")

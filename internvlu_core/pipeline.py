@@ -1,7 +1,7 @@
 """InternVL-U from end to end: the one place that knows the whole story."""
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 from . import guidance, imaging, weights
 from .config import Config
 from .context import Branch, Context, Reader, TextResult
-from .decoding import MAX_SEED, MAX_SETTING, TextSettings, generate_tokens
+from .decoding import MAX_SEED, MAX_SETTING, TextSettings, generate_tokens, within
 from .errors import InputError, check_integer, check_number
 from .mmdit import MMDiT
 from .prompt import Tokenizer
@@ -122,9 +122,7 @@ class InternVLU:
         return self._continue(full, tiles, settings, on_token)
 
     def _continue(self, prompt, tiles: list[Tensor], settings: TextSettings, on_token: OnToken | None) -> TextResult:
-        # Behind the last position there is nothing to write; a cache that ends there is as long as any call can use.
-        room = max(1, self.config.language.max_positions - len(prompt))
-        settings = replace(settings, max_new_tokens=min(settings.max_new_tokens, room))
+        settings = within(settings, len(prompt), self.config.language.max_positions)
         features = self.reader.see(tiles, self.device, self.dtype)
         embeddings = self.reader.embed(prompt, features, self.device)
         decode = self.tokenizer.decode
@@ -304,7 +302,7 @@ class InternVLU:
                 raise InputError("latents contain values that are not finite (NaN or infinity)")
             return latents
         check_integer("seed", seed, 0, MAX_SEED)
-        return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+        return torch.randn(shape, generator=torch.Generator().manual_seed(int(seed)))
 
 
 def choose_dtype(stored: torch.dtype, device: torch.device) -> torch.dtype:
@@ -343,10 +341,6 @@ def _as_list(images) -> list[Image.Image]:
 def _as_text(name: str, value) -> str:
     if not isinstance(value, str):
         raise InputError(f"{name} must be a string, not {type(value).__name__}")
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:  # half a surrogate pair, which stands for no character
-        raise InputError(f"{name} is not valid text: {error}") from error
     return value
 
 

@@ -79,7 +79,11 @@ class Tokenizer:
         return self._known[token]
 
     def encode(self, text: str) -> list[int]:
-        """Ids of a stretch of plain text."""
+        """Ids of a stretch of plain text. Raises InputError for half a surrogate pair: it stands for no character."""
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise InputError(f"a prompt is not valid text: {error}") from error
         return self.tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids
 
     def decode(self, ids) -> str:

@@ -112,7 +112,10 @@ def open_source(path: "str | Path | Source") -> Source:
     """The source at a path. Raises CheckpointError if there is none."""
     if isinstance(path, Source):
         return path
-    path = Path(path)
+    try:
+        path = Path(path)
+    except TypeError:
+        raise CheckpointError(f"a checkpoint is a path, not {path!r}") from None
     if path.is_file():
         return File(path)
     if not path.is_dir():

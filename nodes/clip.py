@@ -25,7 +25,18 @@ class InternVLUCLIP(comfy.sd.CLIP):
         self.apply_hooks_to_conds = None
 
     def clone(self, *args, **kwargs):
-        return InternVLUCLIP(self.vlm.with_patcher(self.patcher.clone(*args, **kwargs)))
+        other = InternVLUCLIP(self.vlm.with_patcher(self.patcher.clone(*args, **kwargs)))
+        other.use_clip_schedule = self.use_clip_schedule
+        other.apply_hooks_to_conds = self.apply_hooks_to_conds
+        return other
+
+    def clip_layer(self, layer_idx):
+        raise InputError("CLIPSetLastLayer has no meaning here: the checkpoint says which layers InternVL-U reads")
+
+    def encode_from_tokens_scheduled(self, tokens, *args, **kwargs):
+        if self.use_clip_schedule and self.patcher.forced_hooks is not None:
+            raise InputError("hooks on InternVL-U's CLIP cannot follow a schedule; turn schedule_clip off")
+        return super().encode_from_tokens_scheduled(tokens, *args, **kwargs)
 
     def tokenize(self, text, return_word_ids=False, images=(), **kwargs):
         """images: IMAGEs [B, H, W, C] of TextEncodeQwenImageEdit and its like."""

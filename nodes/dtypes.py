@@ -47,5 +47,5 @@ def kept_dtype(name: str, tensor: torch.Tensor, dtype: torch.dtype, compute_dtyp
     # Layer scales are matrices of one row.
     matrix = tensor.ndim == 2 and len(tensor) > 1 and _REPEATED.search(name)
     # Beyond its range float8_e4m3fn has no infinity, but NaN.
-    fits = matrix and tensor.abs().max() <= torch.finfo(dtype).max
+    fits = matrix and (tensor.dtype == dtype or tensor.float().abs().max() <= torch.finfo(dtype).max)
     return dtype if fits else compute_dtype or tensor.dtype

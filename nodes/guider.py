@@ -98,7 +98,9 @@ def predict(guider, x, timestep, model_options: dict, all_scale: float, partial_
     else:
         outputs = comfy.samplers.calc_cond_batch(model, conds, x, timestep, model_options)
     for hook in model_options.get("sampler_pre_cfg_function", ()):
-        outputs = hook({"conds": conds, "conds_out": outputs, "cond_scale": all_scale, "timestep": timestep, **common})
+        args = {"conds": conds, "conds_out": outputs, "cond_scale": all_scale, "timestep": timestep, **common}
+        changed = hook(args)
+        outputs = [*changed, *outputs[len(changed) :]]  # a hook may know of two only
 
     sigma = timestep.view(-1, *[1] * (x.ndim - 1))
     velocities = [(x - denoised) / sigma for denoised in outputs]
@@ -129,6 +131,9 @@ def patch_model(model: comfy.model_patcher.ModelPatcher, partial: list, partial_
     """
     check_model(model)
     check_scale("partial_scale", partial_scale)
+    if any("hooks" in values for _, values in partial):
+        # ComfyUI registers the hooks of a sampler's own conditionings before anything here is asked.
+        raise InputError("InternVL-U Guidance cannot follow hooks on partial; InternVL-U Guider can")
 
     def guide_by_three(executor, *args, **kwargs):
         guider = executor.class_obj

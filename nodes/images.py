@@ -22,7 +22,9 @@ def collect(inputs: dict) -> list[Image.Image]:
 
 
 def to_pil(image: torch.Tensor) -> Image.Image:
-    """[H, W, C] in 0…1 → RGB picture; an alpha channel is dropped."""
+    """[H, W, C] in 0…1 → RGB picture; an alpha channel is dropped, a single channel is grey."""
+    if image.shape[-1] == 1:
+        image = image.expand(-1, -1, 3)
     levels = (image[..., :3].float() * 255).round().clamp(0, 255).to(torch.uint8)
     return Image.fromarray(levels.cpu().numpy())
 

@@ -101,8 +101,8 @@ class InternVLULoader(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, checkpoint, weight_dtype):
         """Files replaced on disk are loaded anew."""
-        path = download.resolve(checkpoint)
-        return folders.stamps(path) if path else []
+        # What is downloaded is pinned: as a choice it means the same before and after.
+        return [] if checkpoint == download.CHOICE else folders.stamps(download.resolve(checkpoint))
 
     @classmethod
     def execute(cls, checkpoint, weight_dtype) -> io.NodeOutput:

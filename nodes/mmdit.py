@@ -15,11 +15,11 @@ from comfy.patcher_extension import WrapperExecutor, WrappersMP, get_all_wrapper
 
 from ..internvlu_core import source, weights
 from ..internvlu_core.config import Config, MMDiTConfig
-from ..internvlu_core.errors import InputError
+from ..internvlu_core.errors import CheckpointError, InputError
 from ..internvlu_core.mmdit import MMDiT
 from ..internvlu_core.sampler import TIMESTEPS, flow_sigmas
 from .dtypes import COMPUTE_DTYPES, choose_dtypes, kept_dtype
-from .latents import GRID, check_size
+from .latents import CHANNELS, GRID, check_size
 
 
 def attention(q, k, v, transformer_options=None):
@@ -204,7 +204,16 @@ class InternVLUModel(comfy.model_base.BaseModel):
 
 
 def build_model(config: Config, state_dict: dict, dtype: torch.dtype | None) -> comfy.model_patcher.ModelPatcher:
-    """A MODEL from the core's state dict. dtype: of the weights, None for what ComfyUI thinks best."""
+    """A MODEL from the core's state dict. dtype: of the weights, None for what ComfyUI thinks best.
+
+    Raises CheckpointError for a checkpoint whose latents are not the released one's: ComfyUI's sizes assume those.
+    """
+    found = config.vae.scale_factor, config.mmdit.patch_size, config.vae.latent_channels
+    if found != (GRID // 2, 2, CHANNELS):
+        raise CheckpointError(
+            f"latents of 1/{found[0]} of a side, patches of {found[1]} and {found[2]} channels work without ComfyUI "
+            f"only; its nodes count on 1/{GRID // 2}, 2 and {CHANNELS}"
+        )
     model_config = ModelConfig(config)
     load_device = comfy.model_management.get_torch_device()
     offload_device = comfy.model_management.unet_offload_device()

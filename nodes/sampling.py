@@ -1,8 +1,10 @@
 """The official sampling: as one node, as its parts for stock samplers, and as a patch on the MODEL."""
 
+import math
 from itertools import count
 
 import comfy.model_management
+import comfy.model_sampling
 import comfy.sample
 import comfy.samplers
 import comfy.utils
@@ -11,8 +13,9 @@ import torch
 from comfy_api.latest import io
 from tqdm.auto import trange
 
+from ..internvlu_core.errors import InputError
 from ..internvlu_core.guidance import ALL_SCALE, PARTIAL_SCALE
-from ..internvlu_core.sampler import dpmpp_2m, flow_sigmas
+from ..internvlu_core.sampler import MAX_STEPS, dpmpp_2m, flow_sigmas
 from .guider import DualGuider, patch_model
 from .schema import CATEGORY, MAX_SEED
 
@@ -104,7 +107,7 @@ class InternVLUSampler(io.ComfyNode):
         guider = DualGuider(model)
         guider.set_conds(full, partial, unconditional)
         guider.set_scales(all_scale, partial_scale)
-        sigmas = denoise_sigmas(steps, model.get_model_object("model_sampling").shift, denoise)
+        sigmas = denoise_sigmas(steps, shift_of(model.get_model_object("model_sampling")), denoise)
 
         samples = comfy.sample.fix_empty_latent_channels(model, latent_image["samples"])
         noise = comfy.sample.prepare_noise(samples, seed, latent_image.get("batch_index"))
@@ -209,8 +212,20 @@ class InternVLUSamplerSelect(io.ComfyNode):
         return io.NodeOutput(comfy.samplers.KSAMPLER(sample_dpmpp_2m))
 
 
+def shift_of(model_sampling) -> float:
+    """The shift of the noise levels that a MODEL has now; model sampling nodes change it."""
+    if isinstance(model_sampling, comfy.model_sampling.ModelSamplingFlux):
+        return math.exp(model_sampling.shift)
+    if isinstance(model_sampling, comfy.model_sampling.ModelSamplingDiscreteFlow):
+        return model_sampling.shift
+    kind = type(model_sampling).__bases__[0].__name__
+    raise InputError(f"a node has changed the model's sampling to {kind}, which is not a flow's")
+
+
 def denoise_sigmas(steps: int, shift: float, denoise: float) -> torch.Tensor:
     """The last `steps` steps of a schedule that is 1 / denoise as long, as KSampler does it."""
-    if denoise <= 0:
-        return torch.empty(0)
+    if not 0 <= denoise <= 1:
+        raise InputError(f"denoise is {denoise}; it must be from 0 to 1")
+    if steps > denoise * MAX_STEPS:
+        return torch.empty(0)  # nothing to change
     return flow_sigmas(max(steps, int(steps / denoise)), shift)[-(steps + 1) :]

@@ -17,7 +17,7 @@ from server import PromptServer
 from ..internvlu_core import imaging
 from ..internvlu_core.config import Config
 from ..internvlu_core.context import Branch, Reader, TextResult
-from ..internvlu_core.decoding import TextSettings, generate_tokens
+from ..internvlu_core.decoding import TextSettings, generate_tokens, within
 from ..internvlu_core.prompt import Prompt, Tokenizer
 from ..internvlu_core.vlm import VLM
 from .dtypes import choose_dtypes
@@ -104,11 +104,13 @@ class ComfyVLM:
         self, prompt: Prompt, tiles: list[torch.Tensor], settings: TextSettings, node_id: str | None = None
     ) -> TextResult:
         """Continue a prompt; a progress bar and the text so far go to the node. ComfyUI's cancel raises out of it."""
+        settings = within(settings, len(prompt), self.config.language.max_positions)
         self.load(settings.num_beams * (len(prompt) + settings.max_new_tokens))
         bar = comfy.utils.ProgressBar(settings.max_new_tokens)
         show = TextStream(node_id)
 
         def on_tokens(tokens: list[int]):
+            comfy.model_management.throw_exception_if_processing_interrupted()  # newer bars look only now and then
             bar.update_absolute(len(tokens))
             show(lambda: self.tokenizer.decode(tokens))
 

@@ -234,6 +234,16 @@ def test_eight_bits_keep_what_they_cannot_hold(host):
     assert kept_dtype("vision_model.encoder.layers.0.norm1.weight", torch.ones(8), FP8, HALF) == HALF
 
 
+def test_eight_bits_load_again(host):
+    """What was kept in 8 bits, and saved so, keeps its bits."""
+    first = host.build_model(FP8).model.diffusion_model.state_dict()
+    build = host.module("nodes.mmdit").build_model
+    again = build(host.config, dict(first), FP8).model.diffusion_model.state_dict()
+    assert FP8 in {tensor.dtype for tensor in first.values()}
+    for name, tensor in first.items():
+        assert again[name].dtype == tensor.dtype and torch.equal(again[name].float(), tensor.float()), name
+
+
 @pytest.mark.parametrize("name", ["bf16", "fp16", "fp8_e4m3fn"])
 def test_computing_in_float16_under_comfyui(host, name):
     """ModelComputeDtype fp16, over weights of each kind; a conditioning beyond float16's range included."""

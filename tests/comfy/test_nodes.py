@@ -1,10 +1,15 @@
 """What a user meets at the nodes: stock nodes on our types, batches, caching, cancelling, errors."""
 
+import importlib
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
+from checkpoints import CHECKPOINT
 from comfy_server import PACK_NAME, ComfyError, ComfyInterrupted
 from graphs import assert_close_pictures, picture_of, workflow
+from inprocess import PACK, load_pack
 from PIL import Image
 
 from internvlu_core.sampler import flow_sigmas
@@ -227,3 +232,85 @@ def test_every_node_has_a_help_page(server):
         if name.startswith("InternVLU"):
             page = server.http.get(f"{server.url}/extensions/{PACK_NAME}/docs/{name}.md", timeout=60)
             assert page.ok and page.text.startswith(f"# {node['display_name']}\n"), name
+
+
+def test_inputs_of_other_packs_and_odd_values(host):
+    """Grey IMAGEs, half characters, denoise that is none, a MODEL whose sampling another node has changed."""
+    images, sampling, text = (host(name) for name in ("images", "sampling", "text"))
+    grey = torch.linspace(0, 1, 256).view(1, 256, 1)
+    assert np.array_equal(np.asarray(images.to_pil(grey)), np.arange(256)[None, :, None].repeat(3, 2))
+    _, vlm, _ = host("loader").InternVLULoader.execute("InternVL-U", "fp32").result
+    for words in ("\ud83d", "a \udc00 cat"):
+        with pytest.raises(ValueError, match="not valid text"):
+            text.InternVLUEncode.execute(vlm, words)
+    for denoise in (float("nan"), -0.1, 1.5):
+        with pytest.raises(ValueError, match="denoise is"):
+            sampling.denoise_sigmas(4, 3.0, denoise)
+    assert len(sampling.denoise_sigmas(4, 3.0, 1e-9)) == 0
+
+
+def test_sample_follows_a_patched_shift(host):
+    """ModelSamplingFlux keeps the logarithm of what ModelSamplingSD3 keeps."""
+    from comfy_extras.nodes_model_advanced import ModelSamplingContinuousEDM, ModelSamplingFlux, ModelSamplingSD3
+
+    model = host("loader").InternVLULoader.execute("InternVL-U", "fp32").result[0]
+    shift = host("sampling").shift_of
+    assert shift(model.get_model_object("model_sampling")) == 3.0
+    (sd3,) = ModelSamplingSD3().patch(model, 5.0)
+    assert shift(sd3.get_model_object("model_sampling")) == 5.0
+    (flux,) = ModelSamplingFlux().patch(model, max_shift=1.15, base_shift=0.5, width=1024, height=1024)
+    assert shift(flux.get_model_object("model_sampling")) == pytest.approx(np.exp(1.15))
+    (edm,) = ModelSamplingContinuousEDM().patch(model, "v_prediction", 120.0, 0.002)
+    with pytest.raises(ValueError, match="not a flow's"):
+        shift(edm.get_model_object("model_sampling"))
+
+
+def test_clip_keeps_its_hooks(host):
+    _, vlm, _ = host("loader").InternVLULoader.execute("InternVL-U", "fp32").result
+    clip = host("clip").InternVLUCLIP(vlm)
+    clip.use_clip_schedule, clip.apply_hooks_to_conds = True, object()
+    clone = clip.clone()
+    assert clone.use_clip_schedule and clone.apply_hooks_to_conds is clip.apply_hooks_to_conds
+    clone.patcher.forced_hooks = object()
+    with pytest.raises(ValueError, match="schedule_clip"):
+        clone.encode_from_tokens_scheduled(clone.tokenize("a cat"))
+    with pytest.raises(ValueError, match="CLIPSetLastLayer"):
+        clone.clip_layer(-2)
+
+
+def test_partial_with_hooks_needs_the_guider(host):
+    model, vlm, _ = host("loader").InternVLULoader.execute("InternVL-U", "fp32").result
+    _, partial, _ = host("text").InternVLUEncode.execute(vlm, "a cat").result
+    hooked = [[hidden, {**values, "hooks": object()}] for hidden, values in partial]
+    with pytest.raises(ValueError, match="hooks on partial"):
+        host("sampling").InternVLUGuidance.execute(model, hooked, 2.0)
+
+
+def test_hooks_for_two_branches_leave_the_third(host):
+    """A pre-CFG hook of a pack that knows two branches must not take the pictures' guidance away."""
+    predict = host("guider").predict
+    x = torch.ones(1, 16, 1, 2, 2)
+    outputs = [x * value for value in (0.5, 0.2, 0.3)]
+    guider = SimpleNamespace(inner_model=None, conds={"positive": 1, "negative": 2, "partial": 3})
+    results = []
+    for hooks in ([], [lambda args: args["conds_out"][:2]]):
+        options = {"sampler_calc_cond_batch_function": lambda args: outputs, "sampler_pre_cfg_function": hooks}
+        guider.conds = {"positive": 1, "negative": 2, "partial": 3}
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("comfy.samplers.calc_cond_batch", lambda *args: [])
+            results.append(predict(guider, x, torch.tensor([0.5]), options, 4.5, 2.0))
+    assert torch.equal(*results)
+    assert not torch.allclose(results[0], x - 0.5 * ((1 - 0.2) / 0.5 + 4.5 * (0.2 - 0.5) / 0.5) * x)
+
+
+@pytest.fixture(scope="module")
+def host():
+    """host(name) → a module of nodes/, in this process, with the tiny checkpoint as InternVL-U."""
+    load_pack()
+
+    def module(name):
+        return importlib.import_module(f"{PACK}.nodes.{name}")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module("folders"), "checkpoints", lambda: {"InternVL-U": CHECKPOINT})
+        yield module
