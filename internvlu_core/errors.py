@@ -23,3 +23,14 @@ def check_number(name: str, value, good, wanted: str):
     """Raises InputError unless value is a number for which good(value) holds."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not good(value):
         raise InputError(f"{name} is {value!r}; it must be {wanted}")
+
+
+def check_text(name: str, value) -> str:
+    """The value. Raises InputError unless it is a string of whole characters (half a surrogate pair is none)."""
+    if not isinstance(value, str):
+        raise InputError(f"{name} must be a string, not {type(value).__name__}")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"{name} is not valid text: {error}") from error
+    return value

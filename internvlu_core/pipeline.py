@@ -12,7 +12,7 @@ from . import guidance, imaging, weights
 from .config import Config
 from .context import Branch, Context, Reader, TextResult
 from .decoding import MAX_SEED, MAX_SETTING, TextSettings, generate_tokens, within
-from .errors import InputError, check_integer, check_number
+from .errors import InputError, check_integer, check_number, check_text
 from .mmdit import MMDiT
 from .prompt import Tokenizer
 from .sampler import dpmpp_2m, flow_sigmas, sigma_to_timestep
@@ -98,7 +98,9 @@ class InternVLU:
         settings = TextSettings(max_new_tokens, num_beams, temperature, top_p, top_k, seed)
         check_integer("max_tiles", max_tiles, 1, MAX_SETTING)
         tiles = self._tiles(_as_list(images), min(max_tiles, self.config.processor.max_tiles))
-        chat = self.reader.prompts.chat(_as_text("prompt", prompt), [len(t) for t in tiles], _as_system(system_prompt))
+        chat = self.reader.prompts.chat(
+            check_text("prompt", prompt), [len(t) for t in tiles], _as_system(system_prompt)
+        )
         return self._continue(chat, tiles, settings, on_token)
 
     def reason(
@@ -118,7 +120,7 @@ class InternVLU:
         """Think in words about the picture to draw; the result is generate's `reasoning`. Arguments as in answer."""
         settings = TextSettings(max_new_tokens, num_beams, temperature, top_p, top_k, seed)
         tiles = self._tiles(_as_list(images))
-        full = self.reader.prompts.full(_as_text("prompt", prompt), len(tiles), _as_system(system_prompt))
+        full = self.reader.prompts.full(check_text("prompt", prompt), len(tiles), _as_system(system_prompt))
         return self._continue(full, tiles, settings, on_token)
 
     def _continue(self, prompt, tiles: list[Tensor], settings: TextSettings, on_token: OnToken | None) -> TextResult:
@@ -150,8 +152,8 @@ class InternVLU:
         blank prompt of the unconditional branch; partial_negative (experimental): the same for the branch that sees
         the images, without effect when there are none. Raises InputError naming the value that cannot be used.
         """
-        prompt, images = _as_text("prompt", prompt), _as_list(images)
-        reasoning = _as_text("reasoning", reasoning) if isinstance(reasoning, str) else reasoning
+        prompt, images = check_text("prompt", prompt), _as_list(images)
+        reasoning = check_text("reasoning", reasoning) if isinstance(reasoning, str) else reasoning
         pixels = [imaging.reference_pixels(image, self.config.processor) for image in images]
         features = self.reader.see(self._tiles(images), self.device, self.dtype)
         return self.reader.context(
@@ -162,8 +164,8 @@ class InternVLU:
             system_prompt=_as_system(system_prompt),
             reasoning=reasoning,
             whole_reasoning=whole_reasoning,
-            negative=_as_text("negative", negative),
-            partial_negative=_as_text("partial_negative", partial_negative),
+            negative=check_text("negative", negative),
+            partial_negative=check_text("partial_negative", partial_negative),
         )
 
     def generate(
@@ -195,7 +197,7 @@ class InternVLU:
         [num_images, z, h, w]; latents: that tensor itself. callback may raise to cancel. Raises InputError naming the
         value that cannot be used.
         """
-        prompt, images = _as_text("prompt", prompt), _as_list(images)
+        prompt, images = check_text("prompt", prompt), _as_list(images)
         height, width = self._size(height, width, images)
         reasoned = reasoning is not None
         all_scale = _scale("all_scale", all_scale, guidance.ALL_SCALE_REASONED if reasoned else guidance.ALL_SCALE)
@@ -338,14 +340,8 @@ def _as_list(images) -> list[Image.Image]:
     return list(images)
 
 
-def _as_text(name: str, value) -> str:
-    if not isinstance(value, str):
-        raise InputError(f"{name} must be a string, not {type(value).__name__}")
-    return value
-
-
 def _as_system(value) -> str | None:
-    return None if value is None else _as_text("system_prompt", value)
+    return None if value is None else check_text("system_prompt", value)
 
 
 def _scale(name: str, value: float | None, default: float) -> float:

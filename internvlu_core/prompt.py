@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .errors import CheckpointError, InputError
+from .errors import CheckpointError, InputError, check_text
 from .vlm import SPECIAL_TOKENS
 
 # Constants of the checkpoint's training, byte for byte.
@@ -79,11 +79,8 @@ class Tokenizer:
         return self._known[token]
 
     def encode(self, text: str) -> list[int]:
-        """Ids of a stretch of plain text. Raises InputError for half a surrogate pair: it stands for no character."""
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise InputError(f"a prompt is not valid text: {error}") from error
+        """Ids of a stretch of plain text."""
+        text = check_text("the text", text)
         return self.tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids
 
     def decode(self, ids) -> str:
