@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .config import Config
+from .decoding import OnTokens, TextSettings, generate_tokens
 from .errors import CheckpointError, InputError
 from .positions import Grid
 from .prompt import IMG, PAD, Prompt, PromptBuilder, Tokenizer, as_tensor
@@ -73,6 +74,21 @@ class Reader:
             torch.tensor(image_mask, device=device),
             torch.cat(features) if features else None,
         )
+
+    def write(
+        self,
+        prompt: Prompt,
+        tiles: list[Tensor],
+        settings: TextSettings,
+        *,
+        device,
+        dtype,
+        on_tokens: OnTokens | None = None,
+    ) -> TextResult:
+        """Continue a prompt in words. tiles: as in see, one entry per image of the prompt."""
+        embeddings = self.embed(prompt, self.see(tiles, device, dtype), device)
+        tokens = generate_tokens(self.vlm, embeddings, self.tokenizer.stop_ids, settings, on_tokens)
+        return TextResult(self.tokenizer.decode(tokens), tuple(tokens))
 
     @torch.inference_mode()
     def read(self, prompt: Prompt, features: list[Tensor], references: list[Tensor], device) -> Branch:

@@ -11,7 +11,7 @@ from torch import Tensor
 from . import guidance, imaging, weights
 from .config import Config
 from .context import Branch, Context, Reader, TextResult
-from .decoding import MAX_SEED, MAX_SETTING, TextSettings, generate_tokens, within
+from .decoding import MAX_SEED, MAX_SETTING, TextSettings, within
 from .errors import InputError, check_integer, check_number, check_text
 from .mmdit import MMDiT
 from .prompt import Tokenizer
@@ -125,12 +125,9 @@ class InternVLU:
 
     def _continue(self, prompt, tiles: list[Tensor], settings: TextSettings, on_token: OnToken | None) -> TextResult:
         settings = within(settings, len(prompt), self.config.language.max_positions)
-        features = self.reader.see(tiles, self.device, self.dtype)
-        embeddings = self.reader.embed(prompt, features, self.device)
         decode = self.tokenizer.decode
         on_tokens = on_token and (lambda tokens: on_token(len(tokens), decode(tokens)))
-        tokens = generate_tokens(self.vlm, embeddings, self.tokenizer.stop_ids, settings, on_tokens)
-        return TextResult(decode(tokens), tuple(tokens))
+        return self.reader.write(prompt, tiles, settings, device=self.device, dtype=self.dtype, on_tokens=on_tokens)
 
     # Pictures
 

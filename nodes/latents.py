@@ -5,11 +5,11 @@ import torch
 from comfy_api.latest import io
 
 from ..internvlu_core.errors import InputError
+from ..internvlu_core.pipeline import MAX_SIDE
 from .schema import CATEGORY
 
 GRID = 16  # pixels: 8 of the VAE × 2 of a patch
 CHANNELS = 16
-MAX_SIDE = 16_384
 
 
 def check_side(name: str, side: int):

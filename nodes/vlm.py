@@ -17,7 +17,7 @@ from server import PromptServer
 from ..internvlu_core import imaging
 from ..internvlu_core.config import Config
 from ..internvlu_core.context import Branch, Reader, TextResult
-from ..internvlu_core.decoding import TextSettings, generate_tokens, within
+from ..internvlu_core.decoding import TextSettings, within
 from ..internvlu_core.prompt import Prompt, Tokenizer
 from ..internvlu_core.vlm import VLM
 from .dtypes import choose_dtypes
@@ -114,13 +114,6 @@ class ComfyVLM:
             bar.update_absolute(len(tokens))
             show(lambda: self.tokenizer.decode(tokens))
 
-        features = self.reader.see(tiles, self.load_device, self.dtype)
-        embeddings = self.reader.embed(prompt, features, self.load_device)
-        tokens = generate_tokens(
-            self.reader.vlm,
-            embeddings,
-            self.tokenizer.stop_ids,
-            settings,
-            on_tokens,
+        return self.reader.write(
+            prompt, tiles, settings, device=self.load_device, dtype=self.dtype, on_tokens=on_tokens
         )
-        return TextResult(self.tokenizer.decode(tokens), tuple(tokens))
