@@ -10,13 +10,16 @@ import comfy.samplers
 import comfy.utils
 import latent_preview
 import torch
-from comfy_api.latest import io
+from comfy_api.latest import io, ui
+from comfy_execution.graph import ExecutionBlocker
 from tqdm.auto import trange
 
 from ..internvlu_core.errors import InputError
 from ..internvlu_core.guidance import ALL_SCALE, PARTIAL_SCALE
 from ..internvlu_core.sampler import MAX_STEPS, dpmpp_2m, flow_sigmas
 from .guider import DualGuider, patch_model
+from .images import from_pil
+from .plot import plot_guidance
 from .schema import CATEGORY, MAX_SEED
 
 
@@ -96,15 +99,38 @@ class InternVLUSampler(io.ComfyNode):
                 steps,
                 *scale_inputs(),
                 denoise,
+                io.Boolean.Input(
+                    "guidance_plot",
+                    default=False,
+                    optional=True,
+                    tooltip="Draw how strongly the prompt and the pictures guided each step.",
+                ),
             ],
-            outputs=[io.Latent.Output(tooltip="For VAE Decode.")],
+            outputs=[
+                io.Latent.Output(tooltip="For VAE Decode."),
+                io.Image.Output(
+                    display_name="guidance_plot", tooltip="The plot; while it is off, nodes behind it are skipped."
+                ),
+            ],
         )
 
     @classmethod
     def execute(
-        cls, model, full, partial, unconditional, latent_image, seed, steps, all_scale, partial_scale, denoise
+        cls,
+        model,
+        full,
+        partial,
+        unconditional,
+        latent_image,
+        seed,
+        steps,
+        all_scale,
+        partial_scale,
+        denoise,
+        guidance_plot=False,
     ) -> io.NodeOutput:
         guider = DualGuider(model)
+        guider.trace = [] if guidance_plot else None
         guider.set_conds(full, partial, unconditional)
         guider.set_scales(all_scale, partial_scale)
         sigmas = denoise_sigmas(steps, shift_of(model.get_model_object("model_sampling")), denoise)
@@ -121,7 +147,11 @@ class InternVLUSampler(io.ComfyNode):
             disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
             seed=seed,
         )
-        return io.NodeOutput({**latent_image, "samples": result.to(comfy.model_management.intermediate_device())})
+        latent = {**latent_image, "samples": result.to(comfy.model_management.intermediate_device())}
+        if not guidance_plot:
+            return io.NodeOutput(latent, ExecutionBlocker(None))
+        plot = from_pil(plot_guidance(guider.trace, sigmas.tolist(), all_scale, partial_scale))
+        return io.NodeOutput(latent, plot, ui=ui.PreviewImage(plot, cls=cls))
 
 
 class InternVLUGuider(io.ComfyNode):
