@@ -7,7 +7,7 @@ from ..internvlu_core.errors import InputError
 from ..internvlu_core.grounding import parse_boxes
 from .images import from_pil, to_pil
 from .plot import draw_boxes
-from .schema import CATEGORY
+from .schema import CATEGORY, aliases
 
 
 class InternVLUBoxes(io.ComfyNode):
@@ -16,6 +16,7 @@ class InternVLUBoxes(io.ComfyNode):
         return io.Schema(
             node_id="InternVLUBoxes",
             display_name="InternVL-U Boxes",
+            **aliases("grounding", "detect", "bounding box", "bbox", "object detection"),
             category=CATEGORY,
             description="Reads the boxes in an answer: as numbers, as a mask, and drawn on the picture.",
             inputs=[

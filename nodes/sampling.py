@@ -20,7 +20,7 @@ from ..internvlu_core.sampler import MAX_STEPS, dpmpp_2m, flow_sigmas
 from .guider import DualGuider, patch_model
 from .images import from_pil
 from .plot import plot_guidance
-from .schema import CATEGORY, MAX_SEED
+from .schema import CATEGORY, MAX_SEED, aliases
 
 
 def sample_dpmpp_2m(model, x, sigmas, extra_args=None, callback=None, disable=None):
@@ -87,6 +87,7 @@ class InternVLUSampler(io.ComfyNode):
         return io.Schema(
             node_id="InternVLUSampler",
             display_name="InternVL-U Sample",
+            **aliases("ksampler", "sample", "draw", "generate image"),
             category=CATEGORY,
             description="Draws with the official sampler, DPM-Solver++(2M), and the official three-branch guidance.",
             inputs=[
@@ -160,6 +161,7 @@ class InternVLUGuider(io.ComfyNode):
         return io.Schema(
             node_id="InternVLUGuider",
             display_name="InternVL-U Guider",
+            **aliases("cfg", "guidance", "custom sampling"),
             category=CATEGORY,
             description="The official three-branch guidance, for SamplerCustomAdvanced.",
             inputs=[model_input(), *conditioning_inputs(), *scale_inputs()],
@@ -180,6 +182,7 @@ class InternVLUGuidance(io.ComfyNode):
         return io.Schema(
             node_id="InternVLUGuidance",
             display_name="InternVL-U Guidance",
+            **aliases("cfg", "patch model", "ksampler guidance"),
             category=CATEGORY,
             description="Gives a stock KSampler or CFGGuider the three-branch guidance: connect full as positive and "
             "unconditional as negative there; its cfg is the all_scale.",
@@ -203,6 +206,7 @@ class InternVLUScheduler(io.ComfyNode):
         return io.Schema(
             node_id="InternVLUScheduler",
             display_name="InternVL-U Scheduler",
+            **aliases("sigmas", "shift", "noise schedule"),
             category=CATEGORY,
             description="The official noise levels, for SamplerCustomAdvanced.",
             inputs=[
@@ -231,6 +235,7 @@ class InternVLUSamplerSelect(io.ComfyNode):
         return io.Schema(
             node_id="InternVLUSamplerSelect",
             display_name="InternVL-U Sampler Select",
+            **aliases("dpm++ 2m", "dpmpp_2m", "sampler"),
             category=CATEGORY,
             description="The official sampler, DPM-Solver++(2M) in the flow's own time, for SamplerCustomAdvanced.",
             inputs=[],

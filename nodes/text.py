@@ -8,7 +8,7 @@ from ..internvlu_core.errors import InputError
 from .clip import as_vlm, vlm_input
 from .conditioning import conditioning
 from .images import collect, from_pil, image_inputs
-from .schema import CATEGORY, MAX_SEED
+from .schema import CATEGORY, MAX_SEED, aliases
 from .vlm import Reasoning, TextStream
 
 EMPTY_PIN = "the reasoning is pinned, but its text is empty; write one, or unpin it"
@@ -83,6 +83,7 @@ class InternVLUEncode(io.ComfyNode):
         return io.Schema(
             node_id="InternVLUEncode",
             display_name="InternVL-U Encode",
+            **aliases("prompt", "text encode", "conditioning", "edit instruction"),
             category=CATEGORY,
             description="Turns a prompt, with pictures to edit and reasoning if any, into the three conditionings "
             "that guide InternVL-U.",
@@ -179,6 +180,7 @@ class InternVLUReason(io.ComfyNode):
         return io.Schema(
             node_id="InternVLUReason",
             display_name="InternVL-U Reason",
+            **aliases("think", "thinking", "chain of thought", "cot", "reasoning"),
             category=CATEGORY,
             description="Lets the model think in words about the picture to draw. Connect the result to Encode.",
             is_output_node=True,
@@ -235,6 +237,7 @@ class InternVLUAsk(io.ComfyNode):
         return io.Schema(
             node_id="InternVLUAsk",
             display_name="InternVL-U Ask",
+            **aliases("caption", "describe", "question", "vqa", "ocr", "chat", "vision"),
             category=CATEGORY,
             description="Answers a question, about pictures if any are connected.",
             is_output_node=True,

@@ -1,18 +1,21 @@
 """InternVL-U Boxes, and that Ask's answers reach it with their marks."""
 
 import importlib
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from graphs import workflow
 from inprocess import PACK, load_pack
 
-from internvlu_core.errors import InputError
+from internvlu_core.context import TextResult
+from internvlu_core.grounding import MARKERS
 
 ANSWER = (
     "<ref>cat</ref><box>[[100, 200, 500, 600], [0, 0, 50, 100]]</box>, <ref>狗</ref><box>[[700, 500, 1000, 1000]]</box>"
 )
+
+PIECES = ("<ref>", "the cat 猫", "</ref>", "<box>", "[[100, 200, 500, 600]]", "</box>")
 
 
 @pytest.fixture(scope="module")
@@ -43,16 +46,24 @@ def test_no_boxes_give_an_empty_mask(boxes_node):
 
 
 def test_unreadable_boxes_and_batches_are_errors(boxes_node):
-    with pytest.raises(InputError, match="four numbers"):
+    with pytest.raises(ValueError, match="four numbers"):
         boxes_node.execute("<box>[[1, 2]]</box>", torch.zeros(1, 8, 8, 3))
-    with pytest.raises(InputError, match="2 pictures"):
+    with pytest.raises(ValueError, match="2 pictures"):
         boxes_node.execute("", torch.zeros(2, 8, 8, 3))
 
 
-def test_answers_keep_their_marks(server):
-    """Ask's text goes into Boxes as the model wrote it: sampled at random, the tiny checkpoint writes marks too."""
-    prompt = workflow("ask", question="Where?", max_new_tokens=400)
-    prompt["8"]["inputs"] |= {"temperature": 5.0, "seed": 1}
-    (answer,) = server.run(prompt).outputs["8"]["text"]
-    assert "<box>" in answer or "<ref>" in answer or "</box>" in answer or "</ref>" in answer
-    assert "<|im_" not in answer and "<img" not in answer
+def test_answers_keep_their_marks(boxes_node, model, monkeypatch):
+    """What Ask gives is what Boxes reads; the core's text, as the official one, has no special tokens."""
+    text = importlib.import_module(f"{PACK}.nodes.text")
+    vlm = object.__new__(text.as_vlm.__globals__["ComfyVLM"])
+    vlm.config, vlm.tokenizer, vlm.reader = model.config, model.tokenizer, model.reader
+    tokenizer = model.tokenizer
+    pieces = [tokenizer.id(piece) if piece in MARKERS else tokenizer.encode(piece) for piece in PIECES]
+    ids = [token for piece in pieces for token in (piece if isinstance(piece, list) else [piece])]
+    result = TextResult(tokenizer.decode(ids), (*ids, tokenizer.stop_ids[0]))
+    monkeypatch.setattr(vlm, "generate", lambda *args: result, raising=False)
+    monkeypatch.setattr(text.InternVLUAsk, "hidden", SimpleNamespace(unique_id=None), raising=False)
+    output = text.InternVLUAsk.execute(vlm, "Where?", max_new_tokens=8, seed=0)
+    assert output.result == ("".join(PIECES),) and output.ui["text"] == ["".join(PIECES)]
+    boxes, _, _ = boxes_node.execute(output.result[0], torch.zeros(1, 100, 200, 3)).result
+    assert boxes == [[20, 20, 80, 40]]

@@ -40,6 +40,7 @@ def test_node_descriptions(server):
         "InternVLUCLIP": ["CLIP"],
     }
     for name, node in info.items():
+        assert node.get("search_aliases", ["not known to this ComfyUI"]), name
         assert node["category"] == "InternVL-U" and node["description"], name
         assert all(node["output_tooltips"]), f"{name}: an output without a tooltip"
         for section in ("required", "optional"):
