@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from .errors import InputError
 
-MARKERS = ("<ref>", "</ref>", "<box>", "</box>")  # special tokens, which plain decoding drops
+BOX = "<box>"
+MARKERS = ("<ref>", "</ref>", BOX, "</box>")  # special tokens, which plain decoding drops
 SCALE = 1000
 
 _MARKED = re.compile(r"(?:<ref>(?P<label>.*?)</ref>\s*)?<box>(?P<boxes>.*?)</box>", re.DOTALL)

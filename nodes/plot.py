@@ -24,7 +24,7 @@ def plot_guidance(
 ) -> Image.Image:
     """Two lines over the steps: root mean squares of the prompt's and the pictures' term. trace: of each step."""
     width, height = 512, 288
-    left, top, right, bottom = 52, 44, width - 16, height - 40
+    left, top, right, bottom = 56, 44, width - 32, height - 40
     picture = Image.new("RGB", (width, height), PAPER)
     draw, small = ImageDraw.Draw(picture), font(12)
     highest = max((value for pair in trace for value in pair), default=0) or 1.0

@@ -18,7 +18,7 @@ from ..internvlu_core import imaging
 from ..internvlu_core.config import Config
 from ..internvlu_core.context import Branch, Reader, TextResult
 from ..internvlu_core.decoding import TextSettings, within
-from ..internvlu_core.grounding import MARKERS
+from ..internvlu_core.grounding import BOX, MARKERS
 from ..internvlu_core.prompt import Prompt, Tokenizer
 from ..internvlu_core.vlm import VLM
 from .dtypes import choose_dtypes
@@ -119,8 +119,8 @@ class ComfyVLM:
         return [imaging.vit_tiles(image, self.config.processor, max_tiles) for image in images]
 
     def decode(self, tokens) -> str:
-        """Text of tokens with the marks of boxes in it, which InternVL-U Boxes reads."""
-        return self.tokenizer.decode(tokens, keep=MARKERS)
+        """The official text of tokens; if there is a box among them, with the marks that InternVL-U Boxes reads."""
+        return self.tokenizer.decode(tokens, keep=MARKERS if self.tokenizer.id(BOX) in tokens else ())
 
     def as_generated(self, text: str) -> TextResult:
         """A text as if the model had written it, so that it makes the same picture as when it did."""
