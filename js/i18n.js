@@ -3,7 +3,7 @@
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 
-let locales = {};
+export let locales = {};
 try {
   const response = await api.fetchApi("/i18n", { signal: AbortSignal.timeout(5000) });
   if (response.ok) locales = await response.json();
@@ -11,8 +11,14 @@ try {
   // The frontend, which asks for the same, reports it.
 }
 
+export const language = () => app.extensionManager?.setting?.get("Comfy.Locale") ?? "en";
+
+// What the frontend writes beside an input of a node.
+export function inputLabel(nodeId, name) {
+  return locales[language()]?.nodeDefs?.[nodeId]?.inputs?.[name]?.name ?? name;
+}
+
 export function words(key, values = {}) {
-  const language = app.extensionManager?.setting?.get("Comfy.Locale") ?? "en";
-  const found = locales[language]?.internvlu?.[key] ?? locales.en?.internvlu?.[key] ?? key.replaceAll("_", " ");
+  const found = locales[language()]?.internvlu?.[key] ?? locales.en?.internvlu?.[key] ?? key.replaceAll("_", " ");
   return found.replace(/\{(\w+)\}/g, (_, name) => values[name] ?? "");
 }

@@ -1,6 +1,7 @@
 // Shows one free image socket more than are connected, instead of all eight at once. The nodes have all of them in
 // Python, so graphs and API prompts mean the same without this file.
 import { app } from "../../scripts/app.js";
+import { inputLabel } from "./i18n.js";
 
 const numberOf = (socket) => Number(/^image(\d+)$/.exec(socket.name)?.[1] ?? 0);
 
@@ -21,7 +22,8 @@ function refresh(node, sockets) {
 function insert(node, { name, tooltip }) {
   const position = node.inputs.findLastIndex((input) => numberOf(input)) + 1;
   const links = node.inputs.map((_, slot) => node.getInputLink(slot));
-  node.addInput(name, "IMAGE", { tooltip, shape: 7 }); // hollow, as optional inputs are
+  const label = { localized_name: inputLabel(node.comfyClass, name) };
+  node.addInput(name, "IMAGE", { tooltip, shape: 7, ...label }); // hollow, as optional inputs are
   node.inputs.splice(position, 0, node.inputs.pop());
   // From the last: newer frontends know a link by its slot, and a slot can have only one.
   for (let slot = links.length - 1; slot >= position; slot--) {

@@ -43,7 +43,7 @@ class InternVLUEdit(io.ComfyNode):
                 ),
             ],
             outputs=[
-                io.Image.Output(display_name="image", tooltip="The picture at the model's size, for Encode."),
+                io.Image.Output(display_name="image", tooltip="The picture at the model's size, for VAE Encode."),
                 io.Latent.Output(display_name="latent", tooltip="For the sampler."),
                 EditType.Output(display_name="edit", tooltip="For InternVL-U Edit Restore."),
                 io.Int.Output(display_name="width", tooltip="Of the latent, in pixels."),

@@ -68,7 +68,7 @@ def model_input() -> io.Model.Input:
 
 def schedule_inputs() -> list:
     return [
-        io.Int.Input("steps", default=20, min=1, max=1000, tooltip="Evaluations of the model."),
+        io.Int.Input("steps", default=20, min=1, max=1000, tooltip="Steps of the sampler. More are slower and finer."),
         io.Float.Input(
             "denoise",
             default=1.0,
