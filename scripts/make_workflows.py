@@ -382,7 +382,8 @@ BUILD = """async ([prompt, columns, note]) => {
       const size = node.computeSize();
       const pictured = /^(SaveImage|LoadImage|LoadImageMask|PreviewImage|MaskPreview)$/.test(node.type);
       const worded = ["InternVLUEncode", "InternVLUReason", "InternVLUAsk", "CLIPTextEncode"].includes(node.type);
-      const height = pictured ? Math.max(size[1], 320) : worded ? size[1] + 120 : size[1];
+      const previewed = /^(InternVLUSampler|KSampler|SamplerCustomAdvanced)$/.test(node.type);
+      const height = pictured ? Math.max(size[1], 320) : size[1] + (previewed ? 240 : worded ? 120 : 0);
       node.setSize([Math.max(size[0], worded ? 400 : 320), height]);
       node.pos = [x, y];
       // Another seed changes nothing in greedy text, but would make the node think again at every run.
