@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "scripts")]
 
 from comfy_server import ComfyServer, link_folder  # noqa: E402
-from dev import find_comfyui  # noqa: E402
+from dev import find_browser, find_comfyui  # noqa: E402
 from playwright.sync_api import sync_playwright  # noqa: E402
 
 CHECKPOINT = "InternVL-U"
@@ -439,7 +439,7 @@ def browser_page(checkpoint: Path = ROOT / "tests" / "golden" / "checkpoint"):
         settings = {"Comfy.TutorialCompleted": True, "Comfy.Minimap.Visible": False}  # else the template browser opens
         (base / "user" / "default" / "comfy.settings.json").write_text(json.dumps(settings), encoding="utf-8")
         browser = playwright.chromium.launch(
-            executable_path=shutil.which("chromium"),
+            executable_path=find_browser(),
             args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"],
         )
         with ComfyServer(find_comfyui(), base, ROOT) as server:
