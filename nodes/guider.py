@@ -106,7 +106,7 @@ def predict(guider, x, timestep, model_options: dict, all_scale: float, partial_
     velocities = [(x - denoised) / sigma for denoised in outputs]
     full, unconditional = velocities[:2]
     partial = velocities[2] if len(velocities) > 2 else unconditional
-    step = float(torch.trunc(timestep[0] * TIMESTEPS))
+    step = torch.trunc(timestep[0] * TIMESTEPS)
     guided = x - sigma * combine(full, partial, unconditional, all_scale, partial_scale, step)
 
     for hook in model_options.get("sampler_post_cfg_function", ()):

@@ -1,5 +1,7 @@
 """The whole model: several pictures, several references, sizes, callbacks, bfloat16, and other checkpoints."""
 
+from collections import Counter
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,7 @@ from safetensors.torch import load_file
 
 from internvlu_core import InputError, InternVLU, TextResult
 from internvlu_core.config import Config
+from internvlu_core.sampler import flow_sigmas
 
 DRAW = {"prompt": "a cat", "height": 64, "width": 80, "steps": 3}
 
@@ -157,6 +160,20 @@ def test_callback(model, steps, count):
     assert all(tuple(denoised.shape) == (count, 16, 8, 10) for *_, denoised in calls)
     assert torch.equal(calls[-1][2], result.latents)  # the last step goes all the way to its denoised value
     assert torch.equal(model.generate(**settings, num_images=count).latents, result.latents)
+
+
+@pytest.mark.parametrize("images", [0, 2])
+def test_what_a_run_computes_once_and_what_every_step(model, photo, tall, images):
+    """Contexts and references once a run; in a step one pass for all branches."""
+    context = model.encode("make it night", [photo, tall][:images])
+    modules = {name: model.mmdit.get_submodule(name) for name in ("txt_in", "img_in", "time_text_embed", "proj_out")}
+    calls = Counter()
+    hooks = [m.register_forward_hook(lambda *_, name=name: calls.update([name])) for name, m in modules.items()]
+    model.sample(context, torch.zeros(1, 16, 8, 8) + 0.1, flow_sigmas(4), 4.5, 2.0)
+    for hook in hooks:
+        hook.remove()
+    branches, seeing = (3, 2) if images else (2, 0)
+    assert calls == {"txt_in": branches, "img_in": seeing + 4, "time_text_embed": 4, "proj_out": 4}
 
 
 @pytest.mark.parametrize("at", [0, 1])
