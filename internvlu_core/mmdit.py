@@ -27,7 +27,7 @@ class Layout:
 
     Image stream: the generated tokens of every branch (`generated` each), then the references of every branch
     (`references[i]`). Text stream: the context of every branch (`texts[i]`). img_rope, txt_rope: the rotary tables of
-    these tokens [tokens, head_dim / 2]. What is written [B, T, …] below has the tokens of a whole stream as T.
+    these tokens [tokens, head_dim / 2, 2]. What is written [B, T, …] below has the tokens of a whole stream as T.
     """
 
     generated: int
@@ -362,5 +362,10 @@ def gated(linear: nn.Module, x: Tensor, gate: Tensor) -> Tensor:
 
 def rotate(x: Tensor, rope: Tensor) -> Tensor:
     """Rotate x [B, T, heads, D] by the first T rows of a table, in float32; channel 2i is paired with 2i + 1."""
-    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
-    return torch.view_as_real(pairs * rope[: x.shape[1], None]).flatten(-2).to(x.dtype)
+    pairs, rope = x.float().unflatten(-1, (-1, 2)), rope[: x.shape[1], None]
+    if torch.compiler.is_compiling():  # which fuses real arithmetic, and has nothing for complex numbers
+        (a, b), (cos, sin) = pairs.unbind(-1), rope.unbind(-1)
+        rotated = torch.stack([a * cos - b * sin, a * sin + b * cos], dim=-1)
+    else:
+        rotated = torch.view_as_real(torch.view_as_complex(pairs) * torch.view_as_complex(rope))
+    return rotated.flatten(-2).to(x.dtype)

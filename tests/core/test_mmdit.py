@@ -134,9 +134,9 @@ def test_a_step_waits_for_no_value(network):
 @torch.inference_mode()
 def test_blocks_compile_without_graph_breaks(network):
     """Once per way of being called, not once per block or step."""
-    arguments = [branch(*kind) for kind in BRANCHES["edit"]]
+    torch.compiler.reset()
     x = noise(1, 16, 4, 6)
-    packed = prepared(network, arguments, x)
+    packed = prepared(network, [branch(*kind) for kind in BRANCHES["edit"]], x)
     times = torch.tensor([[999.0], [374.0]])
     expected = [v for time in times for v in network.velocities(x, time, packed)]
     counter = CompileCounter()

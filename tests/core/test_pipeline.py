@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from checkpoints import CHECKPOINT, copy_checkpoint, random_checkpoint
 from helpers import noise, relative
 from safetensors.torch import load_file
+from torch._dynamo.testing import CompileCounter
 
 from internvlu_core import InputError, InternVLU, TextResult
 from internvlu_core.config import Config
@@ -174,6 +175,23 @@ def test_what_a_run_computes_once_and_what_every_step(model, photo, tall, images
         hook.remove()
     branches, seeing = (3, 2) if images else (2, 0)
     assert calls == {"txt_in": branches, "img_in": seeing + 4, "time_text_embed": 4, "proj_out": 4}
+
+
+def test_compiled(model, photo):
+    """Without graph breaks, and not anew for every size or prompt, with the same numbers."""
+    torch.compiler.reset()
+    compiled, counter = load(CHECKPOINT), CompileCounter()
+    compiled.compile(backend=counter, fullgraph=True)
+    for prompt, images, size in (
+        ("a cat", [], (64, 80)),
+        ("a cat that sleeps", [], (96, 64)),
+        ("make it night", [photo], (64, 64)),
+        ("make it a warm night", [photo], (64, 96)),
+    ):
+        options = {"height": size[0], "width": size[1], "steps": 2}
+        expected = model.generate(prompt, images, **options).latents
+        assert relative(compiled.generate(prompt, images, **options).latents, expected) < 1e-5
+    assert counter.frame_count == 4  # two kinds of pictures; the last block is another function
 
 
 @pytest.mark.parametrize("at", [0, 1])
