@@ -331,7 +331,7 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor, shift: Tensor, scale: Tensor, gate: Tensor) -> Tensor:
         hidden = F.gelu(self.net[0]["proj"](modulate(x, shift, scale)), approximate="tanh")
-        return torch.addcmul(x, gate, project(self.net[2], hidden, x.dtype))
+        return torch.addcmul(x, gate, project(self.net[2], hidden, hidden.dtype))
 
 
 class OutputNorm(nn.Module):
