@@ -13,7 +13,7 @@ from torch._dynamo.testing import CompileCounter
 
 from internvlu_core.config import Config
 from internvlu_core.guidance import combine
-from internvlu_core.mmdit import MMDiT, modulate, pack
+from internvlu_core.mmdit import MMDiT, modulate, pack, rotate
 from internvlu_core.sampler import dpmpp_2m, flow_sigmas
 
 CONFIG = replace(Config.read(CHECKPOINT).mmdit, num_layers=3)
@@ -157,3 +157,12 @@ def test_norm_is_computed_in_float32(dtype):
     zeros = torch.zeros(2, 1, 1536, dtype=dtype)
     expected = F.layer_norm(x.double(), x.shape[-1:], eps=1e-6)
     assert relative(modulate(x, zeros, zeros), expected) < (3e-3 if dtype == torch.bfloat16 else 1e-4)
+
+
+def test_rotation_without_complex_numbers(monkeypatch):
+    """What compilers and devices without complex numbers compute."""
+    x, rope = torch.randn(2, 5, 3, 8), torch.randn(7, 4, 2)
+    expected = rotate(x, rope)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    monkeypatch.setattr(torch, "view_as_complex", None)
+    torch.testing.assert_close(rotate(x, rope), expected, rtol=1e-5, atol=1e-6)
