@@ -363,8 +363,8 @@ def gated(linear: nn.Module, x: Tensor, gate: Tensor) -> Tensor:
 def rotate(x: Tensor, rope: Tensor) -> Tensor:
     """Rotate x [B, T, heads, D] by the first T rows of a table, in float32; channel 2i is paired with 2i + 1."""
     pairs, rope = x.float().unflatten(-1, (-1, 2)), rope[: x.shape[1], None]
-    # A complex product is a quarter of the work, where there is one: compilers fuse real arithmetic alone, and not every
-    # device (DirectML, older MPS) knows complex numbers.
+    # A complex product is a quarter of the work, where there is one: compilers fuse real arithmetic alone, and not
+    # every device (DirectML, older MPS) knows complex numbers.
     if torch.compiler.is_compiling() or x.device.type not in ("cpu", "cuda"):
         (a, b), (cos, sin) = pairs.unbind(-1), rope.unbind(-1)
         rotated = torch.stack([a * cos - b * sin, a * sin + b * cos], dim=-1)
