@@ -30,6 +30,15 @@ def combine(
     return guided
 
 
+def strengths(
+    full: Tensor, partial: Tensor, unconditional: Tensor, all_scale: float, partial_scale: float, timestep: float
+) -> tuple[float, float]:
+    """Root mean squares of combine's two terms, that of the prompt and that of the pictures, scales included."""
+    early = timestep > EARLY_TIMESTEP
+    terms = all_scale * _damped(full - partial, early), partial_scale * _damped(partial - unconditional, early)
+    return tuple(float(term.square().mean().sqrt()) for term in terms)
+
+
 def _damped(difference: Tensor, early: bool) -> Tensor:
     if not early:
         return difference

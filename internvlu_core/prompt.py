@@ -83,9 +83,20 @@ class Tokenizer:
         text = check_text("the text", text)
         return self.tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids
 
-    def decode(self, ids) -> str:
-        """Text of generated ids, without special tokens."""
-        return self.tokenizer.decode(list(ids), skip_special_tokens=True)
+    def decode(self, ids, keep: tuple[str, ...] = ()) -> str:
+        """Text of generated ids, without special tokens other than those named."""
+        kept = {self.id(token): token for token in keep}
+        stretches, plain = [], []
+        for token in ids:
+            if token in kept:
+                stretches += [self._plain(plain), kept[token]]
+                plain = []
+            else:
+                plain.append(token)
+        return "".join([*stretches, self._plain(plain)])
+
+    def _plain(self, ids: list[int]) -> str:
+        return self.tokenizer.decode(ids, skip_special_tokens=True)
 
 
 def user_content(prompt: str, num_images: int) -> str:

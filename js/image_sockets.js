@@ -1,11 +1,12 @@
 // Shows one free image socket more than are connected, instead of all eight at once. The nodes have all of them in
 // Python, so graphs and API prompts mean the same without this file.
 import { app } from "../../scripts/app.js";
+import { inputLabel } from "./i18n.js";
 
 const numberOf = (socket) => Number(/^image(\d+)$/.exec(socket.name)?.[1] ?? 0);
 
 function refresh(node, sockets) {
-  const connected = node.inputs.filter((input) => input.link != null).map(numberOf);
+  const connected = node.inputs.filter((_, slot) => node.isInputConnected(slot)).map(numberOf);
   const wanted = Math.min(Math.max(0, ...connected) + 1, sockets.length);
   for (let i = node.inputs.length - 1; i >= 0; i--) {
     if (numberOf(node.inputs[i]) > wanted) node.removeInput(i);
@@ -20,12 +21,14 @@ function refresh(node, sockets) {
 // Behind the image sockets that are there; sockets below move down, and their links with them.
 function insert(node, { name, tooltip }) {
   const position = node.inputs.findLastIndex((input) => numberOf(input)) + 1;
-  node.addInput(name, "IMAGE", { tooltip, shape: 7 }); // hollow, as optional inputs are
+  const links = node.inputs.map((_, slot) => node.getInputLink(slot));
+  const label = { localized_name: inputLabel(node.comfyClass, name) };
+  node.addInput(name, "IMAGE", { tooltip, shape: 7, ...label }); // hollow, as optional inputs are
   node.inputs.splice(position, 0, node.inputs.pop());
-  node.inputs.forEach((input, slot) => {
-    const link = input.link != null && node.graph.getLink(input.link);
-    if (link) link.target_slot = slot;
-  });
+  // From the last: newer frontends know a link by its slot, and a slot can have only one.
+  for (let slot = links.length - 1; slot >= position; slot--) {
+    if (links[slot]) links[slot].target_slot = slot + 1;
+  }
 }
 
 app.registerExtension({

@@ -6,7 +6,7 @@ from comfy_api.latest import io
 from ..internvlu_core.errors import InputError
 from .conditioning import conditioning
 from .images import to_pil
-from .schema import CATEGORY
+from .schema import CATEGORY, aliases
 from .vlm import ComfyVLM, Vlm
 
 
@@ -85,6 +85,7 @@ class InternVLUCLIPNode(io.ComfyNode):
         return io.Schema(
             node_id="InternVLUCLIP",
             display_name="InternVL-U CLIP",
+            **aliases("text encoder", "lora", "clip"),
             category=CATEGORY,
             description="The VLM as a CLIP, for stock text nodes (CLIP Text Encode, TextEncodeQwenImageEdit) and LoRA "
             "loaders. It shares the VLM's memory.",

@@ -12,7 +12,7 @@ from ..internvlu_core.errors import InputError
 from .clip import as_vlm, vlm_input
 from .images import from_pil, to_pil
 from .latents import empty_latent
-from .schema import CATEGORY
+from .schema import CATEGORY, aliases
 
 EditType = io.Custom("INTERNVLU_EDIT")
 
@@ -31,6 +31,7 @@ class InternVLUEdit(io.ComfyNode):
         return io.Schema(
             node_id="InternVLUEdit",
             display_name="InternVL-U Edit",
+            **aliases("inpaint", "mask", "image edit", "fit size"),
             category=CATEGORY,
             description="Brings a picture to the size at which the model edits best, and remembers how to undo that.",
             inputs=[
@@ -42,7 +43,7 @@ class InternVLUEdit(io.ComfyNode):
                 ),
             ],
             outputs=[
-                io.Image.Output(display_name="image", tooltip="The picture at the model's size, for Encode."),
+                io.Image.Output(display_name="image", tooltip="The picture at the model's size, for VAE Encode."),
                 io.Latent.Output(display_name="latent", tooltip="For the sampler."),
                 EditType.Output(display_name="edit", tooltip="For InternVL-U Edit Restore."),
                 io.Int.Output(display_name="width", tooltip="Of the latent, in pixels."),
@@ -72,6 +73,7 @@ class InternVLUEditRestore(io.ComfyNode):
         return io.Schema(
             node_id="InternVLUEditRestore",
             display_name="InternVL-U Edit Restore",
+            **aliases("paste back", "composite", "original size"),
             category=CATEGORY,
             description="Brings an edited picture back to the original's size; outside the mask it is the original.",
             inputs=[

@@ -3,6 +3,7 @@
 from comfy_api.latest import ComfyExtension, io
 
 from . import folders, lora
+from .boxes import InternVLUBoxes
 from .clip import InternVLUCLIPNode
 from .edit import InternVLUEdit, InternVLUEditRestore
 from .latents import InternVLUEmptyLatent
@@ -28,6 +29,7 @@ class InternVLUExtension(ComfyExtension):
             InternVLUEncode,
             InternVLUReason,
             InternVLUAsk,
+            InternVLUBoxes,
             InternVLUSampler,
             InternVLUGuider,
             InternVLUGuidance,

@@ -11,17 +11,21 @@ from comfy.patcher_extension import WrappersMP
 from comfy.sampler_helpers import convert_cond
 
 from ..internvlu_core.errors import InputError
-from ..internvlu_core.guidance import combine
+from ..internvlu_core.guidance import combine, strengths
 from ..internvlu_core.sampler import TIMESTEPS
 from .mmdit import InternVLUModel
 
 
 class DualGuider(comfy.samplers.CFGGuider):
-    """The core's combine over ComfyUI's evaluation of conditionings. Raises InputError for another model's MODEL."""
+    """The core's combine over ComfyUI's evaluation of conditionings. Raises InputError for another model's MODEL.
+
+    trace: if a list, each step appends the strengths of its two terms.
+    """
 
     def __init__(self, model: comfy.model_patcher.ModelPatcher):
         super().__init__(model)
         check_model(model)
+        self.trace: list[tuple[float, float]] | None = None
 
     def set_conds(self, full, partial, unconditional):
         check_wiring(*([values for _, values in conds] for conds in (full, partial, unconditional)))
@@ -36,7 +40,7 @@ class DualGuider(comfy.samplers.CFGGuider):
 
     def predict_noise(self, x, timestep, model_options=None, seed=None):
         """Denoised x0 for x at σ = timestep [B]."""
-        return predict(self, x, timestep, model_options or {}, self.all_scale, self.partial_scale)
+        return predict(self, x, timestep, model_options or {}, self.all_scale, self.partial_scale, self.trace)
 
 
 @cache
@@ -77,7 +81,9 @@ def same_conditioning(a: list, b: list) -> bool:
     )
 
 
-def predict(guider, x, timestep, model_options: dict, all_scale: float, partial_scale: float) -> torch.Tensor:
+def predict(
+    guider, x, timestep, model_options: dict, all_scale: float, partial_scale: float, trace: list | None = None
+) -> torch.Tensor:
     """Guided x0, with the hooks that ComfyUI's own sampling_function offers.
 
     The first two conditionings are the full and the unconditional one, as hooks expect of cond and uncond; a third,
@@ -107,6 +113,8 @@ def predict(guider, x, timestep, model_options: dict, all_scale: float, partial_
     full, unconditional = velocities[:2]
     partial = velocities[2] if len(velocities) > 2 else unconditional
     step = float(torch.trunc(timestep[0] * TIMESTEPS))
+    if trace is not None:
+        trace.append(strengths(full, partial, unconditional, all_scale, partial_scale, step))
     guided = x - sigma * combine(full, partial, unconditional, all_scale, partial_scale, step)
 
     for hook in model_options.get("sampler_post_cfg_function", ()):

@@ -6,7 +6,7 @@ from comfy_api.latest import io
 
 from ..internvlu_core.errors import InputError
 from ..internvlu_core.pipeline import MAX_SIDE
-from .schema import CATEGORY
+from .schema import CATEGORY, aliases
 
 GRID = 16  # pixels: 8 of the VAE × 2 of a patch
 CHANNELS = 16
@@ -38,6 +38,7 @@ class InternVLUEmptyLatent(io.ComfyNode):
         return io.Schema(
             node_id="InternVLUEmptyLatent",
             display_name="InternVL-U Empty Latent",
+            **aliases("size", "aspect ratio", "resolution", "latent image"),
             category=CATEGORY,
             description="A blank latent to draw on.",
             inputs=[

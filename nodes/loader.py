@@ -13,7 +13,7 @@ from ..internvlu_core.vlm import VLM
 from . import download, folders
 from .dtypes import DTYPES
 from .mmdit import build_model
-from .schema import CATEGORY
+from .schema import CATEGORY, aliases
 from .vae import ComfyVAE
 from .vlm import ComfyVLM, Vlm
 
@@ -71,6 +71,7 @@ class InternVLULoader(io.ComfyNode):
         return io.Schema(
             node_id="InternVLULoader",
             display_name="InternVL-U Load",
+            **aliases("loader", "internvl", "internvl-u loader", "load checkpoint", "unified model"),
             category=CATEGORY,
             description="Loads an InternVL-U checkpoint from models/internvl_u. If you choose so, downloads it first.",
             inputs=[
@@ -153,6 +154,7 @@ class InternVLUModelLoader(_FileLoader):
         return io.Schema(
             node_id="InternVLUModelLoader",
             display_name="InternVL-U Load Model",
+            **aliases("loader", "load diffusion model", "unet loader"),
             category=CATEGORY,
             description="Loads the image generator from a file of its own.",
             inputs=cls.inputs(
@@ -175,6 +177,7 @@ class InternVLUVLMLoader(_FileLoader):
         return io.Schema(
             node_id="InternVLUVLMLoader",
             display_name="InternVL-U Load VLM",
+            **aliases("loader", "load text encoder", "vision language model"),
             category=CATEGORY,
             description="Loads the vision-language model from a file of its own.",
             inputs=cls.inputs("In models/text_encoders: made by `python -m internvlu_core convert`."),

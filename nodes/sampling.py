@@ -10,14 +10,17 @@ import comfy.samplers
 import comfy.utils
 import latent_preview
 import torch
-from comfy_api.latest import io
+from comfy_api.latest import io, ui
+from comfy_execution.graph import ExecutionBlocker
 from tqdm.auto import trange
 
 from ..internvlu_core.errors import InputError
 from ..internvlu_core.guidance import ALL_SCALE, PARTIAL_SCALE
 from ..internvlu_core.sampler import MAX_STEPS, dpmpp_2m, flow_sigmas
 from .guider import DualGuider, patch_model
-from .schema import CATEGORY, MAX_SEED
+from .images import from_pil
+from .plot import plot_guidance
+from .schema import CATEGORY, MAX_SEED, aliases
 
 
 def sample_dpmpp_2m(model, x, sigmas, extra_args=None, callback=None, disable=None):
@@ -65,7 +68,7 @@ def model_input() -> io.Model.Input:
 
 def schedule_inputs() -> list:
     return [
-        io.Int.Input("steps", default=20, min=1, max=1000, tooltip="Evaluations of the model."),
+        io.Int.Input("steps", default=20, min=1, max=1000, tooltip="Steps of the sampler. More are slower and finer."),
         io.Float.Input(
             "denoise",
             default=1.0,
@@ -84,6 +87,7 @@ class InternVLUSampler(io.ComfyNode):
         return io.Schema(
             node_id="InternVLUSampler",
             display_name="InternVL-U Sample",
+            **aliases("ksampler", "sample", "draw", "generate image"),
             category=CATEGORY,
             description="Draws with the official sampler, DPM-Solver++(2M), and the official three-branch guidance.",
             inputs=[
@@ -96,15 +100,38 @@ class InternVLUSampler(io.ComfyNode):
                 steps,
                 *scale_inputs(),
                 denoise,
+                io.Boolean.Input(
+                    "guidance_plot",
+                    default=False,
+                    optional=True,
+                    tooltip="Draw how strongly the prompt and the pictures guided each step.",
+                ),
             ],
-            outputs=[io.Latent.Output(tooltip="For VAE Decode.")],
+            outputs=[
+                io.Latent.Output(tooltip="For VAE Decode."),
+                io.Image.Output(
+                    display_name="guidance_plot", tooltip="The plot; while it is off, nodes behind it are skipped."
+                ),
+            ],
         )
 
     @classmethod
     def execute(
-        cls, model, full, partial, unconditional, latent_image, seed, steps, all_scale, partial_scale, denoise
+        cls,
+        model,
+        full,
+        partial,
+        unconditional,
+        latent_image,
+        seed,
+        steps,
+        all_scale,
+        partial_scale,
+        denoise,
+        guidance_plot=False,
     ) -> io.NodeOutput:
         guider = DualGuider(model)
+        guider.trace = [] if guidance_plot else None
         guider.set_conds(full, partial, unconditional)
         guider.set_scales(all_scale, partial_scale)
         sigmas = denoise_sigmas(steps, shift_of(model.get_model_object("model_sampling")), denoise)
@@ -121,7 +148,11 @@ class InternVLUSampler(io.ComfyNode):
             disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
             seed=seed,
         )
-        return io.NodeOutput({**latent_image, "samples": result.to(comfy.model_management.intermediate_device())})
+        latent = {**latent_image, "samples": result.to(comfy.model_management.intermediate_device())}
+        if not guidance_plot:
+            return io.NodeOutput(latent, ExecutionBlocker(None))
+        plot = from_pil(plot_guidance(guider.trace, sigmas.tolist(), all_scale, partial_scale))
+        return io.NodeOutput(latent, plot, ui=ui.PreviewImage(plot, cls=cls))
 
 
 class InternVLUGuider(io.ComfyNode):
@@ -130,6 +161,7 @@ class InternVLUGuider(io.ComfyNode):
         return io.Schema(
             node_id="InternVLUGuider",
             display_name="InternVL-U Guider",
+            **aliases("cfg", "guidance", "custom sampling"),
             category=CATEGORY,
             description="The official three-branch guidance, for SamplerCustomAdvanced.",
             inputs=[model_input(), *conditioning_inputs(), *scale_inputs()],
@@ -150,6 +182,7 @@ class InternVLUGuidance(io.ComfyNode):
         return io.Schema(
             node_id="InternVLUGuidance",
             display_name="InternVL-U Guidance",
+            **aliases("cfg", "patch model", "ksampler guidance"),
             category=CATEGORY,
             description="Gives a stock KSampler or CFGGuider the three-branch guidance: connect full as positive and "
             "unconditional as negative there; its cfg is the all_scale.",
@@ -173,6 +206,7 @@ class InternVLUScheduler(io.ComfyNode):
         return io.Schema(
             node_id="InternVLUScheduler",
             display_name="InternVL-U Scheduler",
+            **aliases("sigmas", "shift", "noise schedule"),
             category=CATEGORY,
             description="The official noise levels, for SamplerCustomAdvanced.",
             inputs=[
@@ -201,6 +235,7 @@ class InternVLUSamplerSelect(io.ComfyNode):
         return io.Schema(
             node_id="InternVLUSamplerSelect",
             display_name="InternVL-U Sampler Select",
+            **aliases("dpm++ 2m", "dpmpp_2m", "sampler"),
             category=CATEGORY,
             description="The official sampler, DPM-Solver++(2M) in the flow's own time, for SamplerCustomAdvanced.",
             inputs=[],

@@ -1,6 +1,6 @@
 """Nodes around the vision-language model: encode, reason, ask."""
 
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 
 from ..internvlu_core import imaging
 from ..internvlu_core.decoding import TextSettings
@@ -8,8 +8,10 @@ from ..internvlu_core.errors import InputError
 from .clip import as_vlm, vlm_input
 from .conditioning import conditioning
 from .images import collect, from_pil, image_inputs
-from .schema import CATEGORY, MAX_SEED
-from .vlm import Reasoning
+from .schema import CATEGORY, MAX_SEED, aliases
+from .vlm import Reasoning, TextStream
+
+EMPTY_PIN = "the reasoning is pinned, but its text is empty; write one, or unpin it"
 
 
 def prompt_input(name: str, tooltip: str) -> io.String.Input:
@@ -81,6 +83,7 @@ class InternVLUEncode(io.ComfyNode):
         return io.Schema(
             node_id="InternVLUEncode",
             display_name="InternVL-U Encode",
+            **aliases("prompt", "text encode", "conditioning", "edit instruction"),
             category=CATEGORY,
             description="Turns a prompt, with pictures to edit and reasoning if any, into the three conditionings "
             "that guide InternVL-U.",
@@ -177,6 +180,7 @@ class InternVLUReason(io.ComfyNode):
         return io.Schema(
             node_id="InternVLUReason",
             display_name="InternVL-U Reason",
+            **aliases("think", "thinking", "chain of thought", "cot", "reasoning"),
             category=CATEGORY,
             description="Lets the model think in words about the picture to draw. Connect the result to Encode.",
             is_output_node=True,
@@ -187,6 +191,19 @@ class InternVLUReason(io.ComfyNode):
                 *decoding_inputs(max_new_tokens=200),
                 *image_inputs("The picture to edit: the same as in Encode."),
                 system_input(),
+                io.String.Input(
+                    "text",
+                    multiline=True,
+                    default="",
+                    optional=True,
+                    tooltip="The reasoning. Edit it and pin it to draw from your own words.",
+                ),
+                io.Boolean.Input(
+                    "pinned",
+                    default=False,
+                    optional=True,
+                    tooltip="On: the text above is the reasoning, and nothing is generated.",
+                ),
             ],
             outputs=[
                 Reasoning.Output(display_name="reasoning", tooltip="Text and tokens, for Encode."),
@@ -195,12 +212,23 @@ class InternVLUReason(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, vlm, prompt, system_prompt="", **inputs) -> io.NodeOutput:
+    def validate_inputs(cls, text=None, pinned=False):
+        # A text that comes over a link is not there yet.
+        return EMPTY_PIN if pinned is True and text is not None and not text.strip() else True
+
+    @classmethod
+    def execute(cls, vlm, prompt, system_prompt="", text="", pinned=False, **inputs) -> io.NodeOutput:
         vlm = as_vlm(vlm)
+        if pinned:
+            if not text.strip():
+                raise InputError(EMPTY_PIN)
+            result = vlm.as_generated(text)
+            return io.NodeOutput(result, text, ui={"text": [text], "tokens": [len(result.token_ids) - 1]})
         pictures, options = split(inputs)
         full = vlm.reader.prompts.full(prompt, len(pictures), system_prompt or None)
-        result = vlm.generate(full, vlm.see(pictures), settings(**options), cls.hidden.unique_id)
-        return io.NodeOutput(result, result.text, ui=ui.PreviewText(result.text))
+        stream = TextStream(cls.hidden.unique_id)
+        result = vlm.generate(full, vlm.see(pictures), settings(**options), stream)
+        return io.NodeOutput(result, result.text, ui=stream.ui(result.text))
 
 
 class InternVLUAsk(io.ComfyNode):
@@ -209,6 +237,7 @@ class InternVLUAsk(io.ComfyNode):
         return io.Schema(
             node_id="InternVLUAsk",
             display_name="InternVL-U Ask",
+            **aliases("caption", "describe", "question", "vqa", "ocr", "chat", "vision"),
             category=CATEGORY,
             description="Answers a question, about pictures if any are connected.",
             is_output_node=True,
@@ -237,8 +266,9 @@ class InternVLUAsk(io.ComfyNode):
         pictures, options = split(inputs)
         tiles = vlm.see(pictures, min(max_tiles, vlm.config.processor.max_tiles))
         chat = vlm.reader.prompts.chat(question, [len(t) for t in tiles], system_prompt or None)
-        result = vlm.generate(chat, tiles, settings(**options), cls.hidden.unique_id)
-        return io.NodeOutput(result.text, ui=ui.PreviewText(result.text))
+        stream = TextStream(cls.hidden.unique_id)
+        answer = vlm.decode(vlm.generate(chat, tiles, settings(**options), stream).token_ids)
+        return io.NodeOutput(answer, ui=stream.ui(answer))
 
 
 def split(inputs: dict) -> tuple[list, dict]:

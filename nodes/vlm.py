@@ -18,6 +18,7 @@ from ..internvlu_core import imaging
 from ..internvlu_core.config import Config
 from ..internvlu_core.context import Branch, Reader, TextResult
 from ..internvlu_core.decoding import TextSettings, within
+from ..internvlu_core.grounding import BOX, MARKERS
 from ..internvlu_core.prompt import Prompt, Tokenizer
 from ..internvlu_core.vlm import VLM
 from .dtypes import choose_dtypes
@@ -38,18 +39,35 @@ def attention(q, k, v, is_causal=False):
 
 
 class TextStream:
-    """Sends growing text to a node in the browser, at most ten times a second."""
+    """Sends growing text to its node in the browser, at most ten times a second, and times it."""
 
+    EVENT = "internvlu.text"  # data: node, text, tokens, tokens_per_second
     INTERVAL = 0.1  # seconds
 
     def __init__(self, node_id: str | None):
-        self.node_id, self.last = node_id, 0.0
+        self.node_id = node_id
+        self.tokens, self.rate = 0, 0.0
+        self.first = self.sent = None
+        self._send("")  # what an earlier run has left there is gone
 
-    def __call__(self, text: Callable[[], str]):
+    def __call__(self, tokens: int, text: Callable[[], str]):
         now = time.monotonic()
-        if self.node_id is not None and now - self.last >= self.INTERVAL:
-            self.last = now
-            PromptServer.instance.send_progress_text(text(), self.node_id)
+        self.first = self.first or now
+        # From the first token on: what comes before it is loading and reading the prompt.
+        self.tokens, self.rate = tokens, (tokens - 1) / max(now - self.first, 1e-6)
+        if self.sent is None or now - self.sent >= self.INTERVAL:
+            self.sent = now
+            self._send(text())
+
+    def _send(self, text: str):
+        data = {"node": self.node_id, "text": text, "tokens": self.tokens, "tokens_per_second": self.rate}
+        if self.node_id is not None:
+            server = PromptServer.instance
+            server.send_sync(self.EVENT, data, server.client_id)
+
+    def ui(self, text: str) -> dict:
+        """What the node's output says in the browser and in the history."""
+        return {"text": [text], "tokens": [self.tokens], "tokens_per_second": [self.rate]}
 
 
 class ComfyVLM:
@@ -100,19 +118,34 @@ class ComfyVLM:
         """Normalised tiles of each picture."""
         return [imaging.vit_tiles(image, self.config.processor, max_tiles) for image in images]
 
+    def decode(self, tokens) -> str:
+        """The official text of tokens; if there is a box among them, with the marks that InternVL-U Boxes reads."""
+        return self.tokenizer.decode(tokens, keep=MARKERS if self.tokenizer.id(BOX) in tokens else ())
+
+    def as_generated(self, text: str) -> TextResult:
+        """A text as if the model had written it, so that it makes the same picture as when it did."""
+        return TextResult(text, (*self.tokenizer.encode(text), self.tokenizer.stop_ids[0]))
+
     def generate(
-        self, prompt: Prompt, tiles: list[torch.Tensor], settings: TextSettings, node_id: str | None = None
+        self,
+        prompt: Prompt,
+        tiles: list[torch.Tensor],
+        settings: TextSettings,
+        stream: Callable[[int, Callable[[], str]], None] | None = None,
     ) -> TextResult:
-        """Continue a prompt; a progress bar and the text so far go to the node. ComfyUI's cancel raises out of it."""
+        """Continue a prompt, under a progress bar. ComfyUI's cancel raises out of it.
+
+        stream is called after each token with their number and a function that gives the text so far.
+        """
         settings = within(settings, len(prompt), self.config.language.max_positions)
         self.load(settings.num_beams * (len(prompt) + settings.max_new_tokens))
         bar = comfy.utils.ProgressBar(settings.max_new_tokens)
-        show = TextStream(node_id)
 
         def on_tokens(tokens: list[int]):
             comfy.model_management.throw_exception_if_processing_interrupted()  # newer bars look only now and then
             bar.update_absolute(len(tokens))
-            show(lambda: self.tokenizer.decode(tokens))
+            if stream:
+                stream(len(tokens), lambda: self.decode(tokens))
 
         return self.reader.write(
             prompt, tiles, settings, device=self.load_device, dtype=self.dtype, on_tokens=on_tokens

@@ -4,15 +4,15 @@
     .cache/venv/bin/python scripts/make_workflows.py [NAME …]
 
 The real frontend makes them all from the descriptions below: it loads the described prompt, is told where each node
-goes, and then saves the graph and exports its API format, as a person's browser would. Needs `pip install playwright`
-and a `chromium`.
+goes, and then saves the graph and exports its API format, as a person's browser would. `scripts/dev.py test` installs
+what this needs.
 """
 
 import json
-import os
 import shutil
 import sys
 import tempfile
+from contextlib import contextmanager
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -147,9 +147,8 @@ WORKFLOWS = {
             "3": empty(1024, 1024),
             "4": sampler(["3", 0], 3.5, 1.5),
             **decoded("InternVL-U reasoned"),
-            "9": node("PreviewAny", source=["8", 1]),
         },
-        "columns": {"Load": ["1"], "Think": ["8", "9"], "Describe": ["2"], "Draw": ["3", "4"], "Save": ["5", "6"]},
+        "columns": {"Load": ["1"], "Think": ["8"], "Describe": ["2"], "Draw": ["3", "4"], "Save": ["5", "6"]},
         "note": "## Reason, then draw\nThe model first thinks in words about the prompt; **Encode** gets the same "
         "prompt and these words. After reasoning the scales 3.5 and 1.5 are the official ones.",
     },
@@ -162,11 +161,10 @@ WORKFLOWS = {
             "3": fitted(),
             "4": sampler(["3", 1], 3.5, 1.5),
             **decoded("InternVL-U reasoned edit", restore=True),
-            "9": node("PreviewAny", source=["8", 1]),
         },
         "columns": {
             "Load": ["1", "7"],
-            "Think": ["8", "9"],
+            "Think": ["8"],
             "Describe": ["2"],
             "Draw": ["3", "4"],
             "Save": ["5", "10", "6"],
@@ -185,10 +183,30 @@ WORKFLOWS = {
                 max_new_tokens=1024,
                 seed=0,
             ),
-            "9": node("PreviewAny", source=["8", 0]),
         },
-        "columns": {"Load": ["1", "7"], "Ask": ["8"], "Answer": ["9"]},
-        "note": "## Ask about a picture\nFor small print and charts raise `max_tiles`.",
+        "columns": {"Load": ["1", "7"], "Ask": ["8"]},
+        "note": "## Ask about a picture\nThe answer appears in the node. For small print and charts raise `max_tiles`.",
+    },
+    "find_objects": {
+        "prompt": {
+            "1": loader(),
+            "7": PHOTO,
+            "8": node(
+                "InternVLUAsk",
+                vlm=["1", 1],
+                image1=["7", 0],
+                question="Please provide the bounding box coordinate of the region this sentence describes: "
+                "<ref>the sun</ref>",
+                max_new_tokens=256,
+                seed=0,
+            ),
+            "11": node("InternVLUBoxes", answer=["8", 0], image=["7", 0]),
+            "12": node("PreviewImage", images=["11", 2]),
+            "13": node("MaskPreview", mask=["11", 1]),
+        },
+        "columns": {"Load": ["1", "7"], "Ask": ["8"], "Read": ["11"], "Look": ["12", "13"]},
+        "note": "## Find things\nName the thing between `<ref>` and `</ref>`. **Boxes** reads the answer's boxes: as "
+        "numbers, as a mask (for **Edit**, say), and drawn on the picture.",
     },
     "caption_batch": {
         "prompt": {
@@ -205,9 +223,8 @@ WORKFLOWS = {
                 max_new_tokens=128,
                 seed=0,
             ),
-            "9": node("PreviewAny", source=["12", 0]),
         },
-        "columns": {"Load": ["1", "7", "8"], "Batch": ["10", "11"], "Caption": ["12"], "Captions": ["9"]},
+        "columns": {"Load": ["1", "7", "8"], "Batch": ["10", "11"], "Caption": ["12"]},
         "note": "## Caption a batch\n**Rebatch Images** turns a batch into a list, and **Ask** then runs once for each "
         "picture. Connected as a batch, the pictures would belong to one question.",
     },
@@ -363,7 +380,7 @@ BUILD = """async ([prompt, columns, note]) => {
     let y = 0, width = 0;
     for (const node of nodes) {
       const size = node.computeSize();
-      const pictured = ["PreviewAny", "SaveImage", "LoadImage", "LoadImageMask"].includes(node.type);
+      const pictured = /^(SaveImage|LoadImage|LoadImageMask|PreviewImage|MaskPreview)$/.test(node.type);
       const worded = ["InternVLUEncode", "InternVLUReason", "InternVLUAsk", "CLIPTextEncode"].includes(node.type);
       const height = pictured ? Math.max(size[1], 320) : worded ? size[1] + 120 : size[1];
       node.setSize([Math.max(size[0], worded ? 400 : 320), height]);
@@ -389,11 +406,8 @@ BUILD = """async ([prompt, columns, note]) => {
   const graph = app.graph.serialize();
   graph.extra = {};
   const api = (await app.graphToPrompt()).output;
-  for (const node of Object.values(api)) {
-    delete node._meta;
-    if (node.class_type === "PreviewAny") delete node.inputs.preview;  // the text it showed last
-  }
-  return [graph, api];
+  for (const node of Object.values(api)) delete node._meta;
+  return JSON.stringify([graph, api]);  // as a browser saves it: without what is undefined
 }"""
 
 
@@ -408,47 +422,48 @@ WRAP = """async ([title, inside, widgets]) => {
   node.setSize([400, node.computeSize()[1]]);
   const graph = app.graph.serialize();
   graph.extra = {};
-  return graph;
+  return JSON.stringify(graph);
 }"""
 
 
-def main(names: list[str]) -> None:
+@contextmanager
+def browser_page(checkpoint: Path = ROOT / "tests" / "golden" / "checkpoint"):
+    """A browser page on a real ComfyUI that has this checkpoint and the example pictures."""
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
         base = Path(folder)
         (base / "models" / "internvl_u").mkdir(parents=True)
-        link_folder(ROOT / "tests" / "golden" / "checkpoint", base / "models" / "internvl_u" / CHECKPOINT)
+        link_folder(checkpoint.resolve(), base / "models" / "internvl_u" / CHECKPOINT)
         shutil.copytree(ROOT / "workflows" / "input", base / "input")
+        (base / "user" / "default").mkdir(parents=True)
+        settings = {"Comfy.TutorialCompleted": True, "Comfy.Minimap.Visible": False}  # else the template browser opens
+        (base / "user" / "default" / "comfy.settings.json").write_text(json.dumps(settings), encoding="utf-8")
         browser = playwright.chromium.launch(
             executable_path=shutil.which("chromium"),
             args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"],
         )
         with ComfyServer(find_comfyui(), base, ROOT) as server:
+            page = browser.new_page(viewport={"width": 2560, "height": 1440})
+            page.goto(server.url)
+            page.wait_for_function("() => !!window.LiteGraph?.registered_node_types?.InternVLULoader")
+            page.wait_for_timeout(2000)
+            yield page
 
-            def build(name: str):
-                spec = WORKFLOWS[name]
-                page = browser.new_page(viewport={"width": 1920, "height": 1080})
-                page.goto(server.url)
-                page.wait_for_function("() => !!window.LiteGraph?.registered_node_types?.InternVLULoader")
-                page.wait_for_timeout(2000)
-                return page, *page.evaluate(BUILD, [spec["prompt"], spec["columns"], spec["note"]])
 
-            for title, spec in BLUEPRINTS.items() if not names else ():
-                page, _, _ = build(spec["workflow"])
-                graph = page.evaluate(WRAP, [title, spec["inside"], spec["widgets"]])
-                write(ROOT / "subgraphs" / f"{title}.json", graph)
-                page.close()
-            for name in names or WORKFLOWS:
-                page, graph, api = build(name)
-                write(ROOT / "workflows" / f"{name}.json", graph)
-                write(ROOT / "workflows" / "api" / f"{name}.json", api)
-                if shots := os.environ.get("SCREENSHOTS"):
-                    page.keyboard.press("Escape")  # the template browser, on a first visit
-                    page.evaluate(
-                        "app.canvas.ds.scale = 0.7; app.canvas.ds.offset = [520, 260]; app.canvas.draw(true, true)"
-                    )
-                    page.wait_for_timeout(1000)
-                    page.screenshot(path=f"{shots}/{name}.png")
-                page.close()
+def main(names: list[str]) -> None:
+    with browser_page() as page:
+
+        def build(name: str):
+            spec = WORKFLOWS[name]
+            return json.loads(page.evaluate(BUILD, [spec["prompt"], spec["columns"], spec["note"]]))
+
+        for title, spec in BLUEPRINTS.items() if not names else ():
+            build(spec["workflow"])
+            graph = json.loads(page.evaluate(WRAP, [title, spec["inside"], spec["widgets"]]))
+            write(ROOT / "subgraphs" / f"{title}.json", graph)
+        for name in names or WORKFLOWS:
+            graph, api = build(name)
+            write(ROOT / "workflows" / f"{name}.json", graph)
+            write(ROOT / "workflows" / "api" / f"{name}.json", api)
 
 
 def write(path: Path, value) -> None:

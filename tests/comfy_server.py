@@ -173,7 +173,7 @@ class ComfyServer:
     def run(self, prompt, timeout=300, on_event=None):
         """Runs a prompt to its end and returns its Result; `on_event(type, data)` sees every event as it arrives.
 
-        Events of type "preview" carry an encoded picture as bytes, those of type "text" a (node id, text) pair.
+        Events of type "preview" carry an encoded picture as bytes.
         Raises ComfyError (invalid, or a node failed), ComfyInterrupted, TimeoutError (after interrupting the prompt),
         RuntimeError with the end of the log if the server went away.
         """
@@ -251,10 +251,9 @@ def link_folder(source, target):
 
 
 def _decode_binary(message):
-    kind, head = int.from_bytes(message[:4], "big"), int.from_bytes(message[4:8], "big")
-    if kind == 3:  # head: length of the node id
-        return "text", (message[8 : 8 + head].decode(), message[8 + head :].decode())
-    return "preview", message[8:]  # kind 1, the only other one sent to a client without feature flags; head: file type
+    # Kind 1, the only one that our nodes cause at a client without feature flags; four bytes of file type.
+    kind = int.from_bytes(message[:4], "big")
+    return ("preview" if kind == 1 else f"binary {kind}"), message[8:]
 
 
 def _invalid_prompt(answer):

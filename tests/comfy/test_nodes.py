@@ -12,6 +12,7 @@ from graphs import assert_close_pictures, picture_of, workflow
 from inprocess import PACK, load_pack
 from PIL import Image
 
+from internvlu_core.context import TextResult
 from internvlu_core.sampler import flow_sigmas
 
 SMALL = {"width": 160, "height": 128, "steps": 3}
@@ -27,7 +28,8 @@ def test_node_descriptions(server):
         "InternVLUEncode": ["CONDITIONING", "CONDITIONING", "CONDITIONING"],
         "InternVLUReason": ["INTERNVLU_REASONING", "STRING"],
         "InternVLUAsk": ["STRING"],
-        "InternVLUSampler": ["LATENT"],
+        "InternVLUBoxes": ["BBOX", "MASK", "IMAGE"],
+        "InternVLUSampler": ["LATENT", "IMAGE"],
         "InternVLUEmptyLatent": ["LATENT"],
         "InternVLUEdit": ["IMAGE", "LATENT", "INTERNVLU_EDIT", "INT", "INT"],
         "InternVLUEditRestore": ["IMAGE"],
@@ -38,6 +40,7 @@ def test_node_descriptions(server):
         "InternVLUCLIP": ["CLIP"],
     }
     for name, node in info.items():
+        assert node.get("search_aliases", ["not known to this ComfyUI"]), name
         assert node["category"] == "InternVL-U" and node["description"], name
         assert all(node["output_tooltips"]), f"{name}: an output without a tooltip"
         for section in ("required", "optional"):
@@ -169,10 +172,47 @@ def test_text_streams_to_its_node(server):
     """The beginning of the answer reaches the node before the answer is there."""
     prompt = workflow("ask", question="Stream, please.", max_new_tokens=8)
     result = server.run(prompt)
-    streamed = [text for kind, data in result.events if kind == "text" for node, text in [data] if node == "8"]
-    (answer,) = result.outputs["8"]["text"]
-    assert streamed
-    assert all(answer.startswith(text.rstrip("\N{REPLACEMENT CHARACTER}")) for text in streamed)
+    streamed = [data for kind, data in result.events if kind == "internvlu.text"]
+    assert {data["node"] for data in streamed} == {"8"}
+    output = result.outputs["8"]
+    (answer,), (tokens,), (rate,) = output["text"], output["tokens"], output["tokens_per_second"]
+    assert streamed[0]["text"] == "" and streamed[1]["tokens"] == 1
+    assert all(answer.startswith(data["text"].rstrip("\N{REPLACEMENT CHARACTER}")) for data in streamed)
+    assert tokens == 8 and rate > 0
+
+
+def test_pinned_reasoning(server, model):
+    """Drawn from as if the model had written it: without generating, and to the same picture."""
+    prompt = workflow("reason_then_draw", **SMALL, prompt="hope", max_new_tokens=400)
+    reason = next(node for node in prompt.values() if node["class_type"] == "InternVLUReason")
+    words = "A lighthouse above the waves. 灯塔。"
+    reason["inputs"] |= {"pinned": True, "text": words}
+    result = server.run(prompt)
+    assert not [kind for kind, _ in result.events if kind == "internvlu.text"]
+    (picture,) = server.images(result)
+    assert words in list(server.texts(result))
+    thought = TextResult(words, (*model.tokenizer.encode(words), model.tokenizer.stop_ids[0]))
+    size = {"height": 128, "width": 160, "steps": 3, "seed": 42}
+    expected = model.generate("hope", reasoning=thought, **size)
+    assert_close_pictures(picture, np.asarray(expected.images[0]))
+
+    reason["inputs"]["text"] = "  "
+    with pytest.raises(ComfyError, match="pinned, but its text is empty"):
+        server.run(prompt)
+
+
+def test_guidance_plot(server):
+    prompt = workflow("edit", steps=4)
+    sampler = next(node for node in prompt.values() if node["class_type"] == "InternVLUSampler")
+    (key,) = (key for key, node in prompt.items() if node is sampler)
+    prompt["50"] = {"class_type": "PreviewImage", "inputs": {"images": [key, 1]}}
+    result = server.run(prompt)
+    assert "50" not in result.outputs and key not in result.outputs  # off: what is behind it is skipped
+    sampler["inputs"] |= {"guidance_plot": True, "seed": 7}
+    result = server.run(prompt)
+    plot = picture_of(server, result, "50")
+    assert plot.size == picture_of(server, result, key).size
+    assert {(0xE4, 0x57, 0x2E), (0x2E, 0x86, 0xAB)} <= {colour for _, colour in plot.getcolors(1 << 20)}
 
 
 def test_seeds_of_sampled_text(server):

@@ -1,0 +1,173 @@
+"""What the Comfy Registry and ComfyUI-Manager read, and what they would pack and install."""
+
+import importlib.util
+import re
+from importlib import metadata
+from pathlib import PurePosixPath
+from urllib.parse import urlsplit
+
+import pytest
+import yaml
+from pack import ROOT, packed_files, write_pack
+from packaging.requirements import Requirement
+from PIL import Image
+
+try:
+    import tomllib
+except ModuleNotFoundError:  # Python 3.10; pytest brings it there
+    import tomli as tomllib
+
+CONFIG = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+PROJECT, COMFY = CONFIG["project"], CONFIG["tool"]["comfy"]
+PLACEHOLDER = "GITHUB_OWNER"
+
+# Top-level names of an installed pack. Whatever is new is either named here or left out by .comfyignore.
+NEEDED = {
+    "__init__.py", "internvlu_core", "nodes", "js", "workflows", "subgraphs",
+    "pyproject.toml", "requirements.txt", "README.md", "LICENSE", "CHANGELOG.md", "docs",
+}  # fmt: skip
+ONCE_THERE = {"locales"}
+CODE = "internvlu_core", "nodes", "js", "workflows", "subgraphs", "locales"
+MEGABYTES = 6
+
+# A classifier of these kinds that comfy-cli does not know makes it drop all the others of its kind.
+SYSTEMS = "Microsoft", "POSIX", "MacOS", "OS Independent"
+ACCELERATORS = {
+    "GPU :: NVIDIA CUDA", "GPU :: AMD ROCm", "GPU :: Intel Arc", "NPU :: Huawei Ascend", "GPU :: Apple Metal",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def packed():
+    return packed_files()
+
+
+# pyproject.toml
+
+
+def test_name_follows_the_registry():
+    name = PROJECT["name"]
+    assert re.fullmatch(r"[a-z][a-z0-9]*([._-][a-z0-9]+)*", name) and len(name) < 100
+    assert "comfy" not in name
+    assert COMFY["DisplayName"] and PROJECT["description"]
+    assert (ROOT / PROJECT["license"]["file"]).is_file() and (ROOT / PROJECT["readme"]).is_file()
+
+
+def test_version_is_the_top_release_of_the_changelog():
+    """Before the first release it is the version to come."""
+    headings = re.findall(r"^## (.+)$", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
+    releases = [heading.split()[0] for heading in headings if heading != "Unreleased"]
+    assert all(re.fullmatch(r"\d+\.\d+\.\d+", release) for release in releases), headings
+    assert "Unreleased" not in headings[1:]
+    assert PROJECT["version"] == (releases or ["0.1.0"])[0]
+
+
+def test_one_owner_everywhere():
+    """All links are of one GitHub account, and it is known exactly when the publisher is."""
+    urls = [*PROJECT["urls"].values(), COMFY["Icon"], COMFY["Banner"]]
+    assert {urlsplit(url).scheme for url in urls} == {"https"}
+    assert {urlsplit(url).netloc for url in urls} == {"github.com", "raw.githubusercontent.com"}
+    ((owner, repository),) = {tuple(urlsplit(url).path.split("/")[1:3]) for url in urls}
+    assert repository == "ComfyUI-InternVL-U"
+    assert (owner == PLACEHOLDER) == (COMFY["PublisherId"] == ""), "fill in PublisherId and the owner in all links"
+    assert {"Repository", "Documentation", "Bug Tracker"} <= PROJECT["urls"].keys()
+
+
+def test_requirements_agree_and_have_floors_only():
+    lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    assert [line for line in lines if line and not line.startswith("#")] == PROJECT["dependencies"]
+    for requirement in map(Requirement, PROJECT["dependencies"]):
+        assert {specifier.operator for specifier in requirement.specifier} <= {">=", "!="}, requirement
+        assert requirement.url is None and not requirement.name.startswith(("torch", "flash", "triton"))
+        assert requirement.specifier.contains(metadata.version(requirement.name), prereleases=True), requirement
+
+
+def test_floors_are_those_that_are_tested():
+    (tested,) = set(re.findall(r"\bComfyUI-(\d+\.\d+\.\d+)", (ROOT / "scripts/dev.py").read_text(encoding="utf-8")))
+    assert COMFY["requires-comfyui"] == f">={tested}"
+    assert PROJECT["requires-python"].replace(">=3.", "py3") == CONFIG["tool"]["ruff"]["target-version"]
+
+
+def test_classifiers_are_known_to_comfy_cli():
+    kinds = dict.fromkeys(("Operating System", "Environment"), ())
+    for classifier in PROJECT["classifiers"]:
+        kind, value = classifier.split(" :: ", 1)
+        kinds[kind] += (value,)
+    assert kinds["Operating System"] and all(value.startswith(SYSTEMS) for value in kinds["Operating System"])
+    assert kinds["Environment"] and set(kinds["Environment"]) <= ACCELERATORS
+
+
+# Icon and banner
+
+
+@pytest.mark.parametrize("name", ["icon", "banner"])
+def test_pictures_are_what_the_script_draws(name):
+    spec = importlib.util.spec_from_file_location("draw_logo", ROOT / "scripts" / "draw_logo.py")
+    draw_logo = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(draw_logo)
+    drawn = getattr(draw_logo, name)()
+    with Image.open(ROOT / "docs" / f"{name}.png") as stored:
+        assert (stored.mode, stored.size) == (drawn.mode, drawn.size)
+        assert stored.tobytes() == drawn.tobytes(), "run scripts/draw_logo.py"
+
+
+def test_pictures_have_the_registrys_sizes():
+    assert COMFY["Icon"].endswith("/docs/icon.png") and COMFY["Banner"].endswith("/docs/banner.png")
+    with Image.open(ROOT / "docs" / "icon.png") as icon, Image.open(ROOT / "docs" / "banner.png") as banner:
+        assert icon.width == icon.height <= 400
+        assert banner.width * 9 == banner.height * 21
+
+
+# What is packed
+
+
+def test_pack_holds_what_it_needs_and_nothing_else(packed):
+    names = {file.split("/")[0] for file in packed}
+    assert names >= NEEDED, "left out of the pack"
+    assert names <= NEEDED | ONCE_THERE, "new in the pack: add it to .comfyignore, or to NEEDED"
+    # Whatever lies there on the disk, but for what Python and git leave behind.
+    there = {path.relative_to(ROOT).as_posix() for name in CODE for path in (ROOT / name).rglob("*") if path.is_file()}
+    missing = {path for path in there if "__pycache__" not in path and not path.endswith(".DS_Store")} - set(packed)
+    assert not missing, f"git or .comfyignore ignores them: {missing}"
+
+
+def test_pack_is_small(tmp_path):
+    write_pack(tmp_path / "node.zip")
+    assert (tmp_path / "node.zip").stat().st_size < MEGABYTES * 1e6
+
+
+def test_paths_survive_packing(packed):
+    """comfy-cli reads git's list of files, in which git quotes names like these, and then does not find them."""
+    assert [path for path in packed if not re.fullmatch(r"[A-Za-z0-9 ._/-]+", path)] == []
+    assert len({path.lower() for path in packed}) == len(packed), "one file on Windows"
+    assert max(map(len, packed)) < 100
+
+
+def test_pictures_of_readme_are_packed(packed):
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    pictures = re.findall(r"!\[[^]]*\]\(([^)\s]+)\)", text) + re.findall(r'<img[^>]*\bsrc="([^"]+)"', text)
+    local = {str(PurePosixPath(picture)) for picture in pictures if not urlsplit(picture).scheme}
+    assert local <= set(packed)
+
+
+def test_nothing_includes_what_git_ignores():
+    """`includes` would bring along untracked files, such as __pycache__."""
+    assert COMFY["includes"] == []
+
+
+# For whoever helps
+
+
+def test_contributing_names_files_that_exist():
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"\b(?:scripts|tests|docs|js)/[\w/]+\.(?:py|md|png)\b", text))
+    assert len(named) > 5 and [path for path in sorted(named) if not (ROOT / path).is_file()] == []
+
+
+def test_bug_template_asks_for_what_is_needed():
+    template = yaml.safe_load((ROOT / ".github/ISSUE_TEMPLATE/bug.yml").read_text(encoding="utf-8"))
+    fields = {field["id"]: field for field in template["body"] if "id" in field}
+    required = {name for name, field in fields.items() if field.get("validations", {}).get("required")}
+    assert required >= {"comfyui", "pack", "device", "dtype", "workflow", "log"}
+    offered = re.search(r"^DTYPES = {(.+?)^}", (ROOT / "nodes/dtypes.py").read_text(encoding="utf-8"), re.M | re.S)
+    assert fields["dtype"]["attributes"]["options"] == re.findall(r'^ +"(\w+)":', offered[1], re.M)
