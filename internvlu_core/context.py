@@ -1,5 +1,6 @@
 """What the MMDiT is conditioned on: hidden states of up to three branches (model.md sections 3 to 6)."""
 
+import copy
 import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
@@ -84,6 +85,12 @@ class Reader:
         tokens_per_tile = config.tile_grid[1] * config.tile_grid[2]
         self._most_tokens = SEEN_TILES * tokens_per_tile
         self.prompts = PromptBuilder(tokenizer, tokens_per_tile, config.language.max_positions)
+
+    def with_weights(self, weights: Callable[[], Hashable | None]) -> "Reader":
+        """The same, but for weights that this function tells of. Both remember the same pictures."""
+        other = copy.copy(self)
+        other.weights = weights
+        return other
 
     @torch.inference_mode()
     def see(self, tiles: list[Tensor], device, dtype) -> list[Tensor]:

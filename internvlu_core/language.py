@@ -70,7 +70,7 @@ class FixedStep:
             tensor[:, :, cache.length : window] = 0
 
     def begin(self, tokens: int) -> tuple[Tensor, Tensor]:
-        self.mask = self.slots <= self.position
+        self.mask = (self.slots <= self.position)[None]  # [1, window], for any batch, heads and queries
         cos, sin = self.cache.rope
         return cos.index_select(0, self.position), sin.index_select(0, self.position)
 
