@@ -1,24 +1,44 @@
 """What the MMDiT is conditioned on: hidden states of up to three branches (model.md sections 3 to 6)."""
 
+import copy
+import hashlib
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from .config import Config
-from .decoding import OnTokens, TextSettings, generate_tokens
+from .decoding import OnTokens, Steps, TextSettings, Transcript, continue_text
 from .errors import CheckpointError, InputError
 from .positions import Grid
 from .prompt import IMG, PAD, Prompt, PromptBuilder, Tokenizer, as_tensor
 from .vlm import VLM
 
+SEEN_TILES = 32  # of the pictures last seen, whose ViT tokens are remembered: 1 MB each in bfloat16
+TAIL = 8  # tokens that are read one by one rather than everything anew
+
+
+@dataclass(frozen=True, eq=False)
+class Memory:
+    """A transcript and the weights it was made with (see Reader)."""
+
+    weights: Hashable
+    transcript: Transcript
+
 
 @dataclass(frozen=True)
 class TextResult:
-    """Generated text. token_ids holds every generated token, the stop token included if one was reached."""
+    """Generated text. token_ids holds every generated token, the stop token included if one was reached.
+
+    memory: what the model has read and written, if it was to be kept: 0.1 MB a token in bfloat16. A picture drawn
+    after this text then need not read it again.
+    """
 
     text: str
     token_ids: tuple[int, ...]
+    memory: Memory | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -45,22 +65,50 @@ class Context:
 
 
 class Reader:
-    """A VLM with its tokenizer: turns prompts and seen pictures into embeddings and conditioning."""
+    """A VLM with its tokenizer: turns prompts and seen pictures into embeddings and conditioning.
 
-    def __init__(self, vlm: VLM, tokenizer: Tokenizer, config: Config):
+    weights: says which weights the VLM has at the moment, as a value that is never the same for others; None: cannot
+    tell. What was computed with the same ones is not computed again: ViT tokens of a picture, the text so far.
+    """
+
+    def __init__(
+        self, vlm: VLM, tokenizer: Tokenizer, config: Config, weights: Callable[[], Hashable | None] | None = None
+    ):
         self.vlm, self.tokenizer, self.config = vlm, tokenizer, config
+        self.weights = weights or _Weights(vlm)
+        self.seen: OrderedDict[tuple, Tensor] = OrderedDict()
         if tokenizer.size > config.language.vocab_size:
             raise CheckpointError(
                 f"the tokenizer has ids up to {tokenizer.size - 1}, but llm_config.vocab_size is "
                 f"{config.language.vocab_size}: they are of different checkpoints"
             )
         tokens_per_tile = config.tile_grid[1] * config.tile_grid[2]
+        self._most_tokens = SEEN_TILES * tokens_per_tile
         self.prompts = PromptBuilder(tokenizer, tokens_per_tile, config.language.max_positions)
+
+    def with_weights(self, weights: Callable[[], Hashable | None]) -> "Reader":
+        """The same, but for weights that this function tells of. Both remember the same pictures."""
+        other = copy.copy(self)
+        other.weights = weights
+        return other
 
     @torch.inference_mode()
     def see(self, tiles: list[Tensor], device, dtype) -> list[Tensor]:
         """Pictures as normalised tiles [n_i, 3, S, S] → their tokens [n_i · T, hidden]."""
-        return [self.vlm.see(image.to(device, dtype)).flatten(0, 1) for image in tiles]
+        weights = self.weights()
+        return [self._see(image, device, dtype, weights) for image in tiles]
+
+    def _see(self, tiles: Tensor, device, dtype, weights) -> Tensor:
+        if weights is None:
+            return self.vlm.see(tiles.to(device, dtype)).flatten(0, 1)
+        pixels = hashlib.sha256(tiles.contiguous().view(torch.uint8).cpu().numpy()).digest()
+        key = pixels, tiles.shape, torch.device(device), dtype, weights
+        if key not in self.seen:
+            self.seen[key] = self.vlm.see(tiles.to(device, dtype)).flatten(0, 1)
+        self.seen.move_to_end(key)
+        while len(self.seen) > 1 and sum(len(tokens) for tokens in self.seen.values()) > self._most_tokens:
+            self.seen.popitem(last=False)
+        return self.seen[key]
 
     @torch.inference_mode()
     def embed(self, prompt: Prompt, features: list[Tensor], device) -> Tensor:
@@ -75,6 +123,7 @@ class Reader:
             torch.cat(features) if features else None,
         )
 
+    @torch.inference_mode()
     def write(
         self,
         prompt: Prompt,
@@ -84,11 +133,20 @@ class Reader:
         device,
         dtype,
         on_tokens: OnTokens | None = None,
+        keep: torch.device | None = None,
     ) -> TextResult:
-        """Continue a prompt in words. tiles: as in see, one entry per image of the prompt."""
+        """Continue a prompt in words. tiles: as in see, one entry per image of the prompt.
+
+        keep: where the result's memory is to be, if one is wanted. (Beams leave none.)
+        """
+        keep = None if settings.num_beams > 1 else keep
         embeddings = self.embed(prompt, self.see(tiles, device, dtype), device)
-        tokens = generate_tokens(self.vlm, embeddings, self.tokenizer.stop_ids, settings, on_tokens)
-        return TextResult(self.tokenizer.decode(tokens), tuple(tokens))
+        select = () if keep is None else self.config.mmdit.select_layers
+        steps = Steps(self.vlm, embeddings, settings.max_new_tokens, select)
+        tokens = continue_text(steps, self.tokenizer.stop_ids, settings, on_tokens)
+        weights = self.weights()
+        memory = None if keep is None or weights is None else Memory(weights, steps.transcript().to(keep))
+        return TextResult(self.tokenizer.decode(tokens), tuple(tokens), memory)
 
     @torch.inference_mode()
     def read(self, prompt: Prompt, features: list[Tensor], references: list[Tensor], device) -> Branch:
@@ -118,7 +176,7 @@ class Reader:
         words, pads = self._reasoned(full, max(len(partial), len(blank)), reasoning, whole_reasoning)
         unconditional = self.read(blank, [], [], device)
         return Context(
-            full=self._branch(full, words, pads, features, references, device),
+            full=self._branch(full, words, pads, features, references, device, getattr(reasoning, "memory", None)),
             partial=self.read(partial, features, references, device) if n else unconditional,
             unconditional=unconditional,
         )
@@ -143,7 +201,7 @@ class Reader:
         end = len(tokens) - 1 if stop is None else stop
         return (*full.ids, *tokens)[: len(full) + end - 1], max(0, longest_blank - len(full))
 
-    def _branch(self, prompt: Prompt, ids, pads: int, features, references, device) -> Branch:
+    def _branch(self, prompt: Prompt, ids, pads: int, features, references, device, memory=None) -> Branch:
         """Read ids, which continue (or, by a token, cut) the prompt, with `<img>` behind and pads in front of them."""
         ids = [self.tokenizer.id(PAD)] * pads + [*ids, self.tokenizer.id(IMG)]
         if len(ids) > self.prompts.max_tokens:
@@ -153,10 +211,7 @@ class Reader:
             )
         image_mask = [False] * pads + list(prompt.image_mask)
         image_mask = image_mask[: len(ids)] + [False] * (len(ids) - len(image_mask))
-        states = self.vlm.language_model(
-            self._embed(ids, image_mask, features, device), self.config.mmdit.select_layers
-        )
-        hidden = torch.cat(states, dim=-1)[0]
+        hidden = self._hidden(self._embed(ids, image_mask, features, device), memory)
         if not hidden.isfinite().all():
             raise FloatingPointError(f"the language model's hidden states are not finite in {hidden.dtype}")
 
@@ -168,3 +223,27 @@ class Reader:
             raise InputError(f"the images do not fit into the {longest} tokens of context that this checkpoint reads")
         grids = [self.config.tile_grid] * int(mask.sum() // tokens_per_image)
         return Branch(hidden[kept], mask, grids, references)
+
+    def _hidden(self, x: Tensor, memory: Memory | None) -> Tensor:
+        """Embeddings [1, T, C] → hidden states [T, S·C] at the select layers. memory: of a text that may start so."""
+        select = self.config.mmdit.select_layers
+        known, length = 0, x.shape[1]
+        if memory is not None and memory.weights == self.weights():
+            known = min(memory.transcript.in_common(x[0]), length - 1)
+        # Only a few tokens at the end are new after reasoning. Special tokens that were generated, pads, other words
+        # and other pictures all show in the embeddings.
+        if known < length - TAIL:
+            return torch.cat(self.vlm.language_model(x, select), dim=-1)[0]
+        cache = memory.transcript.cache.copy(known, length, x.device)
+        tail = [self.vlm.language_model(token, select, cache) for token in x[:, known:].split(1, dim=1)]
+        return torch.cat([memory.transcript.hidden[:known].to(x.device), *(torch.cat(s, dim=-1)[0] for s in tail)])
+
+
+class _Weights:
+    """Tells the weights of a network that nobody else manages: the tensors, and how often each was changed in place."""
+
+    def __init__(self, network: torch.nn.Module):
+        self.network = network
+
+    def __call__(self) -> Hashable:
+        return tuple((p.data_ptr(), 0 if p.is_inference() else p._version) for p in self.network.parameters())

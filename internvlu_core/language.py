@@ -9,24 +9,79 @@ from .float16 import for_norm, project, widened
 
 
 class KVCache:
-    """Keys and values [layers, batch, kv_heads, capacity, head_dim] of the tokens read so far."""
+    """Keys and values [batch, kv_heads, capacity, head_dim] of every layer, of the `length` tokens read so far."""
+
+    mask: Tensor | None = None  # which keys a new token sees; None: all that extend returns
 
     def __init__(self, config: LanguageConfig, batch: int, capacity: int, *, dtype, device):
-        shape = (config.num_layers, batch, config.num_kv_heads, capacity, config.head_dim)
-        self.keys = torch.empty(shape, dtype=dtype, device=device)
-        self.values = torch.empty(shape, dtype=dtype, device=device)
-        self.length = 0
+        self.config, self.capacity, self.length = config, capacity, 0
+        shape = (batch, config.num_kv_heads, capacity, config.head_dim)
+        self.keys = [torch.empty(shape, dtype=dtype, device=device) for _ in range(config.num_layers)]
+        self.values = [torch.empty(shape, dtype=dtype, device=device) for _ in range(config.num_layers)]
+        self.rope = rotary_table(config, capacity, dtype, device)
+
+    def begin(self, tokens: int) -> tuple[Tensor, Tensor]:
+        """The rotary table of the next tokens, which extend then gets layer by layer, until advance."""
+        cos, sin = self.rope
+        return cos.narrow(0, self.length, tokens), sin.narrow(0, self.length, tokens)
 
     def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Store the keys and values of new tokens; return those of all tokens so far."""
-        end = self.length + k.shape[2]
-        self.keys[layer, :, :, self.length : end] = k
-        self.values[layer, :, :, self.length : end] = v
-        return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
+        return self._append(self.keys[layer], k), self._append(self.values[layer], v)
+
+    def _append(self, stored: Tensor, new: Tensor) -> Tensor:
+        stored.narrow(2, self.length, new.shape[2]).copy_(new)
+        return stored.narrow(2, 0, self.length + new.shape[2])
+
+    def advance(self, tokens: int):
+        self.length += tokens
 
     def select(self, rows: Tensor):
         """Make batch row i continue the text of row rows[i] (beams; also widens the batch)."""
-        self.keys, self.values = self.keys[:, rows], self.values[:, rows]
+        for tensors in (self.keys, self.values):
+            for layer, tensor in enumerate(tensors):
+                if len(rows) != len(tensor):
+                    tensors[layer] = tensor[rows]
+                else:  # in place: a captured step keeps the addresses
+                    tensor[:, :, : self.length] = tensor[rows, :, : self.length]
+
+    def copy(self, length: int, capacity: int, device) -> "KVCache":
+        """The first tokens in a cache of its own."""
+        first = self.keys[0]
+        other = KVCache(self.config, len(first), capacity, dtype=first.dtype, device=device)
+        for mine, its in zip((*self.keys, *self.values), (*other.keys, *other.values), strict=True):
+            its[:, :, :length] = mine[:, :, :length]
+        other.length = length
+        return other
+
+
+class FixedStep:
+    """A KVCache to read one more token with, by operations that are the same for every token, as CUDA graphs ask.
+
+    position [1] says where the token goes. It sees the first `window` tokens of the cache, those behind it masked.
+    """
+
+    def __init__(self, cache: KVCache, window: int):
+        self.cache, self.window = cache, window
+        device = cache.keys[0].device
+        self.position = torch.tensor([cache.length], device=device)
+        self.slots = torch.arange(window, device=device)
+        for tensor in (*cache.keys, *cache.values):  # masked or not, what is there must be finite
+            tensor[:, :, cache.length : window] = 0
+
+    def begin(self, tokens: int) -> tuple[Tensor, Tensor]:
+        self.mask = (self.slots <= self.position)[None]  # [1, window], for any batch, heads and queries
+        cos, sin = self.cache.rope
+        return cos.index_select(0, self.position), sin.index_select(0, self.position)
+
+    def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        keys, values = self.cache.keys[layer], self.cache.values[layer]
+        keys.index_copy_(2, self.position, k)
+        values.index_copy_(2, self.position, v)
+        return keys.narrow(2, 0, self.window), values.narrow(2, 0, self.window)
+
+    def advance(self, tokens: int):
+        """Whoever replays the step counts."""
 
 
 class Qwen3(nn.Module):
@@ -35,6 +90,8 @@ class Qwen3(nn.Module):
     def __init__(self, config: LanguageConfig, operations=nn, attention=F.scaled_dot_product_attention, **factory):
         super().__init__()
         self.config = config
+        # Hosts' layers move and cast weights while they run.
+        self.capturable = operations is nn and attention is F.scaled_dot_product_attention
         layers = nn.ModuleList(Layer(config, i, operations, attention, **factory) for i in range(config.num_layers))
         self.model = nn.ModuleDict(
             {
@@ -46,16 +103,16 @@ class Qwen3(nn.Module):
         if not config.tied_head:
             self.lm_head = operations.Linear(config.hidden_size, config.vocab_size, bias=False, **factory)
 
-    def forward(self, x: Tensor, select: tuple[int, ...], cache: KVCache | None = None) -> list[Tensor]:
+    def forward(self, x: Tensor, select: tuple[int, ...], cache: "KVCache | FixedStep | None" = None) -> list[Tensor]:
         """Hidden states [B, T, C] at each index of [input of layer 0, …, input of the last layer, final norm].
 
         Layers' inputs are float32 where x is float16, whose range they can leave. With a cache, x continues the cached
         tokens: either the whole prompt (into an empty cache) or one token.
         """
-        start = cache.length if cache else 0
-        rope = rotary_table(self.config, torch.arange(start, start + x.shape[1], device=x.device))
+        tokens, dtype = x.shape[1], x.dtype
+        rope = cache.begin(tokens) if cache else rotary_table(self.config, tokens, dtype, x.device)
         last = self.config.num_layers
-        states, dtype, x = {}, x.dtype, widened(x)
+        states, x = {}, widened(x)
         for index, layer in enumerate(self.model["layers"]):
             if index in select:
                 states[index] = x
@@ -65,7 +122,7 @@ class Qwen3(nn.Module):
         if last in select:
             states[last] = self.model["norm"](for_norm(x, dtype))
         if cache:
-            cache.length += x.shape[1]
+            cache.advance(tokens)
         return [states[index] for index in select]
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -84,7 +141,7 @@ class Layer(nn.Module):
         self.post_attention_layernorm = operations.RMSNorm(config.hidden_size, eps=config.norm_eps, **factory)
         self.mlp = MLP(config, operations, **factory)
 
-    def forward(self, x: Tensor, dtype: torch.dtype, rope: tuple[Tensor, Tensor], cache: KVCache | None) -> Tensor:
+    def forward(self, x: Tensor, dtype: torch.dtype, rope: tuple[Tensor, Tensor], cache) -> Tensor:
         x = x + self.self_attn(self.input_layernorm(for_norm(x, dtype)), rope, cache)
         return x + self.mlp(self.post_attention_layernorm(for_norm(x, dtype)))
 
@@ -104,23 +161,27 @@ class Attention(nn.Module):
         self.q_norm = operations.RMSNorm(config.head_dim, eps=config.norm_eps, **factory)
         self.k_norm = operations.RMSNorm(config.head_dim, eps=config.norm_eps, **factory)
 
-    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], cache: KVCache | None) -> Tensor:
+    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], cache) -> Tensor:
         q, k, v = (
             proj(x).unflatten(-1, (-1, self.config.head_dim)) for proj in (self.q_proj, self.k_proj, self.v_proj)
         )
         q = rotate(self.q_norm(q), rope).transpose(1, 2)  # [B, heads, T, D]
         k = rotate(self.k_norm(k), rope).transpose(1, 2)  # [B, kv_heads, T, D]
         v = v.transpose(1, 2)
+        mask = None
         if cache:
             k, v = cache.extend(self.index, k, v)
-        return project(self.o_proj, self.attend(q, k, v).transpose(1, 2).flatten(2), x.dtype)
+            mask = cache.mask
+        return project(self.o_proj, self.attend(q, k, v, mask).transpose(1, 2).flatten(2), x.dtype)
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         groups = self.config.num_heads // self.config.num_kv_heads
         if q.shape[2] == 1:
             # One new token sees everything, so the heads that share keys can stand in for query positions and the
             # cache need not be repeated for each of them.
-            return self.attention(q.unflatten(1, (-1, groups)).flatten(2, 3), k, v, is_causal=False).reshape(q.shape)
+            grouped = q.view(len(q), -1, groups, q.shape[-1])
+            masked = {} if mask is None else {"attn_mask": mask}  # of a captured step, hence never with a host
+            return self.attention(grouped, k, v, **masked).reshape(q.shape)
         k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
         return self.attention(q, k, v, is_causal=True)
 
@@ -139,15 +200,16 @@ class MLP(nn.Module):
         return project(self.down_proj, product, x.dtype)
 
 
-def rotary_table(config: LanguageConfig, positions: Tensor) -> tuple[Tensor, Tensor]:
-    """cos and sin [T, 1, head_dim / 2] of the rotation angles, float32 (RoFormer, arXiv 2104.09864)."""
-    channels = torch.arange(0, config.head_dim, 2, dtype=torch.float32, device=positions.device)
-    angles = positions.float()[:, None] * (1.0 / config.rope_theta ** (channels / config.head_dim))
-    return angles.cos()[:, None], angles.sin()[:, None]
+def rotary_table(config: LanguageConfig, length: int, dtype: torch.dtype, device) -> tuple[Tensor, Tensor]:
+    """What rotate multiplies positions 0 … length − 1 by (RoFormer, arXiv 2104.09864): two of [length, 1, head_dim]."""
+    channels = torch.arange(0, config.head_dim, 2, dtype=torch.float32, device=device)
+    positions = torch.arange(length, dtype=torch.float32, device=device)
+    angles = positions[:, None, None] * (1.0 / config.rope_theta ** (channels / config.head_dim))
+    cos, sin = angles.cos(), angles.sin()
+    return torch.cat([cos, cos], dim=-1).to(dtype), torch.cat([-sin, sin], dim=-1).to(dtype)
 
 
 def rotate(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
     """Rotate x [B, T, heads, D]; channel i is paired with channel i + D/2."""
-    cos, sin = (t.to(x.dtype) for t in rope)
-    a, b = x.chunk(2, dim=-1)
-    return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
+    cos, sin = rope
+    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)

@@ -130,13 +130,15 @@ class InternVLU:
         settings = TextSettings(max_new_tokens, num_beams, temperature, top_p, top_k, seed)
         tiles = self._tiles(_as_list(images))
         full = self.reader.prompts.full(check_text("prompt", prompt), len(tiles), _as_system(system_prompt))
-        return self._continue(full, tiles, settings, on_token)
+        return self._continue(full, tiles, settings, on_token, keep=self.device)
 
-    def _continue(self, prompt, tiles: list[Tensor], settings: TextSettings, on_token: OnToken | None) -> TextResult:
+    def _continue(self, prompt, tiles, settings: TextSettings, on_token: OnToken | None, keep=None) -> TextResult:
         settings = within(settings, len(prompt), self.config.language.max_positions)
         decode = self.tokenizer.decode
         on_tokens = on_token and (lambda tokens: on_token(len(tokens), decode(tokens)))
-        return self.reader.write(prompt, tiles, settings, device=self.device, dtype=self.dtype, on_tokens=on_tokens)
+        return self.reader.write(
+            prompt, tiles, settings, device=self.device, dtype=self.dtype, on_tokens=on_tokens, keep=keep
+        )
 
     # Pictures
 

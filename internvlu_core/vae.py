@@ -38,14 +38,20 @@ class VAE(nn.Module):
 
     def encode_raw(self, pixels: Tensor) -> Tensor:
         """As encode, without the normalisation."""
-        return self.quant_conv(self.encoder(pixels)).chunk(2, dim=1)[0]
+        return self.quant_conv(self.encoder(_laid_out(pixels))).chunk(2, dim=1)[0].contiguous()
 
     def decode_raw(self, latents: Tensor) -> Tensor:
         """As decode, from latents without the normalisation."""
-        return self.decoder(self.post_quant_conv(latents)).clamp(-1, 1)
+        return self.decoder(self.post_quant_conv(_laid_out(latents))).clamp(-1, 1).contiguous()
 
     def _channels(self, name: str, like: Tensor) -> Tensor:
         return torch.tensor(getattr(self.config, name), dtype=like.dtype, device=like.device)[:, None, None]
+
+
+def _laid_out(x: Tensor) -> Tensor:
+    """In the memory layout that all layers then keep: on a CPU, channels last makes them a fifth faster."""
+    # Not on a GPU, where it has not been measured.
+    return x.contiguous(memory_format=torch.channels_last) if x.device.type == "cpu" else x
 
 
 class Encoder(nn.Module):
@@ -69,7 +75,7 @@ class Encoder(nn.Module):
         x = self.conv_in(x)
         for block in self.down_blocks:
             x = block(x)
-        return self.conv_out(F.silu(self.norm_out(self.mid_block(x))))
+        return self.conv_out(self.norm_out(self.mid_block(x)))
 
 
 class Decoder(nn.Module):
@@ -91,8 +97,9 @@ class Decoder(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.mid_block(self.conv_in(x))
         for block in self.up_blocks:
-            x = block(x)
-        return self.conv_out(F.silu(self.norm_out(x)))
+            for layer in (*block.resnets, *block.upsamplers):  # not in a forward of its own, which would keep its x
+                x = layer(x)
+        return self.conv_out(self.norm_out(x))
 
 
 class UpBlock(nn.Module):
@@ -101,11 +108,6 @@ class UpBlock(nn.Module):
         sizes = [size_in] + [size_out] * num_resnets
         self.resnets = nn.ModuleList(ResBlock(a, b, operations, **factory) for a, b in pairwise(sizes))
         self.upsamplers = nn.ModuleList([Upsample(size_out, operations, **factory)] if upsample else [])
-
-    def forward(self, x: Tensor) -> Tensor:
-        for block in (*self.resnets, *self.upsamplers):
-            x = block(x)
-        return x
 
 
 class MidBlock(nn.Module):
@@ -130,8 +132,8 @@ class ResBlock(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.conv1(F.silu(self.norm1(x)))
-        return self.conv_shortcut(x) + self.conv2(F.silu(self.norm2(h)))
+        # Nothing has a name that the next layer does not need: a picture's activations are gigabytes.
+        return self.conv2(self.norm2(self.conv1(self.norm1(x)))).add_(self.conv_shortcut(x))
 
 
 class Attention(nn.Module):
@@ -139,7 +141,7 @@ class Attention(nn.Module):
 
     def __init__(self, size: int, operations, **factory):
         super().__init__()
-        self.norm = ChannelNorm(size, **factory)
+        self.norm = ChannelNorm(size, activation=False, **factory)
         self.to_qkv = operations.Conv2d(size, 3 * size, 1, **factory)
         self.proj = operations.Conv2d(size, size, 1, **factory)
 
@@ -173,12 +175,14 @@ class Upsample(nn.Module):
 
 
 class ChannelNorm(nn.Module):
-    """RMSNorm over the channels of every pixel."""
+    """RMSNorm over the channels of every pixel, then SiLU unless activation is False."""
 
-    def __init__(self, size: int, **factory):
+    def __init__(self, size: int, activation: bool = True, **factory):
         super().__init__()
         self.gamma = nn.Parameter(torch.ones(size, 1, 1, **factory))
+        self.activation = activation
 
     def forward(self, x: Tensor) -> Tensor:
         # A host may have left the scale on another device (partial loading).
-        return F.normalize(x, dim=1) * (x.shape[1] ** 0.5 * self.gamma.to(x))
+        x = F.normalize(x, dim=1).mul_(x.shape[1] ** 0.5 * self.gamma.to(x))
+        return F.silu(x, inplace=True) if self.activation else x

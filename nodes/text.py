@@ -227,7 +227,7 @@ class InternVLUReason(io.ComfyNode):
         pictures, options = split(inputs)
         full = vlm.reader.prompts.full(prompt, len(pictures), system_prompt or None)
         stream = TextStream(cls.hidden.unique_id)
-        result = vlm.generate(full, vlm.see(pictures), settings(**options), stream)
+        result = vlm.generate(full, vlm.see(pictures), settings(**options), stream, keep=True)
         return io.NodeOutput(result, result.text, ui=stream.ui(result.text))
 
 

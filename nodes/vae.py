@@ -13,9 +13,10 @@ from ..internvlu_core.convert import as_wan
 from ..internvlu_core.vae import VAE
 from .mmdit import assign
 
-# Working memory per pixel, in elements of the VAE's dtype, at base 96 (scripts/measure_vae.py): tensors take 384 and
-# 480; with the convolutions' own space, on a CPU, it is about 490 and 600 to 700, whatever the size and the dtype.
-ENCODE_ELEMENTS, DECODE_ELEMENTS = 580, 720
+# Working memory (scripts/measure_vae.py): so many elements of the VAE's dtype per pixel at base 96, whatever the size
+# and the dtype, and some bytes for the convolutions' own use.
+ENCODE_ELEMENTS, DECODE_ELEMENTS = 310, 400
+FIXED = 16 * 2**20
 
 
 class FrameVAE(VAE):
@@ -63,7 +64,7 @@ class ComfyVAE(comfy.sd.VAE):
 
         def memory(shape, elements, dtype):
             pixels = math.prod(shape[2:])  # of all frames: they are a batch here
-            return pixels * elements * config.base_channels / 96 * comfy.model_management.dtype_size(dtype)
+            return FIXED + pixels * elements * config.base_channels / 96 * comfy.model_management.dtype_size(dtype)
 
         self.memory_used_encode = lambda shape, dtype: memory(shape, ENCODE_ELEMENTS, dtype)
         self.memory_used_decode = lambda shape, dtype: memory(shape, DECODE_ELEMENTS * factor**2, dtype)

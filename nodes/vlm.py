@@ -2,7 +2,8 @@
 
 import copy
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
+from functools import partial
 
 import comfy.model_management
 import comfy.model_patcher
@@ -70,6 +71,13 @@ class TextStream:
         return {"text": [text], "tokens": [self.tokens], "tokens_per_second": [self.rate]}
 
 
+def weights_of(patcher: comfy.model_patcher.ModelPatcher) -> Hashable | None:
+    """Which weights a network has while this patcher's patches are on it, for the core's Reader."""
+    # ComfyUI gives weights that are patched otherwise another uuid, but does not for what these do.
+    unclear = patcher.object_patches or patcher.hook_patches or patcher.forced_hooks
+    return None if unclear else patcher.patches_uuid
+
+
 class ComfyVLM:
     """What the loader puts on the VLM socket."""
 
@@ -86,7 +94,7 @@ class ComfyVLM:
         self.patcher = comfy.model_patcher.ModelPatcher(
             network, load_device=self.load_device, offload_device=offload_device
         )
-        self.reader = Reader(network, tokenizer, config)
+        self.reader = Reader(network, tokenizer, config, partial(weights_of, self.patcher))
 
     def get_ram_usage(self) -> int:
         """Bytes; ComfyUI's cache asks."""
@@ -103,6 +111,7 @@ class ComfyVLM:
         """The same network under other patches (LoRA)."""
         other = copy.copy(self)
         other.patcher = patcher
+        other.reader = self.reader.with_weights(partial(weights_of, patcher))
         return other
 
     def encode_text(self, text: str, images: list[Image.Image]) -> Branch:
@@ -132,10 +141,12 @@ class ComfyVLM:
         tiles: list[torch.Tensor],
         settings: TextSettings,
         stream: Callable[[int, Callable[[], str]], None] | None = None,
+        keep: bool = False,
     ) -> TextResult:
         """Continue a prompt, under a progress bar. ComfyUI's cancel raises out of it.
 
-        stream is called after each token with their number and a function that gives the text so far.
+        stream is called after each token with their number and a function that gives the text so far. keep: let the
+        result have a memory, for Encode; it waits where weights wait, as ComfyUI's cache may hold it for long.
         """
         settings = within(settings, len(prompt), self.config.language.max_positions)
         self.load(settings.num_beams * (len(prompt) + settings.max_new_tokens))
@@ -148,5 +159,11 @@ class ComfyVLM:
                 stream(len(tokens), lambda: self.decode(tokens))
 
         return self.reader.write(
-            prompt, tiles, settings, device=self.load_device, dtype=self.dtype, on_tokens=on_tokens
+            prompt,
+            tiles,
+            settings,
+            device=self.load_device,
+            dtype=self.dtype,
+            on_tokens=on_tokens,
+            keep=self.patcher.offload_device if keep else None,
         )
