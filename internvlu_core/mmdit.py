@@ -5,6 +5,8 @@ its own stream's weights; the streams meet in one full attention per block.
 """
 
 import math
+from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +21,71 @@ from .positions import Grid, joint_positions, rotary_table
 NORM_EPS = 1e-6
 
 
+@dataclass(frozen=True)
+class Layout:
+    """Where the tokens of one or several branches lie in the two streams, and how they are rotated.
+
+    Image stream: the generated tokens of every branch (`generated` each), then the references of every branch
+    (`references[i]`). Text stream: the context of every branch (`texts[i]`). img_rope, txt_rope: the rotary tables of
+    these tokens [tokens, head_dim / 2, 2]. What is written [B, T, …] below has the tokens of a whole stream as T.
+    """
+
+    generated: int
+    references: tuple[int, ...]
+    texts: tuple[int, ...]
+    img_rope: Tensor
+    txt_rope: Tensor
+
+    @property
+    def all_generated(self) -> int:
+        return self.generated * len(self.texts)
+
+    def join(self, img: Tensor, txt: Tensor) -> list[Tensor]:
+        """Both streams → each branch's tokens [B, tokens of the branch, …]: generated, references, context."""
+        generated = img[:, : self.all_generated].split(self.generated, dim=1)
+        references = img[:, self.all_generated :].split(self.references, dim=1)
+        branches = zip(generated, references, txt.split(self.texts, dim=1), strict=True)
+        return [torch.cat(tokens, dim=1) for tokens in branches]
+
+    def part(self, branches: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """The inverse of join."""
+        sizes = zip(self.references, self.texts, strict=True)
+        parts = [x.split([self.generated, *size], dim=1) for x, size in zip(branches, sizes, strict=True)]
+        generated, references, texts = zip(*parts, strict=True)
+        return torch.cat(generated + references, dim=1), torch.cat(texts, dim=1)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What of one or several branches is the same in every step of a run.
+
+    references, txt: their tokens as they enter the streams [1 or B, tokens, size], laid out as layout says.
+    """
+
+    references: Tensor
+    txt: Tensor
+    layout: Layout
+
+
+def pack(branches: list[Prepared]) -> Prepared:
+    """Several branches as one, for pictures of one size: their linear layers then run, and are read, once a step.
+
+    Nothing is padded: only the attention is computed branch by branch.
+    """
+    layouts = [branch.layout for branch in branches]
+    generated = layouts[0].generated
+    img_ropes = [layout.img_rope.tensor_split([layout.all_generated]) for layout in layouts]
+    layout = Layout(
+        generated,
+        sum((layout.references for layout in layouts), ()),
+        sum((layout.texts for layout in layouts), ()),
+        torch.cat([rope for ropes in zip(*img_ropes, strict=True) for rope in ropes]),
+        torch.cat([layout.txt_rope for layout in layouts]),
+    )
+    streams = ([getattr(branch, name) for branch in branches] for name in ("references", "txt"))
+    return Prepared(*(torch.cat(tokens, dim=1) for tokens in streams), layout)
+
+
 class MMDiT(nn.Module):
     """Velocity of noisy latents, given one branch's conditioning. See forward.
 
@@ -28,7 +95,7 @@ class MMDiT(nn.Module):
 
     def __init__(self, config: MMDiTConfig, operations=nn, attention=F.scaled_dot_product_attention, **factory):
         super().__init__()
-        self.config = config
+        self.config, self.rope = config, partial(rope_tables, config)
         size = config.hidden_size
         if config.projector == "mlp2x_gelu":  # the name notwithstanding, its activation is SiLU
             self.decoder_projector = nn.Sequential(
@@ -64,23 +131,47 @@ class MMDiT(nn.Module):
         grids in order. references: normalised latents [1 or B, C, h_i, w_i]. attention_options go to the attention
         function. Raises InputError if a latent's sides are not multiples of the patch size.
         """
-        grids = [self.grid(latent) for latent in (x, *references)]
-        positions = joint_positions(grids, image_mask, image_grids, self.config.latent_scale, self.config.vit_scale)
-        rope = tuple(t.to(x.device) for t in rotary_table(positions, self.config.rope_axes))
+        prepared = self.prepare(self.grid(x), context, image_mask, image_grids, references)
+        return self.velocities(x, timestep, prepared, **attention_options)[0]
 
-        batch = x.shape[0]
-        latents = [self.patchify(latent).expand(batch, -1, -1) for latent in (x, *references)]
-        img = project(self.img_in, torch.cat(latents, dim=1), x.dtype)
-        txt = project(self.txt_in, self.txt_norm(self.decoder_projector(context)), x.dtype).expand(batch, -1, -1)
+    def prepare(
+        self,
+        grid: Grid,
+        context: Tensor,
+        image_mask: Tensor,
+        image_grids: list[Grid],
+        references: list[Tensor] = (),
+    ) -> Prepared:
+        """What forward needs of one branch in every step, for latents of a grid of patches. Arguments as in forward."""
+        grids = (grid, *(self.grid(latent) for latent in references))
+        img_rope, txt_rope = self.rope(
+            grids, tuple(image_mask.tolist()), tuple(map(tuple, image_grids)), context.device
+        )
+        txt = project(self.txt_in, self.txt_norm(self.decoder_projector(context)), context.dtype)
+        if references:
+            patches = torch.cat([self.patchify(latent) for latent in references], dim=1)
+            tokens = project(self.img_in, patches, context.dtype)
+        else:
+            tokens = txt[:, :0]
+        layout = Layout(math.prod(grid), (tokens.shape[1],), (txt.shape[1],), img_rope, txt_rope)
+        return Prepared(tokens, txt, layout)
+
+    def velocities(self, x: Tensor, timestep: Tensor, prepared: Prepared, **attention_options) -> list[Tensor]:
+        """forward's velocity in each prepared branch, of one x at one timestep."""
+        batch, layout = len(x), prepared.layout
+        generated = project(self.img_in, self.patchify(x), x.dtype).repeat(1, len(layout.texts), 1)
+        img = torch.cat([generated, prepared.references.expand(batch, -1, -1)], dim=1)
+        txt = prepared.txt.expand(batch, -1, -1)
         temb = self.time_text_embed(timestep, x.dtype)
         for index in range(len(self.transformer_blocks)):
-            img, txt = self.run_block(index, img, txt, temb, rope, **attention_options)
-        generated = math.prod(grids[0])
-        return self.unpatchify(self.proj_out(self.norm_out(img[:, :generated], temb)), grids[0])
+            img, txt = self.run_block(index, img, txt, temb, layout, **attention_options)
+        out = self.proj_out(self.norm_out(img[:, : layout.all_generated], temb))
+        return [self.unpatchify(tokens, self.grid(x)) for tokens in out.split(layout.generated, dim=1)]
 
-    def run_block(self, index: int, img: Tensor, txt: Tensor, temb: Tensor, rope, **attention_options):
-        """Both streams [B, T, size] after block `index`. A host may replace blocks here."""
-        return self.transformer_blocks[index](img, txt, temb, rope, **attention_options)
+    def run_block(self, index: int, img: Tensor, txt: Tensor, temb: Tensor, layout: Layout, **attention_options):
+        """Both streams [B, T, size] after block `index`; after the last one only what is read. A host may override."""
+        last = index == len(self.transformer_blocks) - 1
+        return self.transformer_blocks[index](img, txt, temb, layout, generated_only=last, **attention_options)
 
     def bound_context(self, context: Tensor) -> Tensor:
         """Hidden states [..., T, C] within float16's range, which a language model's can leave; for forward the same.
@@ -103,6 +194,16 @@ class MMDiT(nn.Module):
     def unpatchify(self, tokens: Tensor, grid: Grid) -> Tensor:
         p = self.config.patch_size
         return rearrange(tokens, "b (h w) (c ph pw) -> b c (h ph) (w pw)", h=grid[1], w=grid[2], ph=p, pw=p)
+
+
+def rope_tables(
+    config: MMDiTConfig, grids: tuple[Grid, ...], image_mask: tuple[bool, ...], image_grids: tuple[Grid, ...], device
+) -> tuple[Tensor, Tensor]:
+    """Rotary tables of one branch's image stream and text stream, see Layout. grids: of its latents."""
+    mask = torch.tensor(image_mask, dtype=torch.bool)
+    positions = joint_positions(grids, mask, image_grids, config.latent_scale, config.vit_scale)
+    table = rotary_table(positions, config.rope_axes)
+    return table.to(device).tensor_split([len(table) - len(mask)])
 
 
 class TimeEmbedding(nn.Module):
@@ -144,20 +245,23 @@ class Block(nn.Module):
         self.img_mlp = FeedForward(size, operations, **factory)
         self.txt_mlp = FeedForward(size, operations, **factory)
 
-    def forward(self, img: Tensor, txt: Tensor, temb: Tensor, rope, **attention_options) -> tuple[Tensor, Tensor]:
-        img_shift1, img_scale1, img_gate1, img_shift2, img_scale2, img_gate2 = modulation(self.img_mod, temb)
-        txt_shift1, txt_scale1, txt_gate1, txt_shift2, txt_scale2, txt_gate2 = modulation(self.txt_mod, temb)
-
+    def forward(
+        self, img: Tensor, txt: Tensor, temb: Tensor, layout: Layout, generated_only: bool = False, **attention_options
+    ) -> tuple[Tensor, Tensor]:
+        """Both streams [B, T, size] after this block; with generated_only the generated tokens, and txt as it was."""
+        img_shift1, img_scale1, img_gate1, *img_mod2 = modulation(self.img_mod, temb)
+        txt_shift1, txt_scale1, txt_gate1, *txt_mod2 = modulation(self.txt_mod, temb)
         img_attn, txt_attn = self.attn(
             modulate(img, img_shift1, img_scale1),
             modulate(txt, txt_shift1, txt_scale1),
-            rope,
+            layout,
+            generated_only,
             **attention_options,
         )
-        img = img + img_gate1 * img_attn
-        txt = txt + txt_gate1 * txt_attn
-        img = img + img_gate2 * self.img_mlp(modulate(img, img_shift2, img_scale2))
-        txt = txt + txt_gate2 * self.txt_mlp(modulate(txt, txt_shift2, txt_scale2))
+        img = torch.addcmul(img[:, : img_attn.shape[1]], img_gate1, img_attn)
+        img = self.img_mlp(img, *img_mod2)
+        if not generated_only:
+            txt = self.txt_mlp(torch.addcmul(txt, txt_gate1, txt_attn), *txt_mod2)
         return img, txt
 
 
@@ -178,29 +282,42 @@ class GatedAttention(nn.Module):
         for name in ("norm_q", "norm_k", "norm_added_q", "norm_added_k"):
             self.add_module(name, operations.RMSNorm(config.head_dim, eps=NORM_EPS, **factory))
 
-    def forward(self, img: Tensor, txt: Tensor, rope, **attention_options) -> tuple[Tensor, Tensor]:
-        img_qkv, img_gate = self.project(img, self.to_q, self.to_k, self.to_v, self.norm_q, self.norm_k)
-        txt_qkv, txt_gate = self.project(
-            txt, self.add_q_proj, self.add_k_proj, self.add_v_proj, self.norm_added_q, self.norm_added_k
-        )
-        q, k, v = (torch.cat(pair, dim=1) for pair in zip(img_qkv, txt_qkv, strict=True))
-        q, k, v = (t.transpose(1, 2) for t in (rotate(q, rope), rotate(k, rope), v))  # [B, heads, T, D]
-        x = self.attention(q, k, v, **attention_options).transpose(1, 2).flatten(2)
-        img, txt = x.split([img.shape[1], txt.shape[1]], dim=1)
-        return (
-            project(self.to_out[0], img, img.dtype) * img_gate.sigmoid(),
-            project(self.to_add_out, txt, txt.dtype) * txt_gate.sigmoid(),
-        )
+    def forward(self, img: Tensor, txt: Tensor, layout: Layout, generated_only: bool, **attention_options):
+        """Both streams' outputs [B, T, size]; with generated_only those of the generated tokens, and None."""
+        img_k, img_v = self.keys(img, self.to_k, self.to_v, self.norm_k, layout.img_rope)
+        txt_k, txt_v = self.keys(txt, self.add_k_proj, self.add_v_proj, self.norm_added_k, layout.txt_rope)
+        keys, values = layout.join(img_k, txt_k), layout.join(img_v, txt_v)
+        if generated_only:
+            img = img[:, : layout.all_generated]
+        img_q, img_gate = self.queries(img, self.to_q, self.norm_q, layout.img_rope)
+        if generated_only:
+            queries = img_q.split(layout.generated, dim=1)
+        else:
+            txt_q, txt_gate = self.queries(txt, self.add_q_proj, self.norm_added_q, layout.txt_rope)
+            queries = layout.join(img_q, txt_q)
 
-    def project(self, x, to_q, to_k, to_v, norm_q, norm_k) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor]:
-        """One stream's queries, keys, values [B, T, heads, D], and its gate [B, T, heads·D]."""
+        out = []
+        for q, k, v in zip(queries, keys, values, strict=True):
+            q, k, v = (t.transpose(1, 2) for t in (q, k, v))  # [B, heads, T, D]
+            out.append(self.attention(q, k, v, **attention_options).transpose(1, 2).flatten(2))
+        if generated_only:
+            return gated(self.to_out[0], torch.cat(out, dim=1), img_gate), None
+        img, txt = layout.part(out)
+        return gated(self.to_out[0], img, img_gate), gated(self.to_add_out, txt, txt_gate)
+
+    def queries(self, x: Tensor, to_q, norm_q, rope: Tensor) -> tuple[Tensor, Tensor]:
+        """One stream's queries [B, T, heads, D], and its gate [B, T, heads·D]."""
         q, gate = to_q(x).unflatten(-1, (self.heads, -1)).chunk(2, dim=-1)
-        k, v = (proj(x).unflatten(-1, (self.heads, -1)) for proj in (to_k, to_v))
-        return (norm_q(q), norm_k(k), v), gate.flatten(2)
+        return rotate(norm_q(q), rope), gate.flatten(2)
+
+    def keys(self, x: Tensor, to_k, to_v, norm_k, rope: Tensor) -> tuple[Tensor, Tensor]:
+        """One stream's keys and values [B, T, heads, D]."""
+        k, v = (linear(x).unflatten(-1, (self.heads, -1)) for linear in (to_k, to_v))
+        return rotate(norm_k(k), rope), v
 
 
 class FeedForward(nn.Module):
-    """MLP of width 4 with tanh-GELU."""
+    """MLP of width 4 with tanh-GELU, in its modulated residual branch."""
 
     def __init__(self, size: int, operations, **factory):
         super().__init__()
@@ -212,8 +329,9 @@ class FeedForward(nn.Module):
             ]
         )
 
-    def forward(self, x: Tensor) -> Tensor:
-        return project(self.net[2], F.gelu(self.net[0]["proj"](x), approximate="tanh"), x.dtype)
+    def forward(self, x: Tensor, shift: Tensor, scale: Tensor, gate: Tensor) -> Tensor:
+        hidden = F.gelu(self.net[0]["proj"](modulate(x, shift, scale)), approximate="tanh")
+        return torch.addcmul(x, gate, project(self.net[2], hidden, hidden.dtype))
 
 
 class OutputNorm(nn.Module):
@@ -233,12 +351,23 @@ def modulation(mod: nn.Module, temb: Tensor) -> tuple[Tensor, ...]:
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     """A stream's LayerNorm, computed in float32, shifted and scaled; in the dtype of these two."""
-    normed = F.layer_norm(x.float(), x.shape[-1:], eps=NORM_EPS).to(x.dtype)
-    return (normed * (1 + scale) + shift).to(scale.dtype)
+    normed = F.layer_norm(x, x.shape[-1:], eps=NORM_EPS)  # its kernels compute in float32 whatever the dtype of x
+    return torch.addcmul(shift, normed, 1 + scale).to(scale.dtype)
 
 
-def rotate(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
-    """Rotate x [B, T, heads, D] in float32; channel 2i is paired with channel 2i + 1."""
-    cos, sin = (t[:, None] for t in rope)
-    a, b = x.float().unflatten(-1, (-1, 2)).unbind(-1)
-    return torch.stack([a * cos - b * sin, a * sin + b * cos], dim=-1).flatten(-2).to(x.dtype)
+def gated(linear: nn.Module, x: Tensor, gate: Tensor) -> Tensor:
+    """A stream's attention output, projected, then gated."""
+    return project(linear, x, x.dtype) * gate.sigmoid()
+
+
+def rotate(x: Tensor, rope: Tensor) -> Tensor:
+    """Rotate x [B, T, heads, D] by the first T rows of a table, in float32; channel 2i is paired with 2i + 1."""
+    pairs, rope = x.float().unflatten(-1, (-1, 2)), rope[: x.shape[1], None]
+    # A complex product is a quarter of the work, where there is one: compilers fuse real arithmetic alone, and not
+    # every device (DirectML, older MPS) knows complex numbers.
+    if torch.compiler.is_compiling() or x.device.type not in ("cpu", "cuda"):
+        (a, b), (cos, sin) = pairs.unbind(-1), rope.unbind(-1)
+        rotated = torch.stack([a * cos - b * sin, a * sin + b * cos], dim=-1)
+    else:
+        rotated = torch.view_as_real(torch.view_as_complex(pairs) * torch.view_as_complex(rope))
+    return rotated.flatten(-2).to(x.dtype)

@@ -59,8 +59,8 @@ def _after(block: Tensor) -> int:
     return int(block.max().item()) + 1
 
 
-def rotary_table(positions: Tensor, axes: tuple[int, int, int], theta: float = 10_000.0) -> tuple[Tensor, Tensor]:
-    """cos and sin [tokens, head_dim / 2] for positions [tokens, 3]; axis i owns axes[i] channels. float32."""
+def rotary_table(positions: Tensor, axes: tuple[int, int, int], theta: float = 10_000.0) -> Tensor:
+    """cos and sin [tokens, head_dim / 2, 2] for positions [tokens, 3]; axis i owns axes[i] channels. float32."""
     angles = torch.cat(
         [
             torch.outer(positions[:, axis], 1.0 / theta ** (torch.arange(0, size, 2, dtype=torch.float32) / size))
@@ -68,4 +68,4 @@ def rotary_table(positions: Tensor, axes: tuple[int, int, int], theta: float = 1
         ],
         dim=1,
     )
-    return angles.cos(), angles.sin()
+    return torch.stack([angles.cos(), angles.sin()], dim=-1)

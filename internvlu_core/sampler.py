@@ -49,6 +49,7 @@ def dpmpp_2m(
     """
     steps = len(sigmas) - 1
     log_snr = torch.log1p(-sigmas) - torch.log(sigmas)
+    ends_clean = steps > 0 and not sigmas[-1] > 0  # asked once: on a device, asking is waiting
     previous = None
     for i in range(steps):
         denoised = model(x, sigmas[i])
@@ -57,7 +58,7 @@ def dpmpp_2m(
         sigma, sigma_next = sigmas[i], sigmas[i + 1]
         h = log_snr[i + 1] - log_snr[i]
         target = denoised
-        if previous is not None and sigma_next > 0:
+        if previous is not None and not (i == steps - 1 and ends_clean):
             h_previous = log_snr[i] - log_snr[i - 1]
             target = denoised + (denoised - previous) * (0.5 * h / h_previous)
         x = sigma_next / sigma * x - (1 - sigma_next) * torch.expm1(-h) * target

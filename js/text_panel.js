@@ -88,11 +88,15 @@ class View {
 }
 
 // Runs `change` on a text area and leaves its reader where they are: at the end, if they were there.
+const places = new WeakMap(); // where to go after the next layout, before which several pieces of text may come
 function following(area, change) {
   const atEnd = area.scrollTop + area.clientHeight >= area.scrollHeight - 8;
-  const top = area.scrollTop;
+  if (!places.has(area)) places.set(area, atEnd ? Infinity : area.scrollTop);
   change();
-  requestAnimationFrame(() => (area.scrollTop = atEnd ? area.scrollHeight : top));
+  requestAnimationFrame(() => {
+    if (places.has(area)) area.scrollTop = Math.min(places.get(area), area.scrollHeight);
+    places.delete(area);
+  });
 }
 
 function addAnswer(node) {

@@ -25,7 +25,7 @@ class DualGuider(comfy.samplers.CFGGuider):
     def __init__(self, model: comfy.model_patcher.ModelPatcher):
         super().__init__(model)
         check_model(model)
-        self.trace: list[tuple[float, float]] | None = None
+        self.trace: list[torch.Tensor] | None = None
 
     def set_conds(self, full, partial, unconditional):
         check_wiring(*([values for _, values in conds] for conds in (full, partial, unconditional)))
@@ -112,7 +112,7 @@ def predict(
     velocities = [(x - denoised) / sigma for denoised in outputs]
     full, unconditional = velocities[:2]
     partial = velocities[2] if len(velocities) > 2 else unconditional
-    step = float(torch.trunc(timestep[0] * TIMESTEPS))
+    step = torch.trunc(timestep[0] * TIMESTEPS)
     if trace is not None:
         trace.append(strengths(full, partial, unconditional, all_scale, partial_scale, step))
     guided = x - sigma * combine(full, partial, unconditional, all_scale, partial_scale, step)

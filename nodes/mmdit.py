@@ -1,5 +1,6 @@
 """The core's MMDiT as a ComfyUI MODEL: a BaseModel that a stock ModelPatcher, sampler and guider can drive."""
 
+from functools import lru_cache
 from typing import ClassVar
 
 import comfy.conds
@@ -36,6 +37,10 @@ class ComfyMMDiT(MMDiT):
         super().__init__(config, operations, attention, dtype=dtype, device=device)
         self.dtype = dtype  # BaseModel reads it
         self.in_channels = config.in_channels // config.patch_size**2  # of a latent; RenormCFG reads it
+        # ComfyUI prepares nothing for a run, but rotary tables depend on sizes alone: no weights, no hooks. One for
+        # 1024 × 1024 with a reference takes 4 MB. LoRA training must not find those that sampling left behind unusable
+        # in a backward pass, as tensors made in inference mode are.
+        self.rope = torch.compiler.disable(lru_cache(maxsize=8)(torch.inference_mode(False)(self.rope)))
 
     def forward(self, x, timestep, context, layout=((), ()), ref_latents=(), transformer_options=None, **kwargs):
         options = transformer_options or {}
@@ -58,25 +63,25 @@ class ComfyMMDiT(MMDiT):
         )
         return velocity.unsqueeze(2)
 
-    def run_block(self, index, img, txt, temb, rope, transformer_options):
+    def run_block(self, index, img, txt, temb, layout, transformer_options):
         """A block, or what a patch (skip-layer guidance, say) puts in its place."""
-        original = super().run_block
         transformer_options["block_index"] = index
         replace = transformer_options.get("patches_replace", {}).get("dit", {}).get(("double_block", index))
-        if replace is None:
-            img, txt = original(index, img, txt, temb, rope, transformer_options=transformer_options)
-        else:
+        patches = transformer_options.get("patches", {}).get("double_block", ())
+        if replace is None and not patches:
+            return super().run_block(index, img, txt, temb, layout, transformer_options=transformer_options)
 
-            def block(args):
-                img, txt = original(
-                    index, args["img"], args["txt"], args["vec"], args["pe"], transformer_options=transformer_options
-                )
-                return {"img": img, "txt": txt}
+        def block(args):
+            # Whole streams even from the last block: a patch may look at every token.
+            img, txt = self.transformer_blocks[index](
+                args["img"], args["txt"], args["vec"], args["pe"], transformer_options=transformer_options
+            )
+            return {"img": img, "txt": txt}
 
-            arguments = {"img": img, "txt": txt, "vec": temb, "pe": rope, "transformer_options": transformer_options}
-            out = replace(arguments, {"original_block": block})
-            img, txt = out["img"], out["txt"]
-        for patch in transformer_options.get("patches", {}).get("double_block", ()):
+        arguments = {"img": img, "txt": txt, "vec": temb, "pe": layout, "transformer_options": transformer_options}
+        out = replace(arguments, {"original_block": block}) if replace else block(arguments)
+        img, txt = out["img"], out["txt"]
+        for patch in patches:
             out = patch({"img": img, "txt": txt, "block_index": index, "transformer_options": transformer_options})
             img, txt = out["img"], out["txt"]
         return img, txt

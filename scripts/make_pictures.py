@@ -22,7 +22,6 @@ HELP = {
     "InternVLUEncode": ("edit", ["InternVLULoader", "LoadImage", "InternVLUEncode", "InternVLUSampler"]),
     "InternVLUReason": ("reason_then_draw", ["InternVLULoader", "InternVLUReason", "InternVLUEncode"]),
     "InternVLUAsk": ("ask", ["InternVLULoader", "LoadImage", "InternVLUAsk"]),
-    "InternVLUBoxes": ("find_objects", ["LoadImage", "InternVLUAsk", "InternVLUBoxes", "PreviewImage"]),
     "InternVLUSampler": ("text_to_image", ["InternVLUEncode", "InternVLUEmptyLatent", "InternVLUSampler", "VAEDecode"]),
     "InternVLUEmptyLatent": ("text_to_image", ["InternVLUEmptyLatent", "InternVLUSampler"]),
     "InternVLUEdit": ("edit", ["LoadImage", "InternVLUEdit", "InternVLUSampler", "InternVLUEditRestore"]),
@@ -37,6 +36,12 @@ HELP |= dict.fromkeys(
 # Prompts that only help pages show.
 CAT = {"prompt": "a photo of a cat"}
 EXTRA = {
+    "InternVLUBoxes": {
+        "1": node("LoadImage", image="photo.png"),
+        "2": node("InternVLUBoxes", image=["1", 0], answer="<ref>the sun</ref><box>[[255, 290, 545, 690]]</box>"),
+        "3": node("PreviewImage", images=["2", 2]),
+        "4": node("MaskPreview", mask=["2", 1]),
+    },
     "InternVLUGuidance": {
         "1": node("InternVLULoader", checkpoint="InternVL-U"),
         "2": node("InternVLUEncode", vlm=["1", 1], **CAT),
@@ -163,6 +168,13 @@ def main() -> None:
                 continue
             page.evaluate("(prompt) => app.loadApiJson(prompt, 'help')", prompt)
             page.wait_for_timeout(500)
+            for picture in ("LoadImage", "PreviewImage", "MaskPreview"):
+                page.evaluate(
+                    "(kind) => app.graph.findNodesByType(kind).forEach((n) => n.setSize([300, 320]))", picture
+                )
+            if page_id == "InternVLUBoxes":  # the only one that needs no checkpoint
+                page.evaluate(RUN, {})
+                page.wait_for_timeout(1500)
             page.evaluate(KEEP, [[entry["class_type"] for entry in prompt.values()], sorted(STACKED)])
             save(photograph(page), ROOT / "js" / "docs" / "images" / f"{page_id}.jpg", 1000)
 

@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "scripts")]
 
 from comfy_server import ComfyServer, link_folder  # noqa: E402
-from dev import find_comfyui  # noqa: E402
+from dev import find_browser, find_comfyui  # noqa: E402
 from playwright.sync_api import sync_playwright  # noqa: E402
 
 CHECKPOINT = "InternVL-U"
@@ -382,7 +382,8 @@ BUILD = """async ([prompt, columns, note]) => {
       const size = node.computeSize();
       const pictured = /^(SaveImage|LoadImage|LoadImageMask|PreviewImage|MaskPreview)$/.test(node.type);
       const worded = ["InternVLUEncode", "InternVLUReason", "InternVLUAsk", "CLIPTextEncode"].includes(node.type);
-      const height = pictured ? Math.max(size[1], 320) : worded ? size[1] + 120 : size[1];
+      const previewed = /^(InternVLUSampler|KSampler|SamplerCustomAdvanced)$/.test(node.type);
+      const height = pictured ? Math.max(size[1], 320) : size[1] + (previewed ? 240 : worded ? 120 : 0);
       node.setSize([Math.max(size[0], worded ? 400 : 320), height]);
       node.pos = [x, y];
       // Another seed changes nothing in greedy text, but would make the node think again at every run.
@@ -438,7 +439,7 @@ def browser_page(checkpoint: Path = ROOT / "tests" / "golden" / "checkpoint"):
         settings = {"Comfy.TutorialCompleted": True, "Comfy.Minimap.Visible": False}  # else the template browser opens
         (base / "user" / "default" / "comfy.settings.json").write_text(json.dumps(settings), encoding="utf-8")
         browser = playwright.chromium.launch(
-            executable_path=shutil.which("chromium"),
+            executable_path=find_browser(),
             args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"],
         )
         with ComfyServer(find_comfyui(), base, ROOT) as server:

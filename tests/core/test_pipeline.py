@@ -1,5 +1,7 @@
 """The whole model: several pictures, several references, sizes, callbacks, bfloat16, and other checkpoints."""
 
+from collections import Counter
+
 import numpy as np
 import pytest
 import torch
@@ -7,9 +9,11 @@ import torch.nn.functional as F
 from checkpoints import CHECKPOINT, copy_checkpoint, random_checkpoint
 from helpers import noise, relative
 from safetensors.torch import load_file
+from torch._dynamo.testing import CompileCounter
 
 from internvlu_core import InputError, InternVLU, TextResult
 from internvlu_core.config import Config
+from internvlu_core.sampler import flow_sigmas
 
 DRAW = {"prompt": "a cat", "height": 64, "width": 80, "steps": 3}
 
@@ -157,6 +161,37 @@ def test_callback(model, steps, count):
     assert all(tuple(denoised.shape) == (count, 16, 8, 10) for *_, denoised in calls)
     assert torch.equal(calls[-1][2], result.latents)  # the last step goes all the way to its denoised value
     assert torch.equal(model.generate(**settings, num_images=count).latents, result.latents)
+
+
+@pytest.mark.parametrize("images", [0, 2])
+def test_what_a_run_computes_once_and_what_every_step(model, photo, tall, images):
+    """Contexts and references once a run; in a step one pass for all branches."""
+    context = model.encode("make it night", [photo, tall][:images])
+    modules = {name: model.mmdit.get_submodule(name) for name in ("txt_in", "img_in", "time_text_embed", "proj_out")}
+    calls = Counter()
+    hooks = [m.register_forward_hook(lambda *_, name=name: calls.update([name])) for name, m in modules.items()]
+    model.sample(context, torch.zeros(1, 16, 8, 8) + 0.1, flow_sigmas(4), 4.5, 2.0)
+    for hook in hooks:
+        hook.remove()
+    branches, seeing = (3, 2) if images else (2, 0)
+    assert calls == {"txt_in": branches, "img_in": seeing + 4, "time_text_embed": 4, "proj_out": 4}
+
+
+def test_compiled(model, photo):
+    """Without graph breaks, and not anew for every size or prompt, with the same numbers."""
+    torch.compiler.reset()
+    compiled, counter = load(CHECKPOINT), CompileCounter()
+    compiled.compile(backend=counter, fullgraph=True)
+    for prompt, images, size in (
+        ("a cat", [], (64, 80)),
+        ("a cat that sleeps", [], (96, 64)),
+        ("make it night", [photo], (64, 64)),
+        ("make it a warm night", [photo], (64, 96)),
+    ):
+        options = {"height": size[0], "width": size[1], "steps": 2}
+        expected = model.generate(prompt, images, **options).latents
+        assert relative(compiled.generate(prompt, images, **options).latents, expected) < 1e-5
+    assert counter.frame_count == 4  # two kinds of pictures; the last block is another function
 
 
 @pytest.mark.parametrize("at", [0, 1])

@@ -712,6 +712,8 @@ def test_guidance(timestep, all_scale, partial_scale):
     assert min(norms) < 0.9 and max(norms) > 1.1 and any(abs(norm - 1) < 1e-6 for norm in norms)
     actual = guidance.combine(full, partial, unconditional, all_scale, partial_scale, timestep)
     torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
+    as_tensor = guidance.combine(full, partial, unconditional, all_scale, partial_scale, torch.tensor(timestep))
+    torch.testing.assert_close(as_tensor, actual)
 
 
 def test_guidance_of_equal_branches():

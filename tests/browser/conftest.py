@@ -1,0 +1,277 @@
+"""A real browser on a real ComfyUI server with the tiny checkpoint: once with the frontend that ComfyUI pins, once with
+the newest. Screenshots go to .cache/screenshots/<frontend>/.
+
+All fixtures end with their module: Playwright's event loop must be gone before other tests start theirs.
+"""
+
+import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from checkpoints import CHECKPOINT
+from comfy_server import PACK_NAME, ComfyServer, link_folder
+from playwright.sync_api import Page, sync_playwright
+from safetensors.torch import save_file
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.append(str(ROOT / "scripts"))
+from dev import find_browser, find_comfyui, find_frontend  # noqa: E402
+
+SCREENSHOTS = ROOT / ".cache" / "screenshots"
+OURS = f"/extensions/{PACK_NAME}/"
+QUIET = {"Comfy.TutorialCompleted": True, "Comfy.Minimap.Visible": False, "Comfy.VueNodes.Enabled": False}
+SMALL = {"width": 64, "height": 64, "steps": 2, "max_new_tokens": 8}
+
+WATCH = """() => {
+  window.seen = [];
+  for (const kind of ["execution_start", "execution_cached", "executed", "execution_success", "execution_error",
+                      "execution_interrupted", "internvlu.text", "b_preview", "b_preview_with_metadata"]) {
+    app.api.addEventListener(kind, ({ detail }) => seen.push([kind, detail]));
+  }
+  // What stands in the answer's panel as the text comes in.
+  window.panels = [];
+  const read = (selector) => document.querySelector(selector)?.value ?? document.querySelector(selector)?.textContent;
+  app.api.addEventListener("internvlu.text", () =>
+    requestAnimationFrame(() => panels.push([".internvlu-panel textarea", ".internvlu-status"].map(read))));
+}"""
+
+# Nodes by id, and links by the names of their sockets: what a slot's number is may differ.
+READ_GRAPH = """(graph) => {
+  graph ??= JSON.parse(JSON.stringify(app.graph.serialize()));
+  const byId = Object.fromEntries(graph.nodes.map((node) => [node.id, node]));
+  return {
+    nodes: Object.fromEntries(graph.nodes.map((node) => [node.id, node.type])),
+    links: graph.links.map(([, from, output, to, input]) =>
+      [from, byId[from].outputs[output].name, to, byId[to].inputs[input].name].join(" ")).sort(),
+  };
+}"""
+
+OVERLAPS = """() => {
+  const boxes = app.graph.nodes.map((node) => [node.type, ...node.boundingRect]);
+  return boxes.flatMap(([a, x, y, w, h], i) => boxes.slice(0, i)
+    .filter(([, x2, y2, w2, h2]) => x < x2 + w2 && x2 < x + w && y < y2 + h2 && y2 < y + h)
+    .map(([b]) => `${a} and ${b}`));
+}"""
+
+
+class Ui:
+    """One page of ComfyUI's frontend."""
+
+    def __init__(self, browser, server: ComfyServer, frontend: str, blocked: bool = False):
+        self.server, self.frontend = server, frontend
+        self.errors, self.posted = [], []  # console errors from our files, prompts sent to the server
+        context = browser.new_context(viewport={"width": 1600, "height": 1000})
+        context.grant_permissions(["clipboard-read", "clipboard-write"])
+        self.page: Page = context.new_page()
+        self.page.set_default_timeout(60_000)
+        if blocked:
+            self.page.route(lambda url: OURS in url and url.split("?")[0].endswith(".js"), lambda route: route.abort())
+        self.page.on("console", self._on_console)
+        self.page.on("pageerror", lambda error: OURS in (error.stack or "") and self.errors.append(error.stack))
+        self.page.on("request", self._on_request)
+        self.open()
+
+    def _on_console(self, message):
+        where = message.location.get("url", "")
+        # A help page that is not there in one language is asked for in the next.
+        missing_help = "/docs/" in where and "Failed to load resource" in message.text
+        if message.type == "error" and OURS in where + message.text and not missing_help:
+            self.errors.append(f"{where}: {message.text}")
+
+    def _on_request(self, request):
+        if request.method == "POST" and request.url.endswith("/prompt"):
+            self.posted.append(request.post_data_json["prompt"])
+
+    def open(self):
+        self.page.goto(self.server.url)
+        self.page.wait_for_function(
+            "() => window.app?.graph?.nodes.length && LiteGraph.registered_node_types.SaveImage"
+        )
+        self.page.wait_for_timeout(1500)  # what it opens by itself, like the last workflow, is open then
+        self.page.evaluate(WATCH)
+
+    def shot(self, name: str):
+        folder = SCREENSHOTS / self.frontend
+        folder.mkdir(parents=True, exist_ok=True)
+        self.page.screenshot(path=folder / f"{name}.png")
+
+    def js(self, script: str, arg=None):
+        return self.page.evaluate(script, arg)
+
+    def wait(self, script: str, arg=None, seconds: float = 60):
+        self.page.wait_for_function(script, arg=arg, timeout=seconds * 1000)
+
+    def set_setting(self, name: str, value):
+        self.js("([name, value]) => app.extensionManager.setting.set(name, value)", [name, value])
+
+    def open_template(self, name: str):
+        """As a person does: from the template browser."""
+        self.page.get_by_role("button", name="Templates").first.click()
+        self.page.get_by_test_id(f"template-workflow-{name}").click()
+        self.page.get_by_test_id("template-workflows-content").wait_for(state="hidden")
+        self.wait("(name) => app.extensionManager.workflow.activeWorkflow?.path.includes(name)", name)
+        self.settle()
+
+    def load(self, graph: dict):
+        self.js("(graph) => app.loadGraphData(graph, true, true)", graph)
+        self.settle()
+
+    def fresh(self, *types: str):
+        """An empty graph with new nodes of these types, side by side."""
+        self.js(
+            """(types) => {
+              app.graph.clear();
+              let x = 0;
+              for (const type of types) {
+                const node = LiteGraph.createNode(type);
+                app.graph.add(node);
+                node.pos = [x, 0];
+                x += node.size[0] + 60;
+              }
+            }""",
+            list(types),
+        )
+        self.settle()
+        self.look_at(types[0], scale=1.0)
+
+    def settle(self):
+        self.page.wait_for_timeout(400)
+
+    def look_at(self, kind: str, scale: float = 0.9):
+        """Move the canvas so that the node is in front."""
+        self.js(
+            """([kind, scale]) => {
+              const node = app.graph.nodes.find((node) => node.type === kind);
+              app.canvas.ds.scale = scale;
+              app.canvas.ds.offset = [160 / scale - node.pos[0], 130 / scale - node.pos[1]];
+              app.canvas.setDirty(true, true);
+            }""",
+            [kind, scale],
+        )
+        self.settle()
+
+    def set(self, kind: str, **values):
+        self.js(
+            """([kind, values]) => {
+              const node = app.graph.nodes.find((node) => node.type === kind);
+              for (const [name, value] of Object.entries(values)) {
+                const widget = node.widgets.find((widget) => widget.name === name);
+                widget.value = value;
+                widget.callback?.(value, app.canvas, node);
+              }
+            }""",
+            [kind, values],
+        )
+
+    def get(self, kind: str, name: str):
+        return self.js(
+            """([kind, name]) => app.graph.nodes.find((node) => node.type === kind)
+              .widgets.find((widget) => widget.name === name)?.value""",
+            [kind, name],
+        )
+
+    def make_small(self):
+        """Every size and length that the graph's nodes ask for."""
+        self.js(
+            """(small) => {
+              for (const node of app.graph.nodes) for (const widget of node.widgets ?? []) {
+                if (!(widget.name in small)) continue;
+                widget.value = small[widget.name];
+                widget.callback?.(widget.value, app.canvas, node);
+              }
+            }""",
+            SMALL,
+        )
+
+    def api(self) -> dict:
+        """The API format of the graph."""
+        output = self.js("async () => (await app.graphToPrompt()).output")
+        return {key: {k: v for k, v in node.items() if k != "_meta"} for key, node in output.items()}
+
+    def start(self):
+        self.js("() => { seen.length = panels.length = 0; }")
+        self.page.get_by_role("button", name="Run", exact=True).first.click()
+        self.wait("() => seen.some(([kind]) => kind === 'execution_start')")
+
+    def end(self) -> str:
+        """How the run ended."""
+        ends = ["execution_success", "execution_error", "execution_interrupted"]
+        self.wait("(ends) => seen.some(([kind]) => ends.includes(kind))", ends, seconds=120)
+        self.settle()
+        return next(kind for kind, _ in self.seen() if kind in ends)
+
+    def run(self):
+        self.start()
+        how = self.end()
+        assert how == "execution_success", [data for kind, data in self.seen() if kind == "execution_error"]
+
+    def seen(self) -> list:
+        return self.js("() => JSON.parse(JSON.stringify(seen))")
+
+    def cached(self) -> set:
+        return {str(node) for kind, data in self.seen() if kind == "execution_cached" for node in data["nodes"]}
+
+    def graph(self, of: dict | None = None) -> dict:
+        return self.js(READ_GRAPH, of)
+
+    def overlaps(self) -> list:
+        return self.js(OVERLAPS)
+
+    def close(self):
+        self.page.context.close()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with sync_playwright() as playwright:
+        arguments = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+        browser = playwright.chromium.launch(executable_path=find_browser(), args=arguments)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module", params=["pinned", "newest"])
+def host(request, browser, tmp_path_factory):
+    """A server with one of the frontends; host.open(**options) opens a page on it."""
+    base = tmp_path_factory.mktemp(request.param)
+    (base / "models" / "internvl_u").mkdir(parents=True)
+    link_folder(CHECKPOINT, base / "models" / "internvl_u" / "InternVL-U")
+    (base / "models" / "loras").mkdir()
+    lora = {
+        f"diffusion_model.transformer_blocks.0.attn.to_v.lora_{k}.weight": torch.ones(s)
+        for k, s in {"A": (1, 64), "B": (64, 1)}.items()
+    }
+    save_file(lora, base / "models" / "loras" / "internvl_u_lora.safetensors")
+    (base / "user" / "default").mkdir(parents=True)
+    (base / "user" / "default" / "comfy.settings.json").write_text(json.dumps(QUIET), encoding="utf-8")
+    arguments = ["--preview-method", "latent2rgb"]
+    if request.param == "newest":
+        arguments += ["--front-end-root", str(find_frontend())]
+    packs = {"debug_pack": ROOT / "tests" / "comfy" / "debug_pack"}
+    env = {"OMP_NUM_THREADS": "1"}
+    with ComfyServer(find_comfyui(), base, ROOT, arguments, env=env, extra_packs=packs) as server:
+        for picture in (ROOT / "workflows" / "input").glob("*.png"):
+            server.upload_image(picture)
+        yield SimpleNamespace(open=lambda **options: Ui(browser, server, request.param, **options), server=server)
+
+
+@pytest.fixture(scope="module")
+def shared_page(host):
+    ui = host.open()
+    yield ui
+    ui.close()
+
+
+@pytest.fixture
+def ui(shared_page, request):
+    """The module's page; a console error from our files fails the test, and every test leaves a screenshot."""
+    if shared_page.page.locator("[role=dialog]:visible, .p-toast-message:visible").count():
+        shared_page.open()  # what a failed test has left
+    shared_page.errors.clear()
+    shared_page.posted.clear()
+    yield shared_page
+    shared_page.shot(request.node.name.replace("/", "_"))
+    assert not shared_page.errors
