@@ -162,9 +162,8 @@ class Attention(nn.Module):
         self.k_norm = operations.RMSNorm(config.head_dim, eps=config.norm_eps, **factory)
 
     def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], cache) -> Tensor:
-        q, k, v = (
-            proj(x).unflatten(-1, (-1, self.config.head_dim)) for proj in (self.q_proj, self.k_proj, self.v_proj)
-        )
+        heads = (*x.shape[:-1], -1, self.config.head_dim)
+        q, k, v = self.q_proj(x).view(heads), self.k_proj(x).view(heads), self.v_proj(x).view(heads)
         q = rotate(self.q_norm(q), rope).transpose(1, 2)  # [B, heads, T, D]
         k = rotate(self.k_norm(k), rope).transpose(1, 2)  # [B, kv_heads, T, D]
         v = v.transpose(1, 2)

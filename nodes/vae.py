@@ -13,9 +13,9 @@ from ..internvlu_core.convert import as_wan
 from ..internvlu_core.vae import VAE
 from .mmdit import assign
 
-# Working memory (scripts/measure_vae.py): so many elements of the VAE's dtype per pixel at base 96, whatever the size
-# and the dtype, and some bytes for the convolutions' own use.
-ENCODE_ELEMENTS, DECODE_ELEMENTS = 310, 400
+# Working memory (scripts/measure_vae.py): elements of the VAE's dtype per pixel at base 96, whatever the size and the
+# dtype, and bytes for the convolutions' own use.
+ENCODE_ELEMENTS, DECODE_ELEMENTS = 310, 390
 FIXED = 16 * 2**20
 
 
