@@ -2,7 +2,7 @@
 """Writes a checkpoint folder with random weights in bfloat16, shard by shard: a full-size one needs 8.5 GB of disk and
 less than 2 GB of memory.
 
-    python scripts/random_checkpoint.py FOLDER [--scale released|small]
+    python scripts/random_checkpoint.py FOLDER [--scale released|shallow|small]
 
 Names and shapes are those of the networks in internvlu_core, so they cannot drift from what it loads; the tokenizer and
 every JSON value that is not a size are the test checkpoint's.
@@ -78,6 +78,16 @@ SCALES = {
     },
 }
 
+# The released widths with few layers, for machines that cannot hold more; the head is tied because it alone has more
+# weights than all other layers together.
+SHALLOW = {
+    "vlm/config.json": {
+        "vision_config": {"num_hidden_layers": 4},
+        "llm_config": {"num_hidden_layers": 4, "tie_word_embeddings": True},
+    },
+    "generation_decoder/config.json": {"decoder_config": {"num_layers": 2}},
+}
+
 Shapes = dict[str, tuple[int, ...]]
 
 
@@ -116,6 +126,9 @@ def write_json(folder: Path, changes: dict[str, dict]):
 
 def merge(old: dict, new: dict) -> dict:
     return old | {key: merge(old[key], value) if isinstance(value, dict) else value for key, value in new.items()}
+
+
+SCALES["shallow"] = merge(SCALES["released"], SHALLOW)
 
 
 def network_shapes(network: nn.Module) -> Shapes:
