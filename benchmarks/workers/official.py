@@ -11,7 +11,7 @@ from types import ModuleType
 
 import torch
 from PIL import Image
-from protocol import StepClock, measured, resident, serve, versions
+from wire import StepClock, measured, resident, serve, start_noise, versions
 from safetensors.torch import load_file, save_file
 
 sys.path.insert(0, sys.argv[1])
@@ -53,6 +53,7 @@ class Official:
 
     # Stages
 
+    @torch.no_grad()
     def see(self, pixels: str, out: str) -> dict:
         """Normalised tiles → projected tokens."""
         tiles = self._read(pixels)
@@ -60,14 +61,14 @@ class Official:
         save_file({"value": features.float().flatten(0, 1).contiguous()}, out)
         return cost
 
-    def context(self, prompt: str, images: list[str], out: str, height: int = 512, width: int = 512) -> dict:
+    def context(self, prompt: str, images: list[str], out: str) -> dict:
         """From a prompt to the conditioning of three branches."""
-        inputs, cost = measured(lambda: self._conditioning(prompt, images, height, width), self.device)
+        inputs, cost = measured(lambda: self._conditioning(prompt, images, 512), self.device)
         hidden = inputs["encoder_hidden_states"]
         save_file({str(i): branch.float().contiguous() for i, branch in enumerate(hidden)}, out)
         return cost
 
-    def _conditioning(self, prompt: str, images: list[str], height: int, width: int) -> dict:
+    def _conditioning(self, prompt: str, images: list[str], size: int) -> dict:
         p = self.pipeline
         inputs = p.processor(
             prompt=prompt,
@@ -75,8 +76,8 @@ class Official:
             generation_mode="image",
             padding=True,
             return_tensors="pt",
-            height=height,
-            width=width,
+            height=size,
+            width=size,
             system_prompt=None,
         )
         inputs = {key: value.to(self.device) for key, value in inputs.items() if isinstance(value, torch.Tensor)}
@@ -94,10 +95,9 @@ class Official:
             vlm_hidden_states=states,
         )
 
-    def steps(self, prompt: str, images: list[str], noise: str, steps: int, out: str) -> dict:
+    def steps(self, prompt: str, images: list[str], size: int, seed: int, steps: int, out: str) -> dict:
         """Sampler steps on encoded references: seconds of each but the first."""
-        latents = load_file(noise)["value"]
-        inputs = self._conditioning(prompt, images, 8 * latents.shape[2], 8 * latents.shape[3])
+        inputs = self._conditioning(prompt, images, size)
         sampler, clock = self.pipeline.image_pipeline, StepClock(self.device)
         encode = sampler.pixels_to_latents
         if images:  # both branches have the same one
@@ -118,7 +118,7 @@ class Official:
                 lambda: sampler(
                     **inputs,
                     num_inference_steps=steps,
-                    latents=latents,
+                    latents=start_noise(size, seed),
                     output_type="latent",
                     use_resolution_binning=False,
                 ).images,

@@ -27,8 +27,7 @@ def serve(operations: dict[str, Callable[..., dict]]):
     for line in sys.stdin:
         request = json.loads(line)
         try:
-            with torch.inference_mode():
-                reply = operations[request.pop("op")](**request)
+            reply = operations[request.pop("op")](**request)
         except Exception:
             reply = {"error": traceback.format_exc()}
         print(json.dumps(reply), file=_replies, flush=True)
@@ -96,6 +95,11 @@ def _status(key: str) -> int | None:
 
 def _lines(path: str) -> list[str]:
     return Path(path).read_text(encoding="utf-8").splitlines() if Path(path).exists() else []
+
+
+def start_noise(size: int, seed: int) -> torch.Tensor:
+    """What a sampler starts from, the same on every side: [1, 16, size / 8, size / 8]; size: of the picture."""
+    return torch.randn(1, 16, size // 8, size // 8, generator=torch.Generator().manual_seed(seed))
 
 
 class StepClock:
