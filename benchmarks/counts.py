@@ -4,7 +4,7 @@ Counted are matrix products and convolutions, 2 FLOPs a multiply-add, as torch's
 meets weights that are not its stream's, and every weight is read once a call.
 """
 
-from internvlu_core.config import Config, LanguageConfig, MMDiTConfig, VAEConfig, VisionConfig
+from internvlu_core.config import LanguageConfig, MMDiTConfig, VAEConfig, VisionConfig
 
 
 def linear(tokens: int, size_in: int, size_out: int) -> int:
@@ -21,26 +21,40 @@ def conv(pixels: int, size_in: int, size_out: int, kernel: int) -> int:
     return 2 * pixels * size_in * size_out * kernel**2
 
 
-def mmdit(config: MMDiTConfig, generated: int, references: int, context: int, batch: int = 1) -> int:
-    """One forward of one branch; generated, references, context: tokens of each kind."""
-    size, image = config.hidden_size, generated + references
-    projector = 0
+def mmdit_prepared(config: MMDiTConfig, references: int, context: int) -> int:
+    """What of one branch is the same in every step."""
+    size, projector = config.hidden_size, 0
     if config.projector == "mlp2x_gelu":
         projector = linear(context, config.context_size, 3 * config.joint_size)
         projector += linear(context, 3 * config.joint_size, config.joint_size)
-    # Its context and projector are of one branch however many pictures are made of it.
-    once = projector + linear(context, config.joint_size, size)
-    stem = linear(image, config.in_channels, size) + linear(1, 256, size) + linear(1, size, size)
-    # Query and gate, key, value, output: 5 × size; MLP: twice 4 × size; modulation: 6 × size a stream.
-    stream = linear(image + context, size, 5 * size) + 2 * linear(image + context, size, 4 * size)
-    block = stream + attention(image + context, image + context, size) + 2 * linear(1, size, 6 * size)
-    head = linear(1, size, 2 * size) + linear(generated, size, config.in_channels)
-    return once + batch * (stem + config.num_layers * block + head)
+    return projector + linear(context, config.joint_size, size) + linear(references, config.in_channels, size)
 
 
-def guided_step(config: MMDiTConfig, generated: int, branches: list[tuple[int, int]]) -> int:
-    """One sampler step. branches: (reference tokens, context tokens) of each that differs."""
-    return sum(mmdit(config, generated, references, context) for references, context in branches)
+def mmdit_step(config: MMDiTConfig, generated: int, branches: list[tuple[int, int]], batch: int = 1) -> int:
+    """One sampler step. branches: (reference tokens, context tokens) of each that differs.
+
+    The time embedding and what it modulates is of the step; in the last block nothing is read but generated tokens.
+    """
+    size, last = config.hidden_size, config.num_layers - 1
+    modulation = config.num_layers * 2 * linear(1, size, 6 * size)
+    flops = linear(1, 256, size) + linear(1, size, size) + modulation + linear(1, size, 2 * size)
+    for references, context in branches:
+        tokens = generated + references + context
+        flops += linear(generated, config.in_channels, size) + linear(generated, size, config.in_channels)
+        flops += last * _block(tokens, tokens, size) + _block(generated, tokens, size)
+    return batch * flops
+
+
+def _block(queries: int, tokens: int, size: int) -> int:
+    """Keys and values of all tokens; query, gate, output and MLP of those that are read."""
+    projected = linear(tokens, size, 2 * size) + linear(queries, size, 3 * size)
+    return projected + attention(queries, tokens, size) + 2 * linear(queries, size, 4 * size)
+
+
+def mmdit(config: MMDiTConfig, generated: int, references: int, context: int, batch: int = 1) -> int:
+    """One forward of one branch; generated, references, context: tokens of each kind."""
+    prepared = mmdit_prepared(config, references, context)
+    return prepared + mmdit_step(config, generated, [(references, context)], batch)
 
 
 def language(config: LanguageConfig, tokens: int, cached: int = 0, heads: int = 1) -> int:
@@ -112,9 +126,3 @@ def _res_block(pixels: int, size_in: int, size_out: int) -> int:
 def _middle(pixels: int, size: int) -> int:
     attended = attention(pixels, pixels, size) + conv(pixels, size, 4 * size, 1)
     return 2 * _res_block(pixels, size, size) + attended
-
-
-def picture(config: Config, size: int, steps: int, branches: list[tuple[int, int]]) -> int:
-    """The generator's share of a picture of size × size pixels: steps and decoding."""
-    generated = (size // config.size_factor) ** 2
-    return steps * guided_step(config.mmdit, generated, branches) + vae_decode(config.vae, size, size)

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import torch
 from PIL import Image
-from wire import StepClock, measured, resident, serve, versions
 from safetensors.torch import load_file, save_file
+from wire import StepClock, measured, serve, versions
 
 COMFYUI, DEVICE = sys.argv[1:]
 ROOT = Path(__file__).resolve().parents[2]
@@ -45,12 +45,12 @@ import comfy.sd  # noqa: E402
 
 
 class ComfyUI:
-    def hello(self, device: str) -> dict:
+    def hello(self) -> dict:
         import comfyui_version
 
         found = versions("transformers")
         found["versions"]["ComfyUI"] = comfyui_version.__version__
-        return found | {"resident": resident(device)}
+        return found
 
     def load(self, checkpoint: str, device: str, dtype: str) -> dict:
         def load():

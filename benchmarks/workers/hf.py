@@ -1,19 +1,19 @@
-"""transformers' Qwen3 on a checkpoint's language model, as a worker: `generate` with its default cache and attention."""
+"""transformers' Qwen3 on a checkpoint's language model, as a worker: `generate` with its defaults."""
 
 import json
 from pathlib import Path
 
 import torch
-from wire import measured, resident, serve, versions
 from safetensors import safe_open
 from transformers import Qwen3Config, Qwen3ForCausalLM
+from wire import measured, serve, versions
 
 PREFIX = "language_model."
 
 
 class Transformers:
-    def hello(self, device: str) -> dict:
-        return versions("transformers") | {"resident": resident(device)}
+    def hello(self) -> dict:
+        return versions("transformers")
 
     def load(self, checkpoint: str, device: str, dtype: str) -> dict:
         self.device = device

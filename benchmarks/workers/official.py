@@ -11,12 +11,12 @@ from types import ModuleType
 
 import torch
 from PIL import Image
-from wire import StepClock, measured, resident, serve, start_noise, versions
 from safetensors.torch import load_file, save_file
+from wire import StepClock, measured, serve, start_noise, versions
 
 sys.path.insert(0, sys.argv[1])
 
-from internvlu import InternVLUPipeline, processing_internvlu  # noqa: E402
+from internvlu import InternVLUPipeline, processing_internvlu
 
 
 class TorchWithOtherBfloat16(ModuleType):
@@ -34,8 +34,8 @@ class Official:
     def __init__(self):
         self.pipeline = None
 
-    def hello(self, device: str) -> dict:
-        return versions("transformers", "diffusers", "accelerate") | {"resident": resident(device)}
+    def hello(self) -> dict:
+        return versions("transformers", "diffusers", "accelerate")
 
     def load(self, checkpoint: str, device: str, dtype: str) -> dict:
         self.device, self.dtype = device, getattr(torch, dtype)
@@ -115,13 +115,15 @@ class Official:
         sampler.scheduler.step = step
         try:
             result, cost = measured(
-                lambda: sampler(
-                    **inputs,
-                    num_inference_steps=steps,
-                    latents=start_noise(size, seed),
-                    output_type="latent",
-                    use_resolution_binning=False,
-                ).images,
+                lambda: (
+                    sampler(
+                        **inputs,
+                        num_inference_steps=steps,
+                        latents=start_noise(size, seed),
+                        output_type="latent",
+                        use_resolution_binning=False,
+                    ).images
+                ),
                 self.device,
             )
         finally:
@@ -146,23 +148,23 @@ class Official:
     def text(self, prompt: str, images: list[str], tokens: int) -> dict:
         """Greedy text of exactly this many tokens."""
         result, cost = measured(
-            lambda: self.pipeline(
-                prompt=prompt,
-                image=_pictures(images),
-                generation_mode="text",
-                max_new_tokens=tokens,
-                min_new_tokens=tokens,
-                do_sample=False,
-            ).generate_output,
+            lambda: (
+                self.pipeline(
+                    prompt=prompt,
+                    image=_pictures(images),
+                    generation_mode="text",
+                    max_new_tokens=tokens,
+                    min_new_tokens=tokens,
+                    do_sample=False,
+                ).generate_output
+            ),
             self.device,
         )
         return cost | {"tokens": result[0].tolist()}
 
     # End to end
 
-    def generate(
-        self, prompt: str, images: list[str], size: int, steps: int, seed: int, reason: int, out: str
-    ) -> dict:
+    def generate(self, prompt: str, images: list[str], size: int, steps: int, seed: int, reason: int, out: str) -> dict:
         """A picture; after `reason` tokens of thought where that is not 0."""
         words = {"max_new_tokens": reason, "do_sample": False} if reason else {}
         result, cost = measured(

@@ -4,6 +4,7 @@ A worker runs in its own environment, so this file needs nothing but torch, and 
 Tensors travel in files.
 """
 
+import ctypes
 import gc
 import json
 import os
@@ -15,7 +16,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-
 
 # Standard output belongs to the replies; what libraries print, some of them when imported, goes to standard error.
 _replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
@@ -60,6 +60,8 @@ def measured(function: Callable, device: str) -> tuple[object, dict]:
     """(function(), {"seconds", "peak"}). peak: bytes on the device; on a CPU the process's resident bytes, as far as
     the system tells (Linux)."""
     gc.collect()
+    if sys.platform == "linux":  # what is free already is not this function's
+        ctypes.CDLL(None).malloc_trim(0)
     reset_peak(device)
     synchronise(device)
     start = time.perf_counter()
@@ -79,11 +81,6 @@ def peak(device: str) -> int | None:
     if device.startswith("cuda"):
         return torch.cuda.max_memory_allocated()
     return _status("VmHWM")
-
-
-def resident(device: str) -> int | None:
-    """Bytes in use now, as in peak."""
-    return torch.cuda.memory_allocated() if device.startswith("cuda") else _status("VmRSS")
 
 
 def _status(key: str) -> int | None:
