@@ -13,7 +13,6 @@ TITLES = {
     "scaling": "Growth",
     "memory": "Memory of a device at 1024×1024, computed",
     "fp8": "Weights in 8 bits: error of the first velocity",
-    "floor": "What the machine reaches",
 }
 
 
@@ -33,7 +32,7 @@ def update(document: Path, lines: list[dict]):
 
 
 def render(lines: list[dict]) -> str:
-    parts = []
+    parts, titled, floors = [], set(), {line["command"]: line for line in lines if line["comparison"] == "floor"}
     for comparison, title in TITLES.items():
         chosen = [line for line in lines if line["comparison"] == comparison]
 
@@ -43,13 +42,16 @@ def render(lines: list[dict]) -> str:
         # Sorting is stable: stages stay in their order.
         for about, group in groupby(sorted(chosen, key=conditions), key=conditions):
             group = list(group)
-            parts += [f"### {title}\n", _about(group, *about), ""]
-            table = {"scaling": _scaling, "fp8": _fp8, "memory": _memory, "floor": _floor}.get(comparison, _sides)
+            if title not in titled:
+                titled.add(title)
+                parts.append(f"### {title}\n")
+            parts += [_about(group, floors.get(about[-1]), *about), ""]
+            table = {"scaling": _scaling, "fp8": _fp8, "memory": _memory}.get(comparison, _sides)
             parts += [*table(group), ""]
     return "\n".join(parts)
 
 
-def _about(group: list[dict], device, checkpoint, dtype, date, command) -> str:
+def _about(group: list[dict], floor: dict | None, device, checkpoint, dtype, date, command) -> str:
     machines = {line["machine"] for line in group}
     versions = {}
     for line in group:
@@ -60,6 +62,9 @@ def _about(group: list[dict], device, checkpoint, dtype, date, command) -> str:
         for package, found in versions.items()
     ]
     first = f"`{command}`, {date}; {'; '.join(sorted(machines))}; weights `{checkpoint}` in {dtype}"
+    if floor:
+        flops, nbytes = floor["flops_per_second"] / 1e9, floor["bytes_per_second"] / 1e9
+        first += f"; a matrix product reaches {flops:.0f} GFLOP/s, a copy {nbytes:.0f} GB/s"
     return f"{first}; {', '.join(told)}." if told else f"{first}."
 
 
@@ -117,11 +122,3 @@ def _memory(group: list[dict]) -> list[str]:
         sizes += line["bf16"] + line["working"], line["fp8"] + line["working"]
         rows.append("| " + " | ".join([line["stage"], *(f"{size / 1e9:.2f} GB" for size in sizes)]) + " |")
     return rows
-
-
-def _floor(group: list[dict]) -> list[str]:
-    flops, nbytes = ([line[key] / 1e9 for line in group] for key in ("flops_per_second", "bytes_per_second"))
-    return [
-        f"Before each comparison: a matrix product {min(flops):.0f}…{max(flops):.0f} GFLOP/s, "
-        f"a copy {min(nbytes):.1f}…{max(nbytes):.1f} GB/s (read and written)."
-    ]

@@ -9,7 +9,7 @@ from helpers import noise
 from safetensors.torch import save_file
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import counts, tables
+from benchmarks import comparisons, counts, tables
 from benchmarks.__main__ import main
 from benchmarks.harness import BenchmarkError, Run, Side, fit, side_by_side
 from internvlu_core.config import Config
@@ -152,13 +152,14 @@ def options(tmp_path):
     return [word for name, value in given.items() for word in (f"--{name}", str(value))]
 
 
-def test_a_comparison_from_the_command_line(tmp_path, options, capsys):
-    """One that needs no other environment, on the small scale, into a table."""
+def test_a_comparison_from_the_command_line(tmp_path, options, monkeypatch, capsys):
+    """One that needs no other environment, on the small scale and not far, into a table."""
+    monkeypatch.setattr(comparisons, "AXES", {axis: cases[:2] for axis, cases in comparisons.AXES.items()})
     assert main(["scaling", *options]) == 0
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     grown = {line["stage"]: line for line in lines if line["comparison"] == "scaling"}
     assert list(grown) == ["image tokens", "pictures", "references", "context tokens"]
-    assert [point["x"] for point in grown["image tokens"]["points"]] == [256, 576, 1024, 2304, 4096]
+    assert [point["x"] for point in grown["image tokens"]["points"]] == [256, 576]
     assert all(point["floor_seconds"] > 0 for line in grown.values() for point in line["points"])
 
     document = tmp_path / "BENCHMARKS.md"
