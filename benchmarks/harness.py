@@ -84,6 +84,8 @@ class Run:
         """Write a result as a JSON line, to the file and to standard output."""
         values |= {"device": self.device, "dtype": self.dtype, "checkpoint": self.scale, "command": self.command}
         values |= {"date": datetime.date.today().isoformat()}
+        if hasattr(os, "getloadavg"):  # of the last minute: above the number of threads the machine was not ours alone
+            values |= {"load": round(os.getloadavg()[0], 1)}
         self.lines.append(values)
         line = json.dumps(values)
         with self.results.open("a", encoding="utf-8") as out:

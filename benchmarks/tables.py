@@ -65,6 +65,8 @@ def _about(group: list[dict], floor: dict | None, device, checkpoint, dtype, dat
     if floor:
         flops, nbytes = floor["flops_per_second"] / 1e9, floor["bytes_per_second"] / 1e9
         first += f"; a matrix product reaches {flops:.0f} GFLOP/s, a copy {nbytes:.0f} GB/s"
+    if loads := [line["load"] for line in group if "load" in line]:
+        first += f"; load average {min(loads)}…{max(loads)}"
     return f"{first}; {', '.join(told)}." if told else f"{first}."
 
 

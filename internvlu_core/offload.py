@@ -1,6 +1,6 @@
 """Weights that stay in main memory, and come to the device part by part, when they are used.
 
-Networks take turns on the device if it has no room for all. Of a network that is larger than it may be, the last blocks
+Networks take turns on the device if it has no room for all. Of a network that is larger than it may be, some blocks
 are brought one by one in each forward, by hooks of accelerate.
 """
 
@@ -45,7 +45,10 @@ class Offload:
     def _streamed(
         name: str, network: nn.Module, state: dict[str, Tensor], limit: int
     ) -> tuple[dict[str, nn.Module], int]:
-        """The blocks that have to be brought one by one: the last ones, as few as possible; and the bytes at once."""
+        """The blocks that have to be brought one by one, and the bytes at once.
+
+        As few as possible, from the first one: a VLM's are those of its ViT, which runs once, not for every token.
+        """
         left, streamed, slot = blocks(network), {}, 0
         sizes = {block: sum(t.nbytes for key, t in state.items() if key.startswith(f"{block}.")) for block in left}
         total = sum(tensor.nbytes for tensor in state.values())
@@ -54,8 +57,8 @@ class Offload:
                 raise InputError(
                     f"max_memory is {limit / 1e9:.3g} GB; the {name} needs at least {(total + slot) / 1e9:.3g} GB"
                 )
-            block, module = left.popitem()
-            streamed[block] = module
+            block = next(iter(left))
+            streamed[block] = left.pop(block)
             total, slot = total - sizes[block], max(slot, sizes[block])
         return streamed, total + slot
 
