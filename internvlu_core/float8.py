@@ -26,16 +26,14 @@ class Float8Linear(nn.Module):
         return F.linear(x, self.weight.to(x.dtype) * self.scale.to(x.dtype)[:, None], self.bias)
 
 
-def blocks(network: nn.Module, prefix: str = "") -> dict[str, nn.Module]:
-    """{name: repeated layer} of a network: what is in its outermost lists."""
-    found = {}
-    for name, child in network.named_children():
-        name = f"{prefix}{name}"
-        if isinstance(child, nn.ModuleList):
-            found |= {f"{name}.{index}": block for index, block in enumerate(child)}
-        else:
-            found |= blocks(child, f"{name}.")
-    return found
+def blocks(network: nn.Module) -> dict[str, nn.Module]:
+    """{name: module} of a network's repeated transformer layers. A VAE has none."""
+    return {
+        f"{name}.{index}": block
+        for name, layers in network.named_modules()
+        if name.rpartition(".")[2] in ("transformer_blocks", "layers")
+        for index, block in enumerate(layers)
+    }
 
 
 def keep_in_float8(network: nn.Module, state: dict[str, Tensor]):

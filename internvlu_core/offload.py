@@ -1,7 +1,7 @@
 """Weights that stay in main memory, and come to the device part by part, when they are used.
 
-Networks take turns on the device if it has no room for all. Of a network that is larger than it may be, some blocks
-are brought one by one in each forward, by hooks of accelerate.
+Networks take turns on the device if it has no room for all. Of a transformer that is larger than it may be,
+some layers are brought one by one in each forward, by hooks of accelerate.
 """
 
 from collections.abc import Mapping
