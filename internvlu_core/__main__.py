@@ -19,6 +19,7 @@ from .pipeline import InternVLU
 from .source import SPLIT_FILES, WAN_MARK, read_header
 
 DTYPES = {"auto": "auto", "bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+RUN_DTYPES = DTYPES | {"fp8": torch.float8_e4m3fn}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -29,7 +30,7 @@ def main(arguments: list[str] | None = None) -> int:
             return 0
         images = [open_image(path) for path in options.image]
         outputs = output_paths(options) if options.command == "generate" else []
-        model = InternVLU.from_pretrained(options.checkpoint, options.device, DTYPES[options.dtype])
+        model = load(options)
         if options.command == "generate":
             generate(model, options, images, outputs)
         else:
@@ -41,6 +42,13 @@ def main(arguments: list[str] | None = None) -> int:
         print("internvlu_core: cancelled", file=sys.stderr)
         return 130
     return 0
+
+
+def load(options) -> InternVLU:
+    memory = {}
+    if options.max_memory:
+        memory = {"device_map": "auto", "max_memory": None if options.max_memory == "auto" else options.max_memory}
+    return InternVLU.from_pretrained(options.checkpoint, options.device, RUN_DTYPES[options.dtype], **memory)
 
 
 def write(model: InternVLU, options, images: list[Image.Image]):
@@ -176,7 +184,12 @@ def parser() -> argparse.ArgumentParser:
         sub.add_argument("--image", action="append", default=[], metavar="P", help="an input picture; repeatable")
         sub.add_argument("--system", metavar="TEXT", help="replaces the checkpoint's system text")
         sub.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-        sub.add_argument("--dtype", choices=DTYPES, default="auto")
+        sub.add_argument("--dtype", choices=RUN_DTYPES, default="auto", help="fp8: matrices in 8 bits, for less memory")
+        sub.add_argument(
+            "--max-memory",
+            metavar="SIZE",
+            help="weights that may be on the device at once, such as 5GB, or auto; the others wait in main memory",
+        )
         sub.add_argument("--seed", type=int)
         sub.add_argument("--max-new-tokens", type=int, default=tokens, metavar="N")
         if command == "generate":

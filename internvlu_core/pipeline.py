@@ -3,12 +3,13 @@
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
-from . import guidance, imaging, weights
+from . import float8, guidance, imaging, weights
 from .config import Config
 from .context import Branch, Context, Reader, TextResult
 from .decoding import MAX_SEED, MAX_SETTING, TextSettings, within
@@ -19,6 +20,9 @@ from .sampler import dpmpp_2m, flow_sigmas, sigma_to_timestep
 from .source import open_source
 from .vae import VAE
 from .vlm import VLM
+
+if TYPE_CHECKING:
+    from .offload import Offload
 
 MAX_SIDE = 16_384  # pixels; also the largest side that ComfyUI's nodes accept
 MAX_SCALE = 1e6  # a guidance scale; the useful ones are below 20
@@ -39,26 +43,45 @@ class GenerateResult:
 class InternVLU:
     """The model on one device. Calls do not change it: after an error or a cancelled call the next one is as good."""
 
-    def __init__(self, config: Config, tokenizer: Tokenizer, vlm: VLM, mmdit: MMDiT, vae: VAE):
+    def __init__(
+        self, config: Config, tokenizer: Tokenizer, vlm: VLM, mmdit: MMDiT, vae: VAE, offload: "Offload | None" = None
+    ):
         self.config, self.tokenizer = config, tokenizer
         self.vlm, self.mmdit, self.vae = vlm.eval(), mmdit.eval(), vae.eval()
         self.reader = Reader(vlm, tokenizer, config)
+        self.offload = offload  # then the networks hold no weights until they are used
         parameter = next(mmdit.parameters())
-        self.device, self.dtype = parameter.device, parameter.dtype
+        self.device, self.dtype = offload.device if offload else parameter.device, parameter.dtype
 
     @classmethod
     def from_pretrained(
-        cls, path: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype | str = "auto"
+        cls,
+        path: str | Path,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype | str = "auto",
+        *,
+        device_map: str | None = None,
+        max_memory: int | str | None = None,
     ) -> "InternVLU":
         """Load a checkpoint: a folder in the released layout, or what the converter makes of it (see source.py).
 
-        dtype: a floating-point dtype, or "auto" for the checkpoint's own where the device computes in it.
+        dtype: a floating-point dtype, or "auto" for the checkpoint's own where the device computes in it;
+        torch.float8_e4m3fn keeps the matrices of the repeated layers in 8 bits, with a factor a row, and computes in
+        what "auto" means. device_map="auto": weights that do not fit the device stay in main memory and are moved when
+        they are used. max_memory: bytes of weights that may be on the device at once, or a text such as "5GB"; by
+        default what is free, less 2 GiB to work in. Pictures of 1024 × 1024 want that.
         Raises CheckpointError if anything in it is missing, foreign, broken or contradictory.
         """
         source = open_source(path)
         config = Config.read(source)
         device = _device(device)
-        dtype = choose_dtype(weights.stored_dtype(source, weights.MMDIT), device) if dtype == "auto" else dtype
+        if device_map not in (None, "auto"):
+            raise InputError(f"device_map is {device_map!r}; it must be 'auto' or None")
+        if max_memory is not None and device_map is None:
+            raise InputError("max_memory has no effect without device_map='auto'")
+        eight_bits = dtype == float8.DTYPE
+        if dtype == "auto" or eight_bits:
+            dtype = choose_dtype(weights.stored_dtype(source, weights.MMDIT), device)
         if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point or dtype.itemsize < 2:
             raise InputError(f"dtype is {dtype!r}; it must be 'auto' or a torch dtype such as torch.bfloat16")
         with source.tokenizer_folder() as folder:
@@ -66,11 +89,30 @@ class InternVLU:
         with torch.device("meta"):
             vlm, mmdit, vae = VLM(config), MMDiT(config.mmdit), VAE(config.vae)
         layouts = weights.vlm_layout(config), weights.MMDIT, weights.VAE
+        staged = eight_bits or device_map  # in main memory before anything is on the device
+        states = []
         for network, layout in zip((vlm, mmdit, vae), layouts, strict=True):
-            state = weights.load_state_dict(source, layout, network, dtype=dtype, device=device)
-            network.load_state_dict(state, assign=True)
+            state = weights.load_state_dict(source, layout, network, dtype=dtype, device="cpu" if staged else device)
+            if eight_bits:
+                float8.keep_in_float8(network, state)
             network.requires_grad_(False)
-        return cls(config, tokenizer, vlm, mmdit, vae)
+            if not device_map:
+                network.load_state_dict({name: tensor.to(device) for name, tensor in state.items()}, assign=True)
+            else:
+                # Where there are no weights yet, their dtypes: hooks bring them in what is there before.
+                network.load_state_dict({name: tensor.to("meta") for name, tensor in state.items()}, assign=True)
+                states.append(state)
+        if not device_map:
+            return cls(config, tokenizer, vlm, mmdit, vae)
+        from .offload import Offload, memory_limit  # not before it is asked for: accelerate takes a second to import
+
+        networks = dict(zip(("VLM", "MMDiT", "VAE"), zip((vlm, mmdit, vae), states, strict=True), strict=True))
+        return cls(config, tokenizer, vlm, mmdit, vae, Offload(networks, device, memory_limit(max_memory, device)))
+
+    def _use(self, network: nn.Module):
+        """Say that this network is needed now."""
+        if self.offload:
+            self.offload.use(network)
 
     def compile(self, **options) -> None:
         """Let torch.compile make the MMDiT's blocks faster, from the next picture on; options: its own, less dynamic.
@@ -136,6 +178,7 @@ class InternVLU:
         settings = within(settings, len(prompt), self.config.language.max_positions)
         decode = self.tokenizer.decode
         on_tokens = on_token and (lambda tokens: on_token(len(tokens), decode(tokens)))
+        self._use(self.vlm)
         return self.reader.write(
             prompt, tiles, settings, device=self.device, dtype=self.dtype, on_tokens=on_tokens, keep=keep
         )
@@ -163,11 +206,12 @@ class InternVLU:
         prompt, images = check_text("prompt", prompt), _as_list(images)
         reasoning = check_text("reasoning", reasoning) if isinstance(reasoning, str) else reasoning
         pixels = [imaging.reference_pixels(image, self.config.processor) for image in images]
-        features = self.reader.see(self._tiles(images), self.device, self.dtype)
+        references = [self._encode_reference(p) for p in pixels]
+        self._use(self.vlm)
         return self.reader.context(
             prompt,
-            features,
-            [self._encode_reference(p) for p in pixels],
+            self.reader.see(self._tiles(images), self.device, self.dtype),
+            references,
             device=self.device,
             system_prompt=_as_system(system_prompt),
             reasoning=reasoning,
@@ -239,6 +283,7 @@ class InternVLU:
         callback: OnStep | None = None,
     ) -> Tensor:
         """Noise [n, z, h, w] → normalised latents, float32. Raises FloatingPointError if they are not finite."""
+        self._use(self.mmdit)
 
         branches = context.full, context.partial, context.unconditional
         distinct = {id(branch): branch for branch in branches}  # without images two are one
@@ -264,6 +309,7 @@ class InternVLU:
     @torch.inference_mode()
     def _prepare(self, branch: Branch, latents: Tensor) -> Prepared:
         """A branch for steps with latents [n, z, h, w]."""
+        self._use(self.mmdit)
         return self.mmdit.prepare(
             self.mmdit.grid(latents),
             self.mmdit.bound_context(branch.hidden[None]).to(self.device, self.dtype),
@@ -280,6 +326,7 @@ class InternVLU:
     @torch.inference_mode()
     def decode(self, latents: Tensor) -> Tensor:
         """Normalised latents [n, z, h, w] → pixels [n, 3, 8h, 8w] in [-1, 1], float32, picture by picture."""
+        self._use(self.vae)
         pixels = torch.cat([self.vae.decode(one[None].to(self.device, self.dtype)) for one in latents]).float()
         if not pixels.isfinite().all():
             raise FloatingPointError(f"the decoded pixels are not finite in {self.dtype}; try bfloat16 or float32")
@@ -287,6 +334,7 @@ class InternVLU:
 
     @torch.inference_mode()
     def _encode_reference(self, pixels: Tensor) -> Tensor:
+        self._use(self.vae)
         return self.vae.encode(pixels.to(self.device, self.dtype))
 
     # Arguments

@@ -2,7 +2,7 @@
 """Writes a checkpoint folder with random weights in bfloat16, shard by shard: a full-size one needs 8.5 GB of disk and
 less than 2 GB of memory.
 
-    python scripts/random_checkpoint.py FOLDER [--scale released|small]
+    python scripts/random_checkpoint.py FOLDER [--scale released|small|shallow|text|narrow]
 
 Names and shapes are those of the networks in internvlu_core, so they cannot drift from what it loads; the tokenizer and
 every JSON value that is not a size are the test checkpoint's.
@@ -116,6 +116,49 @@ def write_json(folder: Path, changes: dict[str, dict]):
 
 def merge(old: dict, new: dict) -> dict:
     return old | {key: merge(old[key], value) if isinstance(value, dict) else value for key, value in new.items()}
+
+
+# For the benchmarks, as changes of the released sizes.
+SCALES |= {
+    name: merge(SCALES["released"], changes)
+    for name, changes in {
+        # For machines that cannot hold more. The head is tied: alone it has more weights than all layers together.
+        "shallow": {
+            "vlm/config.json": {
+                "vision_config": {"num_hidden_layers": 4},
+                "llm_config": {"num_hidden_layers": 4, "tie_word_embeddings": True},
+            },
+            "generation_decoder/config.json": {"decoder_config": {"num_layers": 2}},
+        },
+        # The whole language model, and little else.
+        "text": {
+            "vlm/config.json": {"vision_config": {"num_hidden_layers": 1}},
+            "generation_decoder/config.json": {"decoder_config": {"num_layers": 1}},
+            "vae/config.json": {"base_dim": 8, "num_res_blocks": 1},
+        },
+        # A language model so small that the program around it takes the time.
+        "narrow": {
+            "vlm/config.json": {
+                "vision_config": {"num_hidden_layers": 1},
+                "llm_config": {
+                    "head_dim": 64,
+                    "hidden_size": 512,
+                    "intermediate_size": 1536,
+                    "num_attention_heads": 8,
+                    "num_hidden_layers": 4,
+                    "num_key_value_heads": 4,
+                    "vocab_size": 32768,
+                },
+            },
+            "generation_decoder/config.json": {
+                "decoder_config": {"joint_attention_dim": 1024, "num_layers": 1},
+                "input_hidden_size": 1024,
+                "output_hidden_size": 1024,
+            },
+            "vae/config.json": {"base_dim": 8, "num_res_blocks": 1},
+        },
+    }.items()
+}
 
 
 def network_shapes(network: nn.Module) -> Shapes:

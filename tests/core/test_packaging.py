@@ -24,7 +24,7 @@ PLACEHOLDER = "GITHUB_OWNER"
 # Top-level names of an installed pack. Whatever is new is either named here or left out by .comfyignore.
 NEEDED = {
     "__init__.py", "internvlu_core", "nodes", "js", "workflows", "subgraphs",
-    "pyproject.toml", "requirements.txt", "README.md", "LICENSE", "CHANGELOG.md", "docs",
+    "pyproject.toml", "requirements.txt", "README.md", "LICENSE", "BENCHMARKS.md", "CHANGELOG.md", "docs",
 }  # fmt: skip
 ONCE_THERE = {"locales"}
 CODE = "internvlu_core", "nodes", "js", "workflows", "subgraphs", "locales"

@@ -1,0 +1,1 @@
+"""What the pack costs, side by side with what a user would otherwise run: `python -m benchmarks --help`."""

@@ -1,0 +1,115 @@
+"""Side-by-side benchmarks; results are JSON lines on standard output and in --results.
+
+    python -m benchmarks setup                                   make the official code's environment
+    python -m benchmarks NAME --official CHECKOUT --comfyui DIR  one comparison: load, stages, end-to-end, comfyui, vae,
+                                                                 decode, scaling, memory, fp8
+    python -m benchmarks all  --official CHECKOUT --comfyui DIR  all of them with the weights they need, and tables
+    python -m benchmarks tables                                  write the results into BENCHMARKS.md
+
+Run it in the environment that the pack runs in (`.cache/venv/bin/python` of scripts/dev.py), on a machine with nothing
+else to do. Weights are random, of the released widths; see scripts/random_checkpoint.py for the scales.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+import torch
+
+from . import tables
+from .comparisons import NAMES, ROOT, official_python
+from .harness import BenchmarkError, Run
+
+# What the official requirements pin, but for torch, whose pinned build is of another time and for CUDA alone.
+OFFICIAL_REQUIREMENTS = ["transformers==4.52.3", "diffusers==0.35.1", "accelerate", "timm", "einops", "pillow", "numpy"]
+# Of `all`: (comparison, options). Weights and dtype are those at which the comparison says something on this device.
+CPU_PLAN = [
+    ("load", {}),
+    ("stages", {}),
+    ("end-to-end", {}),
+    ("comfyui", {}),
+    ("vae", {"repeats": 2}),
+    ("decode", {"scale": "text", "dtype": "bfloat16"}),
+    ("decode", {"scale": "narrow", "tokens": 128}),
+    ("scaling", {}),
+    ("memory", {"scale": "released", "dtype": "bfloat16"}),
+    ("fp8", {}),
+]
+CUDA_PLAN = [(name, {"scale": "released", "size": 1024, "dtype": "bfloat16"}) for name in NAMES]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = parser().parse_args(arguments)
+    options.work.mkdir(parents=True, exist_ok=True)
+    try:
+        if options.name == "setup":
+            set_up(options.work, options.torch)
+        elif options.name == "tables":
+            tables.update(ROOT / "BENCHMARKS.md", tables.read(options.results))
+        elif options.name == "all":
+            for name, changes in CUDA_PLAN if options.device.startswith("cuda") else CPU_PLAN:
+                compare(name, argparse.Namespace(**vars(options) | changes))
+            tables.update(ROOT / "BENCHMARKS.md", tables.read(options.results))
+        else:
+            compare(options.name, options)
+    except (BenchmarkError, subprocess.CalledProcessError) as error:
+        print(f"benchmarks: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def compare(name: str, options):
+    """Its results replace those that the same comparison had on this kind of device."""
+    print(f"{name}, {options.scale}, {options.dtype} …", file=sys.stderr)
+    options.results.mkdir(parents=True, exist_ok=True)
+    kind = options.device.partition(":")[0]
+    target = options.results / f"{name}-{options.scale}-{options.dtype}-{kind}.jsonl"
+    fresh = target.with_suffix(".partial")
+    fresh.unlink(missing_ok=True)
+    command = f"python -m benchmarks {name} --scale {options.scale} --dtype {options.dtype} --size {options.size}"
+    command += f" --steps {options.steps}" if name == "end-to-end" else ""
+    command += "" if kind == "cpu" else f" --device {options.device}"
+    run = Run(options.work, fresh, options.device, options.dtype, options.scale, command)
+    NAMES[name](run, options)
+    fresh.rename(target)
+
+
+def set_up(work: Path, requirement: str):
+    """A venv for the official code. torch goes first and alone, so that nothing else has a say in which build it is."""
+    python = official_python(work)
+    venv.create(python.parents[1], clear=True, with_pip=True)
+    pip = [python, "-m", "pip", "--disable-pip-version-check", "-q", "install", "--no-compile"]
+    subprocess.run([*pip, requirement], check=True)
+    # The newest torchvision that goes with that torch: pip picks it, because torch is there already.
+    subprocess.run([*pip, requirement, "torchvision", *OFFICIAL_REQUIREMENTS], check=True)
+    print(python)
+
+
+def parser() -> argparse.ArgumentParser:
+    cuda = torch.cuda.is_available()
+    root = argparse.ArgumentParser(
+        prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    root.add_argument("name", choices=["setup", "all", "tables", *NAMES])
+    root.add_argument("--official", type=Path, metavar="DIR", help="checkout of the official code")
+    root.add_argument("--official-python", type=Path, metavar="FILE", help="default: that of `setup`")
+    root.add_argument("--comfyui", type=Path, default=os.environ.get("COMFYUI_PATH"), metavar="DIR")
+    root.add_argument("--work", type=Path, default=ROOT / ".cache" / "benchmarks", metavar="DIR", help="weights, logs")
+    root.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results", metavar="DIR")
+    root.add_argument("--device", default="cuda" if cuda else "cpu")
+    root.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="bfloat16" if cuda else "float32")
+    root.add_argument("--scale", default="shallow", help="of the random weights: scripts/random_checkpoint.py")
+    root.add_argument("--size", type=int, default=512, help="of the pictures, in pixels a side")
+    root.add_argument("--steps", type=int, default=20, help="of end-to-end")
+    root.add_argument("--tokens", type=int, default=32, help="of text")
+    root.add_argument("--repeats", type=int, default=3)
+    root.add_argument("--end-to-end-repeats", type=int, default=1)
+    root.add_argument("--torch", default="torch==2.13.0", help="the requirement that setup installs")
+    return root
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,317 @@
+"""What is compared with what. Every function here is a command of `python -m benchmarks`."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import torch
+
+from internvlu_core.config import Config
+from scripts.random_checkpoint import write_checkpoint
+
+from . import counts
+from .harness import ROOT, WORKERS, BenchmarkError, Run, Side, Worker, fit, floor, peaks, side_by_side, summary
+from .memory import table
+
+PROMPT = "A photo of a ginger cat that sits on a red chair next to an open window, in the evening light"
+EDIT = "Make it night, and put a small lamp on the table"
+QUESTION = " ".join(["What do you know about the history of the lighthouse on the rock off the coast?"] * 8)
+SEED = 7
+
+
+def official_command(options) -> list:
+    if not options.official:
+        raise BenchmarkError("--official must name a checkout of the official code (the folder that has internvlu/)")
+    python = options.official_python or official_python(options.work)
+    if not python.exists():
+        raise BenchmarkError("the official code has no environment yet: python -m benchmarks setup")
+    return [python, WORKERS / "official.py", options.official]
+
+
+def official_python(work):
+    return work / "official-venv" / "bin" / "python"
+
+
+def core_command(options) -> list:
+    return [sys.executable, WORKERS / "core.py"]
+
+
+def comfyui_command(options) -> list:
+    if not options.comfyui:
+        raise BenchmarkError("--comfyui, or COMFYUI_PATH, must name a ComfyUI folder")
+    return [sys.executable, WORKERS / "comfyui.py", options.comfyui, options.device.partition(":")[0]]
+
+
+def hf_command(options) -> list:
+    return [sys.executable, WORKERS / "hf.py"]
+
+
+COMMANDS = {
+    "core": core_command,
+    "official": official_command,
+    "ComfyUI": comfyui_command,
+    "transformers": hf_command,
+}
+
+
+def checkpoint(run: Run) -> str:
+    """The random checkpoint of the run's scale, made if there is none."""
+    folder = run.work / run.scale
+    if not folder.exists():
+        print(f"Writing {run.scale} …", file=sys.stderr)
+        partial = folder.with_name(f"{run.scale}.partial")
+        write_checkpoint(partial, run.scale)
+        partial.rename(folder)
+    return str(folder)
+
+
+@contextmanager
+def loaded(run: Run, options, *names: str) -> Iterator[list[Side]]:
+    """Workers that have loaded the run's checkpoint; their floor is measured by the first, which is the core."""
+    commands = {name: COMMANDS[name](options) for name in names}
+    where = {"checkpoint": checkpoint(run), "device": run.device, "dtype": run.dtype}
+    with ExitStack() as stack:
+        sides = []
+        for name, command in commands.items():
+            worker = Worker(name, command, run.work / f"{name}.log")
+            stack.callback(worker.close)
+            hello = worker.call("hello")
+            reply = worker.call("load", **where)
+            about = {"versions": hello["versions"], "machine": hello["machine"]}
+            about |= {key: reply[key] for key in ("weights", "attention") if key in reply}
+            sides.append(Side(name, worker, about=about))
+        run.floor = sides[0].call("floor")
+        run.record(comparison="floor", stage="floor", side="machine", machine=sides[0].about["machine"], **run.floor)
+        yield sides
+
+
+class Sizes:
+    """Token counts of what the commands draw, as the core tells them."""
+
+    def __init__(self, run: Run, core: Side, size: int):
+        self.config = Config.read(checkpoint(run))
+        self.generated = (size // self.config.size_factor) ** 2
+        picture, out = run.picture(size), run.file("sizes.safetensors")
+        drawing = core.call("context", prompt=PROMPT, images=[], out=out)["tokens"]
+        edit = core.call("context", prompt=EDIT, images=[picture], out=out)["tokens"]
+        # (reference tokens, context tokens) of each branch that differs from the others
+        self.drawing = [(0, drawing[0]), (0, drawing[2])]
+        self.edit = [(self.generated, edit[0]), (self.generated, edit[1]), (0, edit[2])]
+
+
+def load(run: Run, options):
+    """From the checkpoint on disk (its pages cached) to a model that can be called, and the memory that takes."""
+    with loaded(run, options, "core", "official") as sides:
+        where = {"checkpoint": checkpoint(run), "device": run.device, "dtype": run.dtype}
+        rounds = [[side.call("load", **where) for side in sides] for _ in range(options.repeats)]
+        for index, side in enumerate(sides):
+            replies = [replies[index] for replies in rounds]
+            run.record(
+                comparison="official",
+                stage="load",
+                side=side.name,
+                **summary([reply["seconds"] for reply in replies]),
+                warm_up=1,
+                **peaks(replies),
+                **side.about,
+            )
+
+
+def stages(run: Run, options):
+    """Ours and the official code, stage by stage."""
+    size = options.size
+    with loaded(run, options, "core", "official") as sides:
+        sizes = Sizes(run, sides[0], size)
+        config, picture = sizes.config, run.picture(size)
+        tile = torch.randn(1, 3, config.vision.image_size, config.vision.image_size)
+        pixels = torch.rand(1, 3, size, size) * 2 - 1
+        latents = torch.randn(1, config.vae.latent_channels, size // 8, size // 8)
+
+        def compare(stage, op, repeats=options.repeats, **arguments):
+            side_by_side(run, "official", stage, sides, op, repeats, **arguments)
+
+        vision = counts.vision(config.vision, config.language.hidden_size)
+        compare("ViT, one picture", "see", pixels=run.tensor("tile.safetensors", tile), flops=vision)
+        compare("context of a drawing", "context", prompt=PROMPT, images=[])
+        asked = {"prompt": QUESTION, "images": []}
+        text(run, "official", sides, "text", options.repeats, asked, config, options.tokens)
+        for name, prompt, images, branches in (
+            ("drawing", PROMPT, [], sizes.drawing),
+            ("edit", EDIT, [picture], sizes.edit),
+        ):
+            flops = counts.mmdit_step(config.mmdit, sizes.generated, branches)
+            common = {"prompt": prompt, "images": images, "size": size, "seed": SEED, "steps": 3, "flops": flops}
+            # Each call tells two steps.
+            compare(f"step of {'an' if images else 'a'} {name}", "steps", max(1, options.repeats - 1), **common)
+        compare(
+            "VAE, encoding a reference",
+            "vae_encode",
+            max(1, options.repeats - 1),
+            pixels=run.tensor("pixels.safetensors", pixels),
+            flops=counts.vae_encode(config.vae, size, size),
+        )
+        compare(
+            "VAE, decoding",
+            "vae_decode",
+            max(1, options.repeats - 1),
+            latents=run.tensor("latents.safetensors", latents),
+            flops=counts.vae_decode(config.vae, size, size),
+        )
+
+
+def end_to_end(run: Run, options):
+    """Ours and the official code, from prompt to picture; the timed pictures are compared."""
+    size, steps = options.size, options.steps
+    with loaded(run, options, "core", "official") as sides:
+        cases = {
+            "text to image": {"prompt": PROMPT, "images": [], "reason": 0},
+            "edit": {"prompt": EDIT, "images": [run.picture(size)], "reason": 0},
+            "reason, then image": {"prompt": PROMPT, "images": [], "reason": options.tokens},
+        }
+        for name, case in cases.items():
+            small = {**case, "images": [run.picture(256)] if case["images"] else [], "reason": case["reason"] and 4}
+            for side in sides:  # warm-up
+                side.call("generate", **small, size=256, steps=1, seed=SEED, out=run.file("warm_up.png"))
+            side_by_side(
+                run,
+                "official",
+                f"{name}, {size}×{size}, {steps} steps" + (f", {case['reason']} tokens" if case["reason"] else ""),
+                sides,
+                "generate",
+                options.end_to_end_repeats,
+                suffix=".png",
+                warm_up=False,
+                size=size,
+                steps=steps,
+                seed=SEED,
+                **case,
+            )
+
+
+def comfyui(run: Run, options):
+    """A sampler step in ComfyUI, over the core's."""
+    with loaded(run, options, "core", "ComfyUI") as sides:
+        for name, prompt, images in (
+            ("step of a drawing", PROMPT, []),
+            ("step of an edit", EDIT, [run.picture(options.size)]),
+        ):
+            arguments = {"prompt": prompt, "images": images, "size": options.size, "seed": SEED, "steps": 4}
+            side_by_side(run, "comfyui", name, sides, "steps", options.repeats, **arguments)
+
+
+def vae(run: Run, options):
+    """Our VAE, alone and on ComfyUI's socket, and ComfyUI's own Wan VAE with the same weights."""
+    size = options.size
+    config = Config.read(checkpoint(run)).vae
+    pixels = run.tensor("pixels.safetensors", torch.rand(1, 3, size, size) * 2 - 1)
+    latents = run.tensor("latents.safetensors", torch.randn(1, config.latent_channels, size // 8, size // 8))
+    with loaded(run, options, "core", "ComfyUI") as (core, ours):
+        renamed = {"vae_encode": "native_encode", "vae_decode": "native_decode"}
+        native = Side("Wan VAE", ours.worker, renamed, ours.about)
+        sides = [core, ours, native]
+        flops = counts.vae_encode(config, size, size)
+        side_by_side(run, "vae", "encode", sides, "vae_encode", options.repeats, pixels=pixels, flops=flops)
+        flops = counts.vae_decode(config, size, size)
+        side_by_side(run, "vae", "decode", sides, "vae_decode", options.repeats, latents=latents, flops=flops)
+
+
+def decode(run: Run, options):
+    """Greedy text, ours and transformers' generate."""
+    with loaded(run, options, "core", "transformers") as sides:
+        ids = sides[0].call("chat_ids", prompt=QUESTION)["ids"]
+        config = Config.read(checkpoint(run))
+        text(run, "transformers", sides, "continue_ids", options.repeats, {"ids": ids}, config, options.tokens)
+
+
+def text(run: Run, comparison: str, sides: list[Side], op: str, repeats: int, arguments: dict, config: Config, n: int):
+    """Reading a prompt, and the n − 1 tokens behind the first: two calls each, one the other's start."""
+    ids = sides[0].call("chat_ids", prompt=QUESTION)["ids"]
+    size = torch.empty(0, dtype=getattr(torch, run.dtype)).itemsize
+    flops = counts.language(config.language, len(ids))
+    stage = f"text, reading {len(ids)} tokens"
+    lines = side_by_side(run, comparison, stage, sides, op, repeats, tokens=1, flops=flops, **arguments)
+    reading = {line["side"]: line["seconds"] for line in lines}
+    nbytes = counts.language_bytes(config.language, len(ids) + n // 2, size)
+    side_by_side(
+        run,
+        comparison,
+        "text, each new token",
+        [_Less(side, reading[side.name], n - 1) for side in sides],
+        op,
+        repeats,
+        tokens=n,
+        nbytes=nbytes,
+        flops=counts.language(config.language, 1, len(ids) + n // 2),
+        **arguments,
+    )
+
+
+class _Less(Side):
+    """A side whose times are less a constant, over a count."""
+
+    def __init__(self, side: Side, constant: float, count: int):
+        super().__init__(side.name, side.worker, side.renamed, side.about)
+        self.constant, self.count = constant, count
+
+    def call(self, op: str, **arguments) -> dict:
+        reply = super().call(op, **arguments)
+        return reply | {"seconds": (reply["seconds"] - self.constant) / self.count}
+
+
+AXES = {
+    "image tokens": [{"side": side} for side in (256, 384, 512, 768, 1024)],
+    "pictures": [{"batch": n} for n in (1, 2, 4, 8)],
+    "references": [{"references": n} for n in (0, 1, 2, 4)],
+    "context tokens": [{"context": n} for n in (32, 128, 512, 2048)],
+}
+
+
+def scaling(run: Run, options):
+    """How one forward of the MMDiT grows with what it is given; all else at 256 × 256 and 64 context tokens."""
+    with loaded(run, options, "core") as (core,):
+        config = Config.read(checkpoint(run))
+        for axis, cases in AXES.items():
+            points = []
+            for case in cases:
+                case = {"side": 256, "context": 64, "batch": 1, "references": 0} | case
+                side = case["side"] // 8
+                tokens = (case["side"] // config.size_factor) ** 2
+                shape = {key: case[key] for key in ("context", "batch", "references")}
+                reply = core.call("forward", height=side, width=side, repeats=options.repeats, **shape)
+                references = case["references"] * tokens
+                flops = counts.mmdit(config.mmdit, tokens, references, case["context"], case["batch"])
+                x = {"image tokens": tokens, "pictures": case["batch"], "references": case["references"]}
+                cost = summary(reply["seconds"]) | floor(run, flops, 0)
+                points.append({"x": x.get(axis, case["context"]), **cost})
+            grown = fit([(point["x"], point["seconds"]) for point in points])
+            run.record(comparison="scaling", stage=axis, side="core", points=points, **grown, **core.about)
+
+
+def memory(run: Run, options):
+    """What the released sizes need of a device at 1024 × 1024, computed from the sizes of tensors."""
+    for row in table():
+        run.record(comparison="memory", side="core", machine="computed", **row)
+
+
+def fp8(run: Run, options):
+    """The first velocity with the MMDiT's matrices in 8 bits, against the same in the run's dtype."""
+    with loaded(run, options, "core") as (core,):
+        for spread in (0.0, 1.0):
+            reply = core.call("fp8", spread=spread)
+            for scheme, error in reply["errors"].items():
+                stage = "rows alike" if not spread else "rows of different sizes"
+                run.record(comparison="fp8", stage=stage, side=scheme, error=error, **core.about)
+
+
+NAMES = {
+    "load": load,
+    "stages": stages,
+    "end-to-end": end_to_end,
+    "comfyui": comfyui,
+    "vae": vae,
+    "decode": decode,
+    "scaling": scaling,
+    "memory": memory,
+    "fp8": fp8,
+}
+__all__ = ["NAMES", "ROOT", "official_python"]

@@ -1,0 +1,228 @@
+"""Worker processes, and comparisons of what they do: checked to be the same first, then timed in turns."""
+
+import datetime
+import json
+import os
+import statistics
+import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+ROOT = Path(__file__).resolve().parents[1]
+WORKERS = ROOT / "benchmarks" / "workers"
+# The largest relative difference between two sides that is still the same computation.
+TOLERANCES = {"float32": 1e-3, "bfloat16": 0.1, "float16": 0.03}
+PICTURE_TOLERANCE = {"float32": 1.0, "bfloat16": 16.0, "float16": 8.0}  # levels of 255, on average
+
+
+class BenchmarkError(RuntimeError):
+    """A worker failed, or two sides do not compute the same thing."""
+
+
+class Worker:
+    """A persistent process that answers one request at a time (workers/wire.py); idle it takes no processor time."""
+
+    def __init__(self, name: str, command: list, log: Path):
+        self.name, self.log = name, log
+        env = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT / "scripts" / "comfy_shim")])}
+        with log.open("w") as errors:
+            pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": errors, "text": True}
+            self.process = subprocess.Popen(list(map(str, command)), env=env, **pipes)
+
+    def call(self, op: str, **arguments) -> dict:
+        """The reply. Raises BenchmarkError with the worker's traceback."""
+        try:
+            print(json.dumps({"op": op, **arguments}), file=self.process.stdin, flush=True)
+            reply = json.loads(self.process.stdout.readline())
+        except (OSError, ValueError) as error:
+            raise BenchmarkError(f"{self.name} has died; its last words are in {self.log}") from error
+        if "error" in reply:
+            raise BenchmarkError(f"{self.name}, {op}:\n{reply['error']}")
+        return reply
+
+    def close(self):
+        self.process.stdin.close()
+        self.process.wait(timeout=60)
+
+
+@dataclass
+class Side:
+    """One of the things compared: a loaded worker, and under which names it knows the operations."""
+
+    name: str
+    worker: Worker
+    renamed: dict[str, str] = field(default_factory=dict)
+    about: dict = field(default_factory=dict)  # versions, weights
+
+    def call(self, op: str, **arguments) -> dict:
+        return self.worker.call(self.renamed.get(op, op), **arguments)
+
+
+@dataclass
+class Run:
+    """What all results of one run have in common, and where they go."""
+
+    work: Path
+    results: Path
+    device: str
+    dtype: str
+    scale: str
+    command: str
+    floor: dict = field(default_factory=dict)
+    lines: list[dict] = field(default_factory=list)
+
+    def file(self, name: str) -> str:
+        return str(self.work / name)
+
+    def record(self, **values) -> dict:
+        """Write a result as a JSON line, to the file and to standard output."""
+        values |= {"device": self.device, "dtype": self.dtype, "checkpoint": self.scale, "command": self.command}
+        values |= {"date": datetime.date.today().isoformat()}
+        if hasattr(os, "getloadavg"):  # of the last minute: above the number of threads the machine was not ours alone
+            values |= {"load": round(os.getloadavg()[0], 1)}
+        self.lines.append(values)
+        line = json.dumps(values)
+        with self.results.open("a", encoding="utf-8") as out:
+            print(line, file=out)
+        print(line, flush=True)
+        return values
+
+    def tensor(self, name: str, value: torch.Tensor) -> str:
+        save_file({"value": value.contiguous()}, self.file(name))
+        return self.file(name)
+
+    def picture(self, size: int) -> str:
+        """A picture that is neither flat nor noise."""
+        y, x = np.mgrid[:size, :size] * (6.283 / size)
+        channels = [np.sin(a * x + b * y) + np.cos(b * x - a * y) for a, b in ((1, 2), (3, 1), (5, 7))]
+        levels = ((np.stack(channels, -1) + 2) * 63.75).astype(np.uint8)
+        Image.fromarray(levels).save(self.file(f"picture{size}.png"))
+        return self.file(f"picture{size}.png")
+
+
+def relative(actual: torch.Tensor, expected: torch.Tensor) -> float:
+    """‖actual − expected‖ / ‖expected‖."""
+    if actual.shape != expected.shape:
+        raise BenchmarkError(f"shapes differ: {list(actual.shape)} and {list(expected.shape)}")
+    return float((actual.double() - expected.double()).norm() / expected.double().norm())
+
+
+def difference(actual: str, expected: str) -> float:
+    """Between two files of tensors or pictures: the largest relative one, or levels of 255 on average."""
+    if actual.endswith(".png"):
+        a, b = (np.asarray(Image.open(file), dtype=np.float64) for file in (actual, expected))
+        return float(np.abs(a - b).mean())
+    a, b = load_file(actual), load_file(expected)
+    if a.keys() != b.keys():
+        raise BenchmarkError(f"{actual} holds {sorted(a)}, {expected} {sorted(b)}")
+    return max(relative(a[name], b[name]) for name in a)
+
+
+def check(stage: str, sides: list[Side], replies: list[dict], files: list[str], dtype: str) -> float:
+    """How far the sides are from the first one. Raises BenchmarkError if that is more than rounding."""
+    found = 0.0
+    for side, reply, file in zip(sides[1:], replies[1:], files[1:], strict=True):
+        if "tokens" in reply and "tokens" in replies[0] and stage.startswith("text"):
+            same = [a == b for a, b in zip(reply["tokens"], replies[0]["tokens"], strict=True)]
+            # In 16 bits two tokens can be equally likely, and texts part there for good; not at the first one.
+            apart = not all(same) if dtype == "float32" else not same[0]
+        else:
+            found = max(found, distance := difference(file, files[0]))
+            limit = PICTURE_TOLERANCE[dtype] if file.endswith(".png") else TOLERANCES[dtype]
+            apart = not distance <= limit
+        if apart:
+            raise BenchmarkError(f"{stage}: {side.name} and {sides[0].name} differ (by {found:.2e}); not timed")
+    return found
+
+
+def side_by_side(
+    run: Run,
+    comparison: str,
+    stage: str,
+    sides: list[Side],
+    op: str,
+    repeats: int,
+    *,
+    suffix: str = ".safetensors",
+    flops: int = 0,
+    nbytes: int = 0,
+    seconds: Callable[[dict], list[float]] = lambda reply: as_list(reply["seconds"]),
+    warm_up: bool = True,
+    **arguments,
+) -> list[dict]:
+    """Call op on each side in turns and record a line for each.
+
+    The first round is the warm-up, in which the results are compared; without one the timed results are. flops, nbytes:
+    what one call needs, for the floor. seconds: the times that a reply tells.
+    """
+    files = [run.file(f"{side.name.replace(' ', '_')}{suffix}") for side in sides]
+
+    def call(side: Side, file: str) -> dict:
+        out = {} if op in ("text", "continue_ids") else {"out": file}
+        return side.call(op, **arguments, **out)
+
+    def in_turns() -> list[dict]:
+        replies = [call(side, file) for side, file in zip(sides, files, strict=True)]
+        nonlocal apart
+        if apart is None:
+            apart = check(stage, sides, replies, files, run.dtype)
+        return replies
+
+    apart, rounds = None, []
+    for _ in range(repeats + warm_up):
+        rounds.append(in_turns())
+    timed = rounds[warm_up:]
+    return [
+        run.record(
+            comparison=comparison,
+            stage=stage,
+            side=side.name,
+            **summary([s for replies in timed for s in seconds(replies[index])]),
+            warm_up=int(warm_up),
+            **peaks([replies[index] for replies in rounds]),
+            **floor(run, flops, nbytes),
+            apart=apart,
+            **side.about,
+        )
+        for index, side in enumerate(sides)
+    ]
+
+
+def as_list(value) -> list[float]:
+    return value if isinstance(value, list) else [value]
+
+
+def summary(seconds: list[float]) -> dict:
+    return {"seconds": statistics.median(seconds), "spread": [min(seconds), max(seconds)], "repeats": len(seconds)}
+
+
+def peaks(replies: list[dict]) -> dict:
+    """Peak bytes: of the device, or of the whole process on a CPU."""
+    found = [reply["peak"] for reply in replies if reply.get("peak")]
+    return {"peak": max(found)} if found else {}
+
+
+def floor(run: Run, flops: int, nbytes: int) -> dict:
+    """The least seconds that this many FLOPs and bytes take at the machine's own speed."""
+    if not run.floor or not (flops or nbytes):
+        return {}
+    least = max(flops / run.floor["flops_per_second"], nbytes / run.floor["bytes_per_second"])
+    return {"flops": flops, "bytes": nbytes, "floor_seconds": least}
+
+
+def fit(points: list[tuple[float, float]]) -> dict:
+    """How cost y grows with x: y ∝ x^power, and y = a + b·x + c·x² with relative errors least and c ≥ 0."""
+    x, y = (np.array(values, dtype=np.float64) for values in zip(*points, strict=True))
+    positive = x > 0
+    power = float(np.polyfit(np.log(x[positive]), np.log(y[positive]), 1)[0]) if positive.sum() > 1 else float("nan")
+    degree = min(2, len(x) - 1)
+    coefficients = np.polyfit(x, y, degree, w=1 / y)[::-1]
+    if degree == 2 and coefficients[2] < 0:
+        coefficients = np.append(np.polyfit(x, y, 1, w=1 / y)[::-1], 0.0)
+    return {"power": power, "polynomial": [float(c) for c in coefficients]}

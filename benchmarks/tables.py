@@ -1,0 +1,126 @@
+"""Result lines as the tables of BENCHMARKS.md."""
+
+import json
+from itertools import groupby
+from pathlib import Path
+
+START, END = "<!-- results: written by python -m benchmarks tables -->", "<!-- end of the results -->"
+TITLES = {
+    "official": "Against the official code",
+    "comfyui": "In ComfyUI, against the core",
+    "vae": "VAE, against ComfyUI's own",
+    "transformers": "Text, against transformers' generate",
+    "scaling": "Growth",
+    "memory": "Memory of a device at 1024×1024, computed",
+    "fp8": "Weights in 8 bits: error of the first velocity",
+}
+
+
+def read(folder: Path) -> list[dict]:
+    lines = []
+    for file in sorted(folder.glob("*.jsonl")):
+        lines += [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    return lines
+
+
+def update(document: Path, lines: list[dict]):
+    """Replace what is between the marks."""
+    text = document.read_text(encoding="utf-8")
+    before, rest = text.split(START)
+    _, after = rest.split(END)
+    document.write_text(f"{before}{START}\n\n{render(lines)}\n{END}{after}", encoding="utf-8")
+
+
+def render(lines: list[dict]) -> str:
+    parts, titled, floors = [], set(), {line["command"]: line for line in lines if line["comparison"] == "floor"}
+    for comparison, title in TITLES.items():
+        chosen = [line for line in lines if line["comparison"] == comparison]
+
+        def conditions(line: dict) -> tuple:
+            return tuple(line[key] for key in ("device", "checkpoint", "dtype", "date", "command"))
+
+        # Sorting is stable: stages stay in their order.
+        for about, group in groupby(sorted(chosen, key=conditions), key=conditions):
+            group = list(group)
+            if title not in titled:
+                titled.add(title)
+                parts.append(f"### {title}\n")
+            parts += [_about(group, floors.get(about[-1]), *about), ""]
+            table = {"scaling": _scaling, "fp8": _fp8, "memory": _memory}.get(comparison, _sides)
+            parts += [*table(group), ""]
+    return "\n".join(parts)
+
+
+def _about(group: list[dict], floor: dict | None, device, checkpoint, dtype, date, command) -> str:
+    machines = {line["machine"] for line in group}
+    versions = {}
+    for line in group:
+        for package, version in line.get("versions", {}).items():
+            versions.setdefault(package, {}).setdefault(version, line["side"])
+    told = [
+        f"{package} " + " / ".join(f"{v} ({side})" if len(found) > 1 else v for v, side in found.items())
+        for package, found in versions.items()
+    ]
+    first = f"`{command}`, {date}; {'; '.join(sorted(machines))}; weights `{checkpoint}` in {dtype}"
+    if floor:
+        flops, nbytes = floor["flops_per_second"] / 1e9, floor["bytes_per_second"] / 1e9
+        first += f"; a matrix product reaches {flops:.0f} GFLOP/s, a copy {nbytes:.0f} GB/s"
+    if loads := [line["load"] for line in group if "load" in line]:
+        first += f"; load average {min(loads)}…{max(loads)}"
+    return f"{first}; {', '.join(told)}." if told else f"{first}."
+
+
+def _sides(group: list[dict]) -> list[str]:
+    """A row a stage, a column a side, the first of which is ours."""
+    names = list(dict.fromkeys(line["side"] for line in group))
+    ours, others = names[0], names[1:]
+    head = ["stage", *names, *(f"{other} ÷ {ours}" for other in others), f"{ours}: floor ÷ time", "peak memory, GB"]
+    rows = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    for stage in dict.fromkeys(line["stage"] for line in group):
+        found = {line["side"]: line for line in group if line["stage"] == stage}
+        first = found[ours]
+        share = f"{first['floor_seconds'] / first['seconds']:.0%}" if "floor_seconds" in first else ""
+        peaks = [f"{found[name]['peak'] / 1e9:.2f}" for name in names if found[name].get("peak")]
+        cells = [stage, *(_time(found[name]) for name in names)]
+        cells += [f"**{found[other]['seconds'] / first['seconds']:.2f}**" for other in others]
+        rows.append("| " + " | ".join([*cells, share, " / ".join(peaks)]) + " |")
+    return rows
+
+
+def _time(line: dict) -> str:
+    """Median and spread."""
+    low, high = line["spread"]
+    unit, factor = ("ms", 1e3) if line["seconds"] < 1 else ("s", 1)
+    spread = f" ({low * factor:.3g}…{high * factor:.3g}, {line['repeats']}×)" if line["repeats"] > 1 else ""
+    return f"{line['seconds'] * factor:.3g} {unit}{spread}"
+
+
+def _scaling(group: list[dict]) -> list[str]:
+    rows = ["| what grows | seconds | grows as | seconds ≈ a + b·x + c·x² | floor ÷ time |", "|---|---|---|---|---|"]
+    for line in group:
+        times = ", ".join(f"{point['x']}: {point['seconds']:.3g}" for point in line["points"])
+        polynomial = ", ".join(f"{letter} {value:.2e}" for letter, value in zip("abc", line["polynomial"]))  # noqa: B905
+        shares = ", ".join(f"{point['floor_seconds'] / point['seconds']:.0%}" for point in line["points"])
+        rows.append(f"| {line['stage']} | {times} | x^{line['power']:.2f} | {polynomial} | {shares} |")
+    return rows
+
+
+def _fp8(group: list[dict]) -> list[str]:
+    stages = list(dict.fromkeys(line["stage"] for line in group))
+    rows = ["| scheme | " + " | ".join(stages) + " |", "|---" * (len(stages) + 1) + "|"]
+    for scheme in dict.fromkeys(line["side"] for line in group):
+        found = {line["stage"]: line["error"] for line in group if line["side"] == scheme}
+        rows.append("| " + " | ".join([scheme, *(f"{found[stage]:.2%}" for stage in stages)]) + " |")
+    return rows
+
+
+def _memory(group: list[dict]) -> list[str]:
+    rows = [
+        "| on the device | weights, bf16 | weights, fp8 | beside them | at once, bf16 | at once, fp8 |",
+        "|---" * 6 + "|",
+    ]
+    for line in group:
+        sizes = line["bf16"], line["fp8"], line["working"]
+        sizes += line["bf16"] + line["working"], line["fp8"] + line["working"]
+        rows.append("| " + " | ".join([line["stage"], *(f"{size / 1e9:.2f} GB" for size in sizes)]) + " |")
+    return rows

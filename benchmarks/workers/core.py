@@ -1,0 +1,225 @@
+"""The core as a worker: the public interface of internvlu_core, and what the floors are measured with."""
+
+import sys
+import time
+from pathlib import Path
+
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from wire import StepClock, measured, serve, start_noise, synchronise, versions
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from internvlu_core import InternVLU, guidance  # noqa: E402
+from internvlu_core.decoding import TextSettings, generate_tokens  # noqa: E402
+from internvlu_core.float8 import quantise  # noqa: E402
+from internvlu_core.sampler import flow_sigmas  # noqa: E402
+
+# Of the square matrices whose product, and of the buffer whose copy, tells what the machine can do.
+PROBES = {"cpu": (2048, 2**27), "cuda": (8192, 2**30)}
+
+
+FP8 = torch.float8_e4m3fn
+
+
+def _scaled(weight: torch.Tensor, largest: torch.Tensor) -> torch.Tensor:
+    scale = largest / torch.finfo(FP8).max
+    return (weight / scale).clamp(-448, 448).to(FP8).float() * scale
+
+
+def _kept(weight: torch.Tensor) -> torch.Tensor:
+    values, scale = quantise(weight)
+    return values.float() * scale[:, None]
+
+
+# What a matrix is after 8 bits.
+SCHEMES = {
+    "plain cast": lambda w: w.to(FP8).float(),
+    "a factor a matrix": lambda w: _scaled(w, w.abs().max()),
+    "a factor a row": lambda w: _scaled(w, w.abs().amax(1, keepdim=True)),
+    "a power of two a row (the core's)": _kept,
+}
+
+
+class Core:
+    def __init__(self):
+        self.model = None
+
+    def hello(self) -> dict:
+        return versions("transformers", "safetensors")
+
+    def load(self, checkpoint: str, device: str, dtype: str) -> dict:
+        self.model, self.device, self.dtype = None, device, getattr(torch, dtype)
+        self.model, cost = measured(lambda: InternVLU.from_pretrained(checkpoint, device, self.dtype), device)
+        networks = self.model.vlm, self.model.mmdit, self.model.vae
+        return cost | {"weights": sum(p.nbytes for network in networks for p in network.parameters())}
+
+    # Stages, as in official.py
+
+    def see(self, pixels: str, out: str) -> dict:
+        tiles = [load_file(pixels)["value"]]
+        features, cost = measured(lambda: self.model.reader.see(tiles, self.device, self.dtype), self.device)
+        save_file({"value": features[0].float().contiguous()}, out)
+        return cost
+
+    def context(self, prompt: str, images: list[str], out: str) -> dict:
+        """hidden states of the three branches; and the tokens of each, from which the floors are computed."""
+        context, cost = measured(lambda: self.model.encode(prompt, _pictures(images)), self.device)
+        branches = context.full, context.partial, context.unconditional
+        save_file({str(i): branch.hidden.float().clone() for i, branch in enumerate(branches)}, out)
+        return cost | {"tokens": [len(branch.hidden) for branch in branches]}
+
+    def steps(self, prompt: str, images: list[str], size: int, seed: int, steps: int, out: str) -> dict:
+        context, clock = self.model.encode(prompt, _pictures(images)), StepClock(self.device)
+        scales = guidance.ALL_SCALE, guidance.PARTIAL_SCALE
+        sigmas = flow_sigmas(steps, self.model.config.mmdit.flow_shift)
+        x = start_noise(size, seed)
+        result, cost = measured(
+            lambda: self.model.sample(context, x, sigmas, *scales, lambda *step: clock.tick()), self.device
+        )
+        save_file({"value": result.contiguous()}, out)
+        return cost | {"seconds": clock.intervals()}
+
+    @torch.inference_mode()
+    def vae_encode(self, pixels: str, out: str) -> dict:
+        x = load_file(pixels)["value"].to(self.device, self.dtype)
+        z, cost = measured(lambda: self.model.vae.encode(x), self.device)
+        save_file({"value": z.float().contiguous()}, out)
+        return cost
+
+    def vae_decode(self, latents: str, out: str) -> dict:
+        z = load_file(latents)["value"]
+        x, cost = measured(lambda: self.model.decode(z), self.device)
+        save_file({"value": x.contiguous()}, out)
+        return cost
+
+    def text(self, prompt: str, images: list[str], tokens: int) -> dict:
+        result, cost = measured(
+            lambda: self.model.answer(prompt, _pictures(images), max_new_tokens=tokens), self.device
+        )
+        return cost | {"tokens": list(result.token_ids)}
+
+    def chat_ids(self, prompt: str) -> dict:
+        """The token ids that text() continues."""
+        return {"ids": list(self.model.reader.prompts.chat(prompt, [], None).ids)}
+
+    def generate(self, prompt: str, images: list[str], size: int, steps: int, seed: int, reason: int, out: str) -> dict:
+        def generate():
+            pictures = _pictures(images)
+            thought = self.model.reason(prompt, pictures, max_new_tokens=reason) if reason else None
+            return self.model.generate(
+                prompt, pictures, height=size, width=size, steps=steps, seed=seed, reasoning=thought
+            )
+
+        result, cost = measured(generate, self.device)
+        result.images[0].save(out)
+        return cost
+
+    # Text alone
+
+    def continue_ids(self, ids: list[int], tokens: int) -> dict:
+        """Greedy text of exactly this many tokens behind ids, none of which is special."""
+
+        def run():
+            prompt = self.model.vlm.embed_generated(torch.tensor([ids], device=self.device))
+            return generate_tokens(self.model.vlm, prompt, (), TextSettings(tokens))
+
+        generated, cost = measured(run, self.device)
+        return cost | {"tokens": generated}
+
+    # Scaling
+
+    @torch.inference_mode()
+    def forward(self, height: int, width: int, context: int, batch: int, references: int, repeats: int) -> dict:
+        """The MMDiT alone on noise: seconds of each forward. height, width: of the latents and of each reference."""
+        config = self.model.config
+        generator = torch.Generator().manual_seed(0)
+
+        def noise(*shape):
+            return torch.randn(shape, generator=generator).to(self.device, self.dtype)
+
+        channels = config.vae.latent_channels
+        x, states = noise(batch, channels, height, width), noise(1, context, config.mmdit.context_size)
+        pictures = [noise(1, channels, height, width) for _ in range(references)]
+        mask, timestep = torch.zeros(context, dtype=torch.bool), torch.full((batch,), 500.0, device=self.device)
+
+        def run():
+            return self.model.mmdit(x, timestep, states, mask, [], pictures)
+
+        run()
+        costs = [measured(run, self.device)[1] for _ in range(repeats)]
+        return {"seconds": [cost["seconds"] for cost in costs], "peak": max(cost["peak"] or 0 for cost in costs)}
+
+    # Weights in 8 bits
+
+    @torch.inference_mode()
+    def fp8(self, spread: float) -> dict:
+        """Relative errors of a first velocity with the MMDiT's block matrices in 8 bits, by scheme.
+
+        spread: of the logarithms of factors that each matrix's rows get first, since trained ones are not alike.
+        """
+        matrices = [
+            module.weight
+            for block in self.model.mmdit.transformer_blocks
+            for module in block.modules()
+            if isinstance(module, torch.nn.Linear)
+        ]
+        generator = torch.Generator().manual_seed(0)
+        context = self.model.encode("a red boat")
+        x = start_noise(256, 1).to(self.device)
+
+        def velocity():
+            return self.model.velocity(context.full, x, torch.tensor([999.0])).double()
+
+        originals = [matrix.clone() for matrix in matrices]
+        spreads = [torch.exp(spread * torch.randn(len(m), 1, generator=generator)).to(m) for m in matrices]
+        weights = [matrix * factor for matrix, factor in zip(originals, spreads, strict=True)]
+
+        def put(values):
+            for matrix, value in zip(matrices, values, strict=True):
+                matrix.copy_(value)
+
+        put(weights)
+        exact, errors = velocity(), {}
+        for name, scheme in SCHEMES.items():
+            put(scheme(weight.float()) for weight in weights)
+            errors[name] = float((velocity() - exact).norm() / exact.norm())
+        put(originals)
+        return {"errors": errors}
+
+    # Floors
+
+    def floor(self) -> dict:
+        """What the machine reaches now: FLOP/s of a matrix product in the weights' dtype, bytes/s of a copy (read and
+        written ones)."""
+        side, nbytes = PROBES[self.device.partition(":")[0]]
+        a, b = (torch.randn(side, side, device=self.device, dtype=self.dtype) for _ in range(2))
+        source = torch.ones(nbytes, dtype=torch.uint8, device=self.device)
+        target = torch.empty_like(source)
+        return {
+            "flops_per_second": 2 * side**3 / self._least_seconds(lambda: a @ b),
+            "bytes_per_second": 2 * nbytes / self._least_seconds(lambda: target.copy_(source)),
+        }
+
+    def _least_seconds(self, function, repeats: int = 5) -> float:
+        seconds = []
+        for _ in range(repeats):
+            synchronise(self.device)
+            start = time.perf_counter()
+            function()
+            synchronise(self.device)
+            seconds.append(time.perf_counter() - start)
+        return min(seconds)
+
+
+def _pictures(files: list[str]) -> list[Image.Image]:
+    return [Image.open(file).convert("RGB") for file in files]
+
+
+if __name__ == "__main__":
+    core = Core()
+    stages = "see", "context", "steps", "vae_encode", "vae_decode", "text", "generate"
+    names = "hello", "load", *stages, "chat_ids", "continue_ids", "forward", "fp8", "floor"
+    serve({name: getattr(core, name) for name in names})
