@@ -15,6 +15,7 @@ from internvlu_core.config import Config
 from internvlu_core.guidance import combine
 from internvlu_core.mmdit import MMDiT, modulate, pack
 from internvlu_core.sampler import dpmpp_2m, flow_sigmas
+from scripts.measure_vae import LiveTensors
 
 CONFIG = replace(Config.read(CHECKPOINT).mmdit, num_layers=3)
 GRID = (1, 2, 3)  # of ViT tokens
@@ -157,3 +158,17 @@ def test_norm_is_computed_in_float32(dtype):
     zeros = torch.zeros(2, 1, 1536, dtype=dtype)
     expected = F.layer_norm(x.double(), x.shape[-1:], eps=1e-6)
     assert relative(modulate(x, zeros, zeros), expected) < (3e-3 if dtype == torch.bfloat16 else 1e-4)
+
+
+def test_working_memory_of_a_step():
+    """Of the released width, in float32: ten times the streams for one branch, and no more for packed ones."""
+    config = replace(CONFIG, num_heads=12, head_dim=128, rope_axes=(16, 56, 56), context_size=4096, joint_size=4096)
+    network = MMDiT(config, device="meta")
+    latent = torch.empty(1, 16, 64, 64, device="meta")
+    for branches in (1, 2):
+        arguments = torch.empty(1, 60, 4096, device="meta"), torch.zeros(60, dtype=torch.bool), [], [latent]
+        packed = prepared(network, [arguments] * branches, latent)
+        tokens = branches * (2 * 1024 + 60)
+        with torch.inference_mode(), LiveTensors() as tensors:
+            network.velocities(latent, torch.ones(1, device="meta"), packed)
+        assert tensors.peak <= 10 * tokens * config.hidden_size * 4
