@@ -284,36 +284,49 @@ class GatedAttention(nn.Module):
 
     def forward(self, img: Tensor, txt: Tensor, layout: Layout, generated_only: bool, **attention_options):
         """Both streams' outputs [B, T, size]; with generated_only those of the generated tokens, and None."""
-        img_k, img_v = self.keys(img, self.to_k, self.to_v, self.norm_k, layout.img_rope)
-        txt_k, txt_v = self.keys(txt, self.add_k_proj, self.add_v_proj, self.norm_added_k, layout.txt_rope)
-        keys, values = layout.join(img_k, txt_k), layout.join(img_v, txt_v)
+        branches, img_gate, txt_gate = self.attend(img, txt, layout, generated_only, **attention_options)
         if generated_only:
-            img = img[:, : layout.all_generated]
-        img_q, img_gate = self.queries(img, self.to_q, self.norm_q, layout.img_rope)
-        if generated_only:
-            queries = img_q.split(layout.generated, dim=1)
-        else:
-            txt_q, txt_gate = self.queries(txt, self.add_q_proj, self.norm_added_q, layout.txt_rope)
-            queries = layout.join(img_q, txt_q)
-
-        out = []
-        for q, k, v in zip(queries, keys, values, strict=True):
-            q, k, v = (t.transpose(1, 2) for t in (q, k, v))  # [B, heads, T, D]
-            out.append(self.attention(q, k, v, **attention_options).transpose(1, 2).flatten(2))
-        if generated_only:
-            return gated(self.to_out[0], torch.cat(out, dim=1), img_gate), None
-        img, txt = layout.part(out)
+            return gated(self.to_out[0], torch.cat(branches, dim=1), img_gate), None
+        img, txt = layout.part(branches)
+        del branches
         return gated(self.to_out[0], img, img_gate), gated(self.to_add_out, txt, txt_gate)
 
-    def queries(self, x: Tensor, to_q, norm_q, rope: Tensor) -> tuple[Tensor, Tensor]:
-        """One stream's queries [B, T, heads, D], and its gate [B, T, heads·D]."""
-        q, gate = to_q(x).unflatten(-1, (self.heads, -1)).chunk(2, dim=-1)
-        return rotate(norm_q(q), rope), gate.flatten(2)
+    def attend(self, img: Tensor, txt: Tensor, layout: Layout, generated_only: bool, **attention_options):
+        """What the queries of each branch [B, tokens, heads·D] find, and the gates of both streams.
 
-    def keys(self, x: Tensor, to_k, to_v, norm_k, rope: Tensor) -> tuple[Tensor, Tensor]:
-        """One stream's keys and values [B, T, heads, D]."""
-        k, v = (linear(x).unflatten(-1, (self.heads, -1)) for linear in (to_k, to_v))
-        return rotate(norm_k(k), rope), v
+        Apart from forward, so that queries, keys and values are gone when the output is projected.
+        """
+        keys, values = self.keys(img, txt, layout)
+        queries, *gates = self.queries(img, txt, layout, generated_only)
+        found = []
+        for branch in zip(queries, keys, values, strict=True):
+            q, k, v = (t.transpose(1, 2) for t in branch)  # [B, heads, T, D]
+            found.append(self.attention(q, k, v, **attention_options).transpose(1, 2).flatten(2))
+        return found, *gates
+
+    def keys(self, img: Tensor, txt: Tensor, layout: Layout) -> tuple[list[Tensor], list[Tensor]]:
+        """Keys and values [B, tokens, heads, D] of each branch."""
+        img_k = rotate(self.norm_k(self.heads_of(self.to_k(img))), layout.img_rope)
+        txt_k = rotate(self.norm_added_k(self.heads_of(self.add_k_proj(txt))), layout.txt_rope)
+        keys = layout.join(img_k, txt_k)
+        del img_k, txt_k
+        return keys, layout.join(self.heads_of(self.to_v(img)), self.heads_of(self.add_v_proj(txt)))
+
+    def queries(self, img: Tensor, txt: Tensor, layout: Layout, generated_only: bool):
+        """Queries [B, tokens, heads, D] of each branch, and the gates [B, T, heads·D] of both streams, or None."""
+        if generated_only:
+            img = img[:, : layout.all_generated]
+        img_q, img_gate = self.heads_of(self.to_q(img)).chunk(2, dim=-1)
+        img_q, img_gate = rotate(self.norm_q(img_q), layout.img_rope), img_gate.flatten(2)
+        if generated_only:
+            return img_q.split(layout.generated, dim=1), img_gate, None
+        txt_q, txt_gate = self.heads_of(self.add_q_proj(txt)).chunk(2, dim=-1)
+        txt_q = rotate(self.norm_added_q(txt_q), layout.txt_rope)
+        return layout.join(img_q, txt_q), img_gate, txt_gate.flatten(2)
+
+    def heads_of(self, x: Tensor) -> Tensor:
+        """[B, T, heads·n] → [B, T, heads, n]."""
+        return x.unflatten(-1, (self.heads, -1))
 
 
 class FeedForward(nn.Module):
@@ -330,7 +343,8 @@ class FeedForward(nn.Module):
         )
 
     def forward(self, x: Tensor, shift: Tensor, scale: Tensor, gate: Tensor) -> Tensor:
-        hidden = F.gelu(self.net[0]["proj"](modulate(x, shift, scale)), approximate="tanh")
+        # In place, which F.gelu does not offer: there is no larger tensor in the network.
+        hidden = torch.ops.aten.gelu_(self.net[0]["proj"](modulate(x, shift, scale)), approximate="tanh")
         return torch.addcmul(x, gate, project(self.net[2], hidden, hidden.dtype))
 
 
@@ -363,9 +377,9 @@ def gated(linear: nn.Module, x: Tensor, gate: Tensor) -> Tensor:
 def rotate(x: Tensor, rope: Tensor) -> Tensor:
     """Rotate x [B, T, heads, D] by the first T rows of a table, in float32; channel 2i is paired with 2i + 1."""
     pairs, rope = x.float().unflatten(-1, (-1, 2)), rope[: x.shape[1], None]
-    # A complex product is a quarter of the work, where there is one: compilers fuse real arithmetic alone, and not
-    # every device (DirectML, older MPS) knows complex numbers.
-    if torch.compiler.is_compiling() or x.device.type not in ("cpu", "cuda"):
+    # A complex product is a quarter of the work, where there is one: compilers fuse real arithmetic alone, and DirectML
+    # and older systems of Apple's do not know complex numbers.
+    if torch.compiler.is_compiling() or x.device.type in ("privateuseone", "mps"):
         (a, b), (cos, sin) = pairs.unbind(-1), rope.unbind(-1)
         rotated = torch.stack([a * cos - b * sin, a * sin + b * cos], dim=-1)
     else:

@@ -99,14 +99,15 @@ def fit(image_mask, length: int) -> list[bool]:
     return (list(image_mask) + [False] * length)[:length]
 
 
+# Working memory as memory_required counts it, context included, by compute dtype. Measured with pytorch's attention, at
+# any size and number of references: 0.48, 0.37 and 1.03, for in float16 the streams are float32.
+MEMORY_USAGE_FACTORS = {torch.bfloat16: 0.55, torch.float32: 0.42, torch.float16: 1.1}
+
+
 class ModelConfig(comfy.supported_models_base.BASE):
     unet_extra_config: ClassVar = {}
     latent_format = comfy.latent_formats.Wan21
     supported_inference_dtypes: ClassVar = COMPUTE_DTYPES
-    # Working memory as memory_required counts it, context included. Measured with pytorch's attention, at any size and
-    # number of references: 0.6 in bfloat16 and 0.5 in float32; up to 1.0 in float16, whose streams are float32.
-    memory_usage_factor = 0.7
-    memory_usage_factor_float16 = 1.1
 
     def __init__(self, config: Config):
         super().__init__({"image_model": "internvl_u", "config": config.mmdit})
@@ -143,8 +144,8 @@ class InternVLUModel(comfy.model_base.BaseModel):
     def __init__(self, model_config: ModelConfig, device=None):
         super().__init__(model_config, comfy.model_base.ModelType.FLOW, device=device, unet_model=ComfyMMDiT)
         self.model_sampling = ModelSampling(model_config)
-        if (self.manual_cast_dtype or self.get_dtype()) == torch.float16:
-            self.memory_usage_factor = model_config.memory_usage_factor_float16
+        dtype = self.manual_cast_dtype or self.get_dtype()
+        self.memory_usage_factor = MEMORY_USAGE_FACTORS.get(dtype, MEMORY_USAGE_FACTORS[torch.bfloat16])
         self.memory_usage_factor_conds = ("ref_latents", "c_crossattn")
         patch = model_config.unet_config["config"].patch_size ** 2
         self.memory_usage_shape_process = {"c_crossattn": lambda shape: [shape[0], 1, patch * shape[1]]}

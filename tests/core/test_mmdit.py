@@ -15,6 +15,7 @@ from internvlu_core.config import Config
 from internvlu_core.guidance import combine
 from internvlu_core.mmdit import MMDiT, modulate, pack, rotate
 from internvlu_core.sampler import dpmpp_2m, flow_sigmas
+from scripts.measure_vae import LiveTensors
 
 CONFIG = replace(Config.read(CHECKPOINT).mmdit, num_layers=3)
 GRID = (1, 2, 3)  # of ViT tokens
@@ -166,3 +167,17 @@ def test_rotation_without_complex_numbers(monkeypatch):
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
     monkeypatch.setattr(torch, "view_as_complex", None)
     torch.testing.assert_close(rotate(x, rope), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_working_memory_of_a_step():
+    """Of the released width, in float32: ten times the streams for one branch, and no more for packed ones."""
+    config = replace(CONFIG, num_heads=12, head_dim=128, rope_axes=(16, 56, 56), context_size=4096, joint_size=4096)
+    network = MMDiT(config, device="meta")
+    latent = torch.empty(1, 16, 64, 64, device="meta")
+    for branches in (1, 2):
+        arguments = torch.empty(1, 60, 4096, device="meta"), torch.zeros(60, dtype=torch.bool), [], [latent]
+        packed = prepared(network, [arguments] * branches, latent)
+        tokens = branches * (2 * 1024 + 60)
+        with torch.inference_mode(), LiveTensors() as tensors:
+            network.velocities(latent, torch.ones(1, device="meta"), packed)
+        assert tensors.peak <= 10 * tokens * config.hidden_size * 4
