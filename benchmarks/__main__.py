@@ -12,6 +12,7 @@ else to do. Weights are random, of the released widths; see scripts/random_check
 
 import argparse
 import os
+import shutil
 import subprocess
 import sys
 import venv
@@ -29,15 +30,21 @@ OFFICIAL_REQUIREMENTS = ["transformers==4.52.3", "diffusers==0.35.1", "accelerat
 CPU_PLAN = [
     ("load", {}),
     ("stages", {}),
-    ("end-to-end", {}),
-    ("comfyui", {}),
+    ("end-to-end", {"steps": 10}),  # each is a tenth of a released one
+    ("comfyui", {"repeats": 2}),
     ("vae", {"repeats": 2}),
-    ("decode", {"scale": "text", "dtype": "bfloat16"}),
+    ("decode", {"scale": "text", "dtype": "bfloat16", "repeats": 2, "tokens": 8}),
     ("decode", {"scale": "narrow", "tokens": 128}),
     ("scaling", {}),
     ("memory", {"scale": "released", "dtype": "bfloat16"}),
     ("fp8", {}),
 ]
+# Options that matter to some comparisons only; to the others it is the repeats.
+OPTIONS = {
+    "stages": ["repeats", "tokens"],
+    "end-to-end": ["end_to_end_repeats", "steps", "tokens"],
+    "decode": ["repeats", "tokens"],
+}
 CUDA_PLAN = [(name, {"scale": "released", "size": 1024, "dtype": "bfloat16"}) for name in NAMES]
 
 
@@ -67,14 +74,14 @@ def compare(name: str, options):
     options.results.mkdir(parents=True, exist_ok=True)
     kind = options.device.partition(":")[0]
     target = options.results / f"{name}-{options.scale}-{options.dtype}-{kind}.jsonl"
-    fresh = target.with_suffix(".partial")
+    fresh = options.work / target.name
     fresh.unlink(missing_ok=True)
-    command = f"python -m benchmarks {name} --scale {options.scale} --dtype {options.dtype} --size {options.size}"
-    command += f" --steps {options.steps}" if name == "end-to-end" else ""
-    command += "" if kind == "cpu" else f" --device {options.device}"
+    told = ["scale", "dtype", "device", "size", *OPTIONS.get(name, ["repeats"])]
+    given = (f"--{key.replace('_', '-')} {vars(options)[key]}" for key in told)
+    command = " ".join(["python -m benchmarks", name, *given])
     run = Run(options.work, fresh, options.device, options.dtype, options.scale, command)
     NAMES[name](run, options)
-    fresh.rename(target)
+    shutil.move(fresh, target)
 
 
 def set_up(work: Path, requirement: str):

@@ -15,7 +15,7 @@ from .memory import table
 
 PROMPT = "A photo of a ginger cat that sits on a red chair next to an open window, in the evening light"
 EDIT = "Make it night, and put a small lamp on the table"
-QUESTION = " ".join(["What do you know about the history of the lighthouse on the rock off the coast?"] * 8)
+QUESTION = " ".join(["What do you know about the history of the lighthouse on the rock off the coast?"] * 4)
 SEED = 7
 
 
@@ -298,9 +298,9 @@ def fp8(run: Run, options):
     with loaded(run, options, "core") as (core,):
         for spread in (0.0, 1.0):
             reply = core.call("fp8", spread=spread)
-            for scheme, error in reply["errors"].items():
+            for scheme, errors in reply["errors"].items():
                 stage = "rows alike" if not spread else "rows of different sizes"
-                run.record(comparison="fp8", stage=stage, side=scheme, error=error, **core.about)
+                run.record(comparison="fp8", stage=stage, side=scheme, **errors, **core.about)
 
 
 NAMES = {

@@ -12,7 +12,7 @@ TITLES = {
     "transformers": "Text, against transformers' generate",
     "scaling": "Growth",
     "memory": "Memory of a device at 1024×1024, computed",
-    "fp8": "Weights in 8 bits: error of the first velocity",
+    "fp8": "Weights in 8 bits: errors of the first velocity, of the weights",
 }
 
 
@@ -109,8 +109,9 @@ def _fp8(group: list[dict]) -> list[str]:
     stages = list(dict.fromkeys(line["stage"] for line in group))
     rows = ["| scheme | " + " | ".join(stages) + " |", "|---" * (len(stages) + 1) + "|"]
     for scheme in dict.fromkeys(line["side"] for line in group):
-        found = {line["stage"]: line["error"] for line in group if line["side"] == scheme}
-        rows.append("| " + " | ".join([scheme, *(f"{found[stage]:.2%}" for stage in stages)]) + " |")
+        found = {line["stage"]: line for line in group if line["side"] == scheme}
+        errors = [f"{found[stage]['velocity']:.2%}, {found[stage]['matrices']:.2%}" for stage in stages]
+        rows.append("| " + " | ".join([scheme, *errors]) + " |")
     return rows
 
 

@@ -58,7 +58,12 @@ class Core:
 
     # Stages, as in official.py
 
+    def forget(self):
+        """Pictures that an earlier round has seen would be remembered; each round is to be as good as the first."""
+        self.model.reader.seen.clear()
+
     def see(self, pixels: str, out: str) -> dict:
+        self.forget()
         tiles = [load_file(pixels)["value"]]
         features, cost = measured(lambda: self.model.reader.see(tiles, self.device, self.dtype), self.device)
         save_file({"value": features[0].float().contiguous()}, out)
@@ -66,6 +71,7 @@ class Core:
 
     def context(self, prompt: str, images: list[str], out: str) -> dict:
         """hidden states of the three branches; and the tokens of each, from which the floors are computed."""
+        self.forget()
         context, cost = measured(lambda: self.model.encode(prompt, _pictures(images)), self.device)
         branches = context.full, context.partial, context.unconditional
         save_file({str(i): branch.hidden.float().clone() for i, branch in enumerate(branches)}, out)
@@ -96,6 +102,7 @@ class Core:
         return cost
 
     def text(self, prompt: str, images: list[str], tokens: int) -> dict:
+        self.forget()
         result, cost = measured(
             lambda: self.model.answer(prompt, _pictures(images), max_new_tokens=tokens), self.device
         )
@@ -106,6 +113,8 @@ class Core:
         return {"ids": list(self.model.reader.prompts.chat(prompt, [], None).ids)}
 
     def generate(self, prompt: str, images: list[str], size: int, steps: int, seed: int, reason: int, out: str) -> dict:
+        self.forget()
+
         def generate():
             pictures = _pictures(images)
             thought = self.model.reason(prompt, pictures, max_new_tokens=reason) if reason else None
@@ -156,7 +165,7 @@ class Core:
 
     @torch.inference_mode()
     def fp8(self, spread: float) -> dict:
-        """Relative errors of a first velocity with the MMDiT's block matrices in 8 bits, by scheme.
+        """Relative errors of the MMDiT's block matrices in 8 bits, and of a first velocity with them, by scheme.
 
         spread: of the logarithms of factors that each matrix's rows get first, since trained ones are not alike.
         """
@@ -185,7 +194,12 @@ class Core:
         exact, errors = velocity(), {}
         for name, scheme in SCHEMES.items():
             put(scheme(weight.float()) for weight in weights)
-            errors[name] = float((velocity() - exact).norm() / exact.norm())
+            lost = sum(float((m - w).float().norm()) ** 2 for m, w in zip(matrices, weights, strict=True))
+            whole = sum(float(weight.float().norm()) ** 2 for weight in weights)
+            errors[name] = {
+                "velocity": float((velocity() - exact).norm() / exact.norm()),
+                "matrices": (lost / whole) ** 0.5,
+            }
         put(originals)
         return {"errors": errors}
 
