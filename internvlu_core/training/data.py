@@ -19,7 +19,7 @@ from ..errors import InputError
 from ..imaging import reference_pixels, vit_tiles
 from ..positions import Grid
 from ..prompt import IM_END, IMG, PAD, Prompt
-from .settings import PictureStage, Stage
+from .settings import Stage, TextStage, VAEStage
 
 FULL, PARTIAL, UNCONDITIONAL = "full", "partial", "unconditional"
 LENGTH_STEP = 8  # tokens; texts within one step count as of one length
@@ -79,35 +79,38 @@ def samples(stage: Stage) -> Iterator[synthesis.Sample]:
 
 
 def exercise(sample: synthesis.Sample, reader: Reader, stage: Stage) -> Exercise:
-    """A sample as a stage trains it: a picture stage its picture and words, a text stage its words or its prompt."""
-    pictures = isinstance(stage, PictureStage)
+    """A sample as a stage trains it: a VAE stage any picture of it, a text stage its words or else its prompt, a
+    picture stage its picture, and its words if the language model learns.
+
+    Raises InputError for a sample of which the stage would learn nothing.
+    """
+    if isinstance(stage, VAEStage):
+        return Exercise(None, {}, (), sample.images[0] if sample.picture is None else sample.picture)
+    if isinstance(stage, TextStage):
+        return Exercise(text_tokens(sample, reader), {}, sample.images, None)
+    text = text_tokens(sample, reader) if sample.words and stage.learns("vlm") else None
+    if text is None and sample.picture is None:
+        raise InputError(f"tasks has {sample.task!r}, of which a stage that trains {stage.trained} learns nothing")
+    branches = {} if sample.picture is None else branch_tokens(sample, reader)
+    return Exercise(text, branches, sample.images, sample.picture)
+
+
+def text_tokens(sample: synthesis.Sample, reader: Reader) -> Tokens:
+    """A prompt with its answer or thoughts, which are trained; of a sample without words the user's turn is."""
+    count, prompts = len(sample.images), reader.prompts
     asks = sample.picture is None
-    count = len(sample.images)
-    prompts = reader.prompts
     prompt = prompts.chat(sample.prompt, [1] * count, None) if asks else prompts.full(sample.prompt, count, None)
-    text = None
-    if sample.words:
-        text = answer_tokens(prompt, written(sample.words, reader))
-    elif not pictures:
-        text = prompt_tokens(prompt)
-    branches = {} if asks or not pictures else branch_tokens(sample, reader)
-    return Exercise(text, branches, sample.images, None if asks or not pictures else sample.picture)
+    if not sample.words:
+        trained = (i >= prompt.start and not image for i, image in enumerate(prompt.image_mask))
+        return Tokens(prompt.ids, prompt.image_mask, prompt.start, tuple(trained))
+    answer = written(sample.words, reader)
+    mask = prompt.image_mask + (False,) * len(answer)
+    return Tokens(prompt.ids + answer, mask, prompt.start, (False,) * len(prompt) + (True,) * len(answer))
 
 
 def written(words: str, reader: Reader) -> tuple[int, ...]:
     """What the model should generate: the words' tokens and the one that ends a turn."""
     return (*reader.tokenizer.encode(words), reader.tokenizer.id(IM_END))
-
-
-def answer_tokens(prompt: Prompt, answer: tuple[int, ...]) -> Tokens:
-    blank = (False,) * len(answer)
-    trained = (False,) * len(prompt) + (True,) * len(answer)
-    return Tokens(prompt.ids + answer, prompt.image_mask + blank, prompt.start, trained)
-
-
-def prompt_tokens(prompt: Prompt) -> Tokens:
-    trained = tuple(i >= prompt.start and not image for i, image in enumerate(prompt.image_mask))
-    return Tokens(prompt.ids, prompt.image_mask, prompt.start, trained)
 
 
 def branch_tokens(sample: synthesis.Sample, reader: Reader) -> dict[str, Tokens]:

@@ -50,10 +50,7 @@ class Feed:
         """cache_file: where the cache is kept for a resumed run; read if it exists, else made and written."""
         self.networks, self.stage, self.device = networks, stage, device
         made = tqdm(samples(stage), "samples", stage.samples, leave=False)
-        if isinstance(stage, VAEStage):
-            self.exercises = [Exercise(None, {}, (), s.images[0] if s.picture is None else s.picture) for s in made]
-        else:
-            self.exercises = [exercise(sample, networks.reader, stage) for sample in made]
+        self.exercises = [exercise(sample, networks.reader, stage) for sample in made]
         self.cache = self._cache(cache_file) if isinstance(stage, PictureStage) else Cache({}, {}, {})
         self.epoch, self.first = -1, 0
         self.plans: list[list[Item]] = []
@@ -110,7 +107,7 @@ class Feed:
         if file is not None and file.exists():
             return Cache(**torch.load(file, weights_only=True))
         with torch.no_grad():
-            cache = Cache(*self._latents(), {} if learns(self.stage, "vlm.") else self._hidden())
+            cache = Cache(*self._latents(), {} if self.stage.learns("vlm") else self._hidden())
         if file is not None:
             with replaced(file) as new:
                 torch.save({field.name: getattr(cache, field.name) for field in fields(Cache)}, new)
@@ -162,11 +159,6 @@ class Feed:
 
 def hidden_key(row: Tokens, index: int) -> tuple[Tokens, int]:
     return row, index if any(row.image_mask) else -1
-
-
-def learns(stage: Stage, prefix: str) -> bool:
-    """Whether any parameter under prefix is trained."""
-    return any(name.startswith(prefix) or prefix.startswith(name) for name in stage.trained)
 
 
 def moved(value, device: torch.device):

@@ -28,7 +28,7 @@ def losses(networks: Networks, batch: Batch, stage: Stage, step: int) -> Losses:
         loss = text_loss(networks, batch.text)
         return Losses(loss, {"text": loss})
     parts, total = {}, 0
-    if batch.text is not None and stage.text_weight:
+    if batch.text is not None:
         parts["text"] = text_loss(networks, batch.text)
         total = total + stage.text_weight * parts["text"]
     if batch.latents is not None:

@@ -60,6 +60,10 @@ class Stage:
     seed: int = 0
     save_every: int = 200  # steps
 
+    def learns(self, network: str) -> bool:
+        """Whether any parameter of "vae", "vlm" or "mmdit" is trained."""
+        return any(prefix.partition(".")[0] == network for prefix in self.trained)
+
 
 @dataclass(frozen=True, kw_only=True)
 class VAEStage(Stage):
@@ -141,7 +145,7 @@ SIZES = {"cpu": Sizes(), "gpu": Sizes(vae_base=12, llm_width=160, mmdit_heads=6)
 
 
 def changed(settings, changes: list[str]):
-    """Settings with "name=JSON" texts applied. Raises InputError for a name that it lacks or a value of another type."""
+    """Settings with "name=JSON" texts applied. Raises InputError for an unknown name or a value of another type."""
     names = {field.name for field in fields(settings)}
     values = {}
     for change in changes:
