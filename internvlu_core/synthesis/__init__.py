@@ -1,16 +1,23 @@
 """A toy world of flat shapes: exercises of the report's five domains, each with a truth that a program can judge.
 
-Samples follow from (domain, task, seed, size) alone. Even seeds are for training, odd ones for evaluation: an odd seed's
-drawing prompt is in no even seed's sample, whatever the seed (the split goes by the text's checksum), and may name
-shape-colour pairs (HELD_OUT_PAIRS) and sentence forms that training never shows.
+Samples follow from (domain, task, seed, size) alone. Even seeds are for training, odd ones for evaluation: the drawing
+prompt of an odd seed (the word, where it asks for one) is in no even seed's sample, by the text's checksum, and may name
+shape-colour pairs (HELD_OUT_PAIRS) and use sentence forms that training never shows.
 """
 
-from . import objects
+from . import humour, objects, reasoning, science, spatial, text
 from .canvas import COLOURS, NEW_SHAPES, SHAPES
 from .check import Verdict, check, check_answer
 from .scene import HELD_OUT_PAIRS, Chance, Label, Placed, Sample, Thing, Truth
 
-KINDS = {"objects": objects.KINDS}  # by domain and task
+KINDS = {  # by domain and task
+    "objects": objects.KINDS,
+    "text": text.KINDS,
+    "science": science.KINDS,
+    "spatial": spatial.KINDS,
+    "humour": humour.KINDS,
+    "reasoning": reasoning.KINDS,
+}
 DOMAINS = tuple(KINDS)
 TASKS = {domain: tuple(kinds) for domain, kinds in KINDS.items()}
 LEAST_SIDE = 48  # pixels; below it shapes cannot be told apart

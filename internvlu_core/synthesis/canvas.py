@@ -6,9 +6,9 @@ import numpy as np
 
 # RGB. Any two are at least 100 apart, so that a VAE's shift of a few levels never makes one another.
 COLOURS = {
-    "red": (210, 30, 40),
-    "orange": (245, 125, 20),
-    "yellow": (250, 220, 60),
+    "red": (205, 20, 45),
+    "orange": (245, 115, 15),
+    "yellow": (250, 215, 40),
     "green": (50, 165, 70),
     "cyan": (60, 195, 215),
     "blue": (45, 85, 215),
@@ -32,14 +32,14 @@ def _triangle(x, y):
 
 
 def _diamond(x, y):
-    return abs(x) / 0.72 + abs(y) <= 1
+    return abs(x) / 0.8 + abs(y) <= 1
 
 
 def _star(x, y):
     """Five points; each tenth of the turn is one edge from the outer radius 1 to the inner one."""
     radius, fifth = np.hypot(x, y), 2 * np.pi / 5
     angle = abs((np.arctan2(x, -y) + fifth / 2) % fifth - fifth / 2)
-    inner = 0.42
+    inner = 0.45
     ix, iy = inner * np.cos(fifth / 2), inner * np.sin(fifth / 2)
     px, py = radius * np.cos(angle), radius * np.sin(angle)
     return (px - 1) * iy - py * (ix - 1) <= 0
@@ -147,11 +147,8 @@ def unit_moments(shape: str, turn: int = 0) -> tuple[float, float, float]:
     mask = coverage(shape, turn, scale, scale, scale, (0, 0, 2 * scale, 2 * scale))
     rows, columns = np.indices(mask.shape) + 0.5
     area = float(mask.sum())
-    return (
-        area / scale**2,
-        float((mask * columns).sum()) / area / scale - 1,
-        float((mask * rows).sum()) / area / scale - 1,
-    )
+    x, y = float((mask * columns).sum()) / area, float((mask * rows).sum()) / area
+    return area / scale**2, x / scale - 1, y / scale - 1
 
 
 def paint(canvas: np.ndarray, shape: str, colour: str, x: float, y: float, radius: float, turn: int = 0):
@@ -193,6 +190,12 @@ def stick(canvas: np.ndarray, colour: str, start, end, thickness: float):
     along = (end - start) / np.hypot(*(end - start))
     across = np.array([-along[1], along[0]]) * thickness / 2
     polygon(canvas, colour, np.array([start - across, end - across, end + across, start + across]))
+
+
+def cells(canvas: np.ndarray, colour: str, bitmap: np.ndarray, left: int, top: int, side: int):
+    """Draw a bitmap [rows, columns] with cells of side × side whole pixels."""
+    alpha = np.kron(bitmap, np.ones((side, side), np.float32))[..., None]
+    blend(canvas[top : top + alpha.shape[0], left : left + alpha.shape[1]], alpha, COLOURS[colour])
 
 
 def blend(area: np.ndarray, alpha: np.ndarray, rgb):

@@ -5,11 +5,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .figures import FIGURES
 from .reading import Seen, background_name, background_of, objects_in
-from .scene import RELATIONS, Thing, Truth, place_of
+from .scene import RELATIONS, Thing, Truth, bands, place_of
+from .words import read_word
 
 MOVED = 0.07  # of the picture's side: how far an object may stray from where it must have stayed
-SMALL, LARGE = 0.1325, 0.22  # radii, between those that are drawn
+SMALL, LARGE = 0.1425, 0.22  # radii, between those that are drawn
 MOST_OBJECTS = 12  # a picture with more is wrong, whatever they are
 
 
@@ -27,9 +29,32 @@ def check(picture: np.ndarray, truth: Truth) -> Verdict:
     parts = {}
     if truth.background:
         parts["background"] = background_name(background) == truth.background
-    if truth.things:
+    if truth.figure:
+        parts |= judge_figure(picture, background, truth)
+    elif truth.label:
+        parts |= judge_label(picture, background, truth)
+    else:
         parts |= judge_things(objects_in(picture, background), truth, picture.shape[1::-1])
     return Verdict(all(parts.values()), parts)
+
+
+def judge_figure(picture: np.ndarray, background: np.ndarray, truth: Truth) -> dict[str, bool]:
+    read = FIGURES[truth.figure].read(picture, background)
+    values, colours = read or ((), ())
+    return {"figure": read is not None, "values": values == truth.values, "colour": colours == truth.colours}
+
+
+def judge_label(picture: np.ndarray, background: np.ndarray, truth: Truth) -> dict[str, bool]:
+    """A word, and the objects in the rest of the picture."""
+    height, width = picture.shape[:2]
+    top, bottom = bands(truth.label.where, height)
+    word, colour = read_word(picture[top:bottom], background)
+    parts = {"word": word == truth.label.word, "word colour": truth.label.colour in ("", colour)}
+    if truth.things:
+        rest = picture.copy()
+        rest[top:bottom] = background
+        parts |= judge_things(objects_in(rest, background), truth, (width, height))
+    return parts
 
 
 def judge_things(seen: list[Seen], truth: Truth, size: tuple[int, int]) -> dict[str, bool]:
@@ -44,6 +69,8 @@ def judge_things(seen: list[Seen], truth: Truth, size: tuple[int, int]) -> dict[
     }
     if len(seen) > MOST_OBJECTS:
         return {"count": False} | dict.fromkeys(tests, False)
+    if not things:
+        return {"count": not seen}
     asked = {
         "place": any(thing.place or thing.at for thing in things),
         "size": any(thing.size for thing in things),

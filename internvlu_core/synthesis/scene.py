@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from . import canvas
+from . import canvas, glyphs
 
 # Where an object can be asked to be: fractions of the picture's width and height.
 PLACES = {
@@ -36,7 +36,7 @@ IN_PLACE = {  # as it is said
 RELATIONS = {"left of": (-1, 0), "right of": (1, 0), "above": (0, -1), "below": (0, 1)}
 OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 # Radii as fractions of the picture's shorter side. A named size is apart from the usual one by more than a blur.
-RADII = {"": (0.145, 0.19), "small": (0.105, 0.12), "large": (0.25, 0.28)}
+RADII = {"": (0.155, 0.195), "small": (0.115, 0.13), "large": (0.25, 0.28)}
 DIRECTIONS = ("right", "down", "left", "up")  # of an arrow, by quarter turns
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
 
@@ -257,12 +257,38 @@ def touch(one: Placed, other: Placed, gap: float) -> bool:
     return abs(one.x - other.x) < reach and abs(one.y - other.y) < reach
 
 
-def draw(objects, size: tuple[int, int], background: str = "white") -> np.ndarray:
-    """Objects → picture, uint8 [H, W, 3]."""
+def draw(objects, size: tuple[int, int], background: str = "white", words=()) -> np.ndarray:
+    """Objects and words (as `written` places them) → picture, uint8 [H, W, 3]."""
     picture = canvas.blank(size, background)
     for o in objects:
         canvas.paint(picture, o.shape, o.colour, o.x, o.y, o.radius, o.turn)
+    for word in words:
+        paint_word(picture, *word)
     return canvas.finish(picture)
+
+
+def written(word: str, colour: str, chance: Chance, where: str = "") -> tuple[str, str, int, int, int]:
+    """A word where it is drawn: word, colour, left, top and the side of a cell, in whole pixels.
+
+    where: as Label's; the word then fills most of that part of the picture's width and height.
+    """
+    (width, height), (rows, columns) = chance.size, glyphs.cells(word).shape
+    side = int(min(0.92 * width / columns, (0.36 if where else 0.6) * height / rows))
+    if not where and side > 3 and chance.chance(0.5):
+        side -= 1
+    left = chance.number(2, width - columns * side - 2)
+    free = height - rows * side
+    top = {"": chance.number(2, free - 2), "top": 3, "bottom": free - 3}[where]
+    return word, colour, left, top, side
+
+
+def bands(where: str, height: int) -> tuple[int, int]:
+    """The rows (first, last + 1) in which a label at `where` is."""
+    return {"": (0, height), "top": (0, round(0.5 * height)), "bottom": (round(0.5 * height), height)}[where]
+
+
+def paint_word(picture: np.ndarray, word: str, colour: str, left: int, top: int, side: int):
+    canvas.cells(picture, colour, glyphs.cells(word), left, top, side)
 
 
 def drawing(kind: str, prompt: str, objects: Callable[[], list], chance: Chance, background="white", **truth) -> Plan:
