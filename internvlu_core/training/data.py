@@ -5,7 +5,7 @@ The prompts are built by the functions that build them for inference, so that th
 
 import random
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -179,7 +179,7 @@ class Batch:
     context: Context | None = None
 
 
-def make_reading(rows: list[Tokens], images: list[tuple[np.ndarray, ...]], reader: Reader) -> Reading:
+def make_reading(rows: Sequence[Tokens], images: Sequence[tuple[np.ndarray, ...]], reader: Reader) -> Reading:
     """images: of each row; those of a row without ViT positions are left out."""
     lengths = tuple(len(row.ids) for row in rows)
     pad = reader.tokenizer.id(PAD)

@@ -27,6 +27,7 @@ from .settings import PictureStage, Stage, VAEStage
 from .storage import Networks, replaced
 
 CHUNK = 64  # pictures or rows that are computed at once for the cache
+Key = tuple[tuple[int, ...], int]  # of a row: its tokens, its exercise
 BATCH_SEEDS = 2**32  # micro-batches of one Stage.seed
 
 
@@ -35,12 +36,12 @@ class Cache:
     """What frozen networks make of the exercises.
 
     latents: of each picture [z, h, w]; references: of each exercise's images. hidden: of each row of tokens [T, C], if
-    the language model is frozen. A row without pictures is one for all exercises, keyed by (row, −1).
+    the language model is frozen, by what hidden_key says.
     """
 
     latents: dict[int, Tensor]
     references: dict[int, list[Tensor]]
-    hidden: dict[tuple[Tokens, int], Tensor]
+    hidden: dict[Key, Tensor]
 
 
 class Feed:
@@ -141,24 +142,25 @@ class Feed:
             images.sort(key=lambda numbered: numbered[0])
         return latents, {index: [latent for _, latent in images] for index, images in references.items()}
 
-    def _hidden(self) -> dict[tuple[Tokens, int], Tensor]:
-        rows = {}
+    def _hidden(self) -> dict[Key, Tensor]:
+        rows = {}  # by key: the row, its images
         for index, one in enumerate(self.exercises):
-            rows |= {hidden_key(row, index): one.images for row in one.branches.values()}
-        keys = sorted(rows, key=lambda key: (any(key[0].image_mask), len(key[0].ids)))
+            rows |= {hidden_key(row, index): (row, one.images) for row in one.branches.values()}
+        keys = sorted(rows, key=lambda key: (key[1] >= 0, len(key[0])))
         hidden = {}
         dtype = torch.bfloat16 if self.stage.autocast else torch.float32
         for start in tqdm(range(0, len(keys), CHUNK), "hidden states", leave=False):
             chunk = keys[start : start + CHUNK]
-            reading = make_reading([key[0] for key in chunk], [rows[key] for key in chunk], self.networks.reader)
+            reading = make_reading(*zip(*(rows[key] for key in chunk), strict=True), self.networks.reader)
             context = objectives.read(self.networks, moved(reading, self.device))
             for key, states, mask in zip(chunk, context.hidden, context.mask, strict=True):
                 hidden[key] = states[mask].to("cpu", dtype)
         return hidden
 
 
-def hidden_key(row: Tokens, index: int) -> tuple[Tokens, int]:
-    return row, index if any(row.image_mask) else -1
+def hidden_key(row: Tokens, index: int) -> Key:
+    """A row with pictures is its exercise's own; one without is the same for all, whose index is then −1."""
+    return row.ids, index if any(row.image_mask) else -1
 
 
 def moved(value, device: torch.device):

@@ -1,5 +1,6 @@
 """One stage from its first step, or from where it was killed, to its checkpoint."""
 
+import hashlib
 import json
 import math
 import time
@@ -35,7 +36,7 @@ class Run:
         Raises InputError if the folder holds a run with other settings.
         """
         self.stage, self.base, self.folder, self.dtype = stage, base, folder, dtype
-        self.accelerator = Accelerator(mixed_precision="bf16" if stage.autocast else "no")
+        self.accelerator = Accelerator()
         self.device = self.accelerator.device
         self.main = self.accelerator.is_main_process
         self._claim()
@@ -117,7 +118,7 @@ class Run:
         sums: dict[str, list] = {"loss": []}
         for number, following in pairwise(numbers):
             batch = self.feed.batch(number, following)
-            with self.accelerator.autocast():
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.stage.autocast):
                 losses = objectives.losses(self.networks, batch, self.stage, self.step)
             (losses.total * (batch.weight / accumulate)).backward()
             for name, value in {"loss": losses.total, **losses.parts}.items():
@@ -139,14 +140,17 @@ class Run:
     # Files
 
     def _claim(self):
-        file, settings = self.folder / "settings.json", as_json(self.stage)
-        if file.exists() and (found := json.loads(file.read_text(encoding="utf-8"))) != json.loads(settings):
-            new = json.loads(settings)
-            other = sorted(key for key in new.keys() | found.keys() if new.get(key) != found.get(key))
-            raise InputError(f"{self.folder} holds a run with other settings ({', '.join(other)}): give another folder")
+        file = self.folder / "settings.json"
+        settings = json.loads(as_json(self.stage)) | {"base": digest(self.base)}
+        found = json.loads(file.read_text(encoding="utf-8")) if file.exists() else settings
+        if other := sorted(key for key in settings.keys() | found.keys() if settings.get(key) != found.get(key)):
+            raise InputError(
+                f"{self.folder} holds a run of other settings ({', '.join(other)}): remove it or go elsewhere"
+            )
+        self.accelerator.wait_for_everyone()
         if self.main:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            file.write_text(settings, encoding="utf-8")
+            with replaced(file) as new:
+                new.write_text(json.dumps(settings, indent=2), encoding="utf-8")
         self.accelerator.wait_for_everyone()
 
     def _make_feed(self) -> Feed:
@@ -193,6 +197,16 @@ class Run:
         latents = torch.cat(latents, dim=1)  # [z, pixels]
         mean, deviation = latents.mean(1).tolist(), latents.std(1).clamp(min=1e-3).tolist()
         return replace(vae.config, latents_mean=tuple(mean), latents_std=tuple(deviation))
+
+
+def digest(checkpoint: Path) -> str:
+    """A checksum of a checkpoint's weights: a run's cache and state are of no use with others."""
+    total = hashlib.sha256()
+    for file in sorted(checkpoint.glob("*/*.safetensors")):
+        with file.open("rb") as stream:
+            while block := stream.read(2**24):
+                total.update(block)
+    return total.hexdigest()
 
 
 def freeze(networks: Networks, trained: tuple[str, ...]) -> dict[str, nn.Parameter]:

@@ -1,6 +1,7 @@
 """Training: what each stage learns, from what, and that a killed or a divided run is the same run."""
 
 import json
+import os
 import random
 import subprocess
 import sys
@@ -32,7 +33,7 @@ from internvlu_core.training.storage import Networks
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = Sizes(
-    vae_blocks=1, vit_width=32, vit_layers=1, llm_width=32, llm_layers=2, mmdit_layers=2, mmdit_heads=1, vocabulary=1024
+    vae_blocks=1, vit_width=32, vit_layers=1, llm_width=32, llm_layers=2, mmdit_layers=2, mmdit_heads=2, vocabulary=1024
 )
 LEARN = {"warmup": 5, "decay": 0.0, "ema": 0.9, "weight_decay": 0.0, "autocast": False, "save_every": 10**6}
 
@@ -236,7 +237,7 @@ def test_a_stage_moves_its_own_parameters_and_no_others(fresh, tmp_path, name, l
 
 
 def test_an_unknown_prefix_is_refused(awake):
-    with pytest.raises(InputError, match="'mmdti.'"):
+    with pytest.raises(InputError, match="mmdti"):
         freeze(awake, ("mmdti.",))
 
 
@@ -334,7 +335,7 @@ def test_samples_of_which_nothing_is_learnt_are_refused(awake):
 
 OVERFIT = {
     "vae": VAEStage(
-        trained=("vae.",), tasks=(("draw", 1),), samples=3, steps=120, batch=3, learning_rate=4e-3, l1_ramp=60, **LEARN
+        trained=("vae.",), tasks=(("draw", 1),), samples=3, steps=120, batch=3, learning_rate=2e-3, l1_ramp=60, **LEARN
     ),
     "mllm": TextStage(
         trained=("vlm.",), tasks=(("ask", 1),), samples=4, steps=60, batch=4, learning_rate=1e-2, **LEARN
@@ -420,8 +421,6 @@ def test_two_processes_equal_twice_the_accumulation(fresh, tmp_path):
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     module = ["-m", "internvlu_core.training", "stage3", str(tmp_path / "two"), "--base", str(fresh), *arguments]
     environment = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "ACCELERATE_USE_CPU": "true"}
-    import os
-
     done = subprocess.run(
         [*launch, *module], env=os.environ | environment, capture_output=True, text=True, cwd=tmp_path
     )
