@@ -29,9 +29,11 @@ WORDS = (
 PAIRED = ("<quad>", "</quad>", "<ref>", "</ref>", "<box>", "</box>")
 SPECIALS = (PAD, IM_START, IM_END, IMG, IMG_END, IMG_CONTEXT, *PAIRED, IMG_UNCOND)
 TURNS = ("system\n", "user\n", "assistant\n")
+FIXED_MERGES = 256  # room that is left for them, more than they take
 FIXED = (CHAT_SYSTEM, DRAW_SYSTEM, EDIT_SYSTEM, BLANK_WITH_IMAGES, "Here is a random image :", *TURNS)
-# Quoted words are there to be drawn letter by letter, and most of them are never seen in training.
-QUOTED = re.compile(r"[\"“'‘「『][^\"”'’」』]*[\"”'’」』]")
+CHINESE = re.compile(r"[\u4e00-\u9fff]")
+# Words that are there to be drawn, most of them never seen in training: they must stay apart, character by character.
+SPELT = re.compile(r"[A-Z]{2,}|[\u4e00-\u9fff]+")
 
 
 def write_tokenizer(folder: Path, texts: list[str], vocabulary: int) -> int:
@@ -67,23 +69,56 @@ def write_tokenizer(folder: Path, texts: list[str], vocabulary: int) -> int:
 
 
 def _trained(texts: list[str], size: int) -> Tokenizer:
-    tokenizer = Tokenizer(models.BPE())
+    """Merges of three kinds, in this order: bytes to Chinese characters, by frequency those of the texts' words, and
+    what is left to make every word of the fixed texts one token: those are in front of each prompt.
+
+    Learnt by frequency, merges of the fixed texts would cross the characters' borders, and words be spelt differently
+    from one place to the next.
+    """
+    characters = sorted(set(CHINESE.findall("".join([*FIXED, *texts]))))
+    merges = dict.fromkeys(pair for character in characters for pair in fused(list(_bytes(character))))
+    tokenizer = _cut(models.BPE())
+    trainer = trainers.BpeTrainer(
+        vocab_size=size - len(merges) - FIXED_MERGES,
+        min_frequency=3,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator((SPELT.sub(" ", text) for text in texts), trainer)
+    learnt = json.loads(tokenizer.to_str())["model"]["merges"]
+    merges |= dict.fromkeys(tuple(pair) for pair in learnt)
+    for text in FIXED:
+        for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(text):
+            tokens = [token.value for token in _with_merges(merges).model.tokenize(word)]
+            merges |= dict.fromkeys(fused(tokens))
+    return _with_merges(merges)
+
+
+def fused(tokens: list[str]) -> list[tuple[str, str]]:
+    """The merges that make one token of several, from the left."""
+    return [("".join(tokens[:i]), tokens[i]) for i in range(1, len(tokens))]
+
+
+def _bytes(text: str) -> str:
+    """Its bytes as the characters that byte-level BPE writes for them."""
+    (written, _), *_ = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False).pre_tokenize_str(text)
+    return written
+
+
+def _with_merges(merges) -> Tokenizer:
+    tokens = dict.fromkeys([*sorted(pre_tokenizers.ByteLevel.alphabet()), *("".join(pair) for pair in merges)])
+    return _cut(models.BPE({token: index for index, token in enumerate(tokens)}, list(merges)))
+
+
+def _cut(model: models.BPE) -> Tokenizer:
+    """With Qwen's way of cutting text into words, and words into bytes."""
+    tokenizer = Tokenizer(model)
     tokenizer.normalizer = normalizers.NFC()
     cut = pre_tokenizers.Split(Regex(WORDS), behavior="isolated")
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [cut, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
     )
     tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=size,
-        min_frequency=3,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    # Merges are learnt by frequency: the fixed texts, which are in front of every prompt, must win every one of theirs,
-    # or their Chinese characters, three bytes each, cost more than all the rest.
-    corpus = list(FIXED) * (len(texts) + 3) + [QUOTED.sub(" ", text) for text in texts]
-    tokenizer.train_from_iterator(corpus, trainer)
     return tokenizer
 
 
