@@ -3,6 +3,8 @@
 The prompts are built by the functions that build them for inference, so that the two cannot differ.
 """
 
+import multiprocessing
+import os
 import random
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -23,6 +25,8 @@ from .settings import Stage, TextStage, VAEStage
 
 FULL, PARTIAL, UNCONDITIONAL = "full", "partial", "unconditional"
 LENGTH_STEP = 8  # tokens; texts within one step count as of one length
+WORTH_WORKERS = 5000  # samples from which on several processes are started to make them
+MAX_WORKERS = 16
 SEEDS_PER_RUN = 10**9  # sample seeds of one setting of Stage.seed
 
 
@@ -64,6 +68,21 @@ class Item:
 
 def samples(stage: Stage) -> Iterator[synthesis.Sample]:
     """The stage's samples: tasks by their shares exactly in every cycle, domains and sizes in turn within a task."""
+    workers = min(MAX_WORKERS, os.cpu_count() or 1)
+    if stage.samples < WORTH_WORKERS or workers == 1:
+        yield from map(_make, orders(stage))
+        return
+    # Not forked: a forked process inherits locks that the threads of its parent hold.
+    with multiprocessing.get_context("spawn").Pool(workers) as pool:
+        yield from pool.imap(_make, orders(stage), chunksize=256)
+
+
+def _make(order: tuple) -> synthesis.Sample:
+    return synthesis.make(*order)
+
+
+def orders(stage: Stage) -> Iterator[tuple]:
+    """The arguments with which each sample is made."""
     cycle = [task for task, share in stage.tasks for _ in range(share)]
     domains = {task: [d for d in synthesis.DOMAINS if task in synthesis.TASKS[d]] for task in cycle}
     if lacking := sorted(task for task, found in domains.items() if not found):
@@ -75,7 +94,7 @@ def samples(stage: Stage) -> Iterator[synthesis.Sample]:
         seen[task] += 1
         domain = domains[task][turn % len(domains[task])]
         size = stage.sides[turn // len(domains[task]) % len(stage.sides)]
-        yield synthesis.make(domain, task, 2 * (stage.seed * SEEDS_PER_RUN + index), size)  # even seeds are training's
+        yield domain, task, 2 * (stage.seed * SEEDS_PER_RUN + index), size  # even seeds are training's
 
 
 def exercise(sample: synthesis.Sample, reader: Reader, stage: Stage) -> Exercise:

@@ -1,6 +1,6 @@
 """A stage's exercises, what of them is computed once, and the micro-batch at any position."""
 
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
@@ -26,6 +26,7 @@ from .data import (
 from .settings import PictureStage, Stage, VAEStage
 from .storage import Networks, replaced
 
+AHEAD = 4  # micro-batches that are made while others are computed
 CHUNK = 64  # pictures or rows that are computed at once for the cache
 Key = tuple[tuple[int, ...], int]  # of a row: its tokens, its exercise
 BATCH_SEEDS = 2**32  # micro-batches of one Stage.seed
@@ -55,15 +56,15 @@ class Feed:
         self.cache = self._cache(cache_file) if isinstance(stage, PictureStage) else Cache({}, {}, {})
         self.epoch, self.first = -1, 0
         self.plans: list[list[Item]] = []
-        self.ahead, self.pending = ThreadPoolExecutor(1), None
+        self.workers = ThreadPoolExecutor(AHEAD)
+        self.pending: dict[int, Future[Batch]] = {}
 
-    def batch(self, number: int, following: int | None = None) -> Batch:
-        """The batch on the device. following: the number that will be asked for next, made meanwhile."""
-        if self.pending is None or self.pending[0] != number:
-            self.pending = number, self.ahead.submit(self._collate, number)
-        batch = self.pending[1].result()
-        self.pending = None if following is None else (following, self.ahead.submit(self._collate, following))
-        return moved(batch, self.device)
+    def batch(self, number: int, stride: int = 1) -> Batch:
+        """The batch on the device. Those that are a few times the stride further on are made meanwhile."""
+        for ahead in range(number, number + (AHEAD + 1) * stride, stride):
+            if ahead not in self.pending:
+                self.pending[ahead] = self.workers.submit(self._collate, ahead, self.plan(ahead))
+        return moved(self.pending.pop(number).result(), self.device)
 
     def plan(self, number: int) -> list[Item]:
         """The exercises of a micro-batch. Numbers are asked for in rising order."""
@@ -73,8 +74,7 @@ class Feed:
             self.plans = plan_epoch(self.exercises, self.stage, self.epoch)
         return self.plans[number - self.first]
 
-    def _collate(self, number: int) -> Batch:
-        items = self.plan(number)
+    def _collate(self, number: int, items: list[Item]) -> Batch:
         chosen = [self.exercises[item.index] for item in items]
         batch = Batch(
             weight=len(items) / self.stage.batch,

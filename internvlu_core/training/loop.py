@@ -6,7 +6,7 @@ import math
 import time
 from dataclasses import replace
 from functools import partial
-from itertools import chain, pairwise
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -112,12 +112,10 @@ class Run:
         for parameter in self.trained.values():
             parameter.grad = torch.zeros_like(parameter)  # all of them: what a batch does not use has a gradient of 0
         processes, accumulate = self.accelerator.num_processes, self.stage.accumulate
-        numbers = [
-            (self.step * accumulate + i) * processes + self.accelerator.process_index for i in range(accumulate + 1)
-        ]
+        first = self.step * accumulate * processes + self.accelerator.process_index
         sums: dict[str, list] = {"loss": []}
-        for number, following in pairwise(numbers):
-            batch = self.feed.batch(number, following)
+        for number in range(first, first + accumulate * processes, processes):
+            batch = self.feed.batch(number, processes)
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.stage.autocast):
                 losses = objectives.losses(self.networks, batch, self.stage, self.step)
             (losses.total * (batch.weight / accumulate)).backward()

@@ -205,6 +205,16 @@ def test_sizes_are_one_in_stage_1_and_many_in_stage_2():
     assert {one.picture.shape for one in made} == {(64, 64, 3), (80, 48, 3)}
 
 
+def test_samples_are_the_same_from_several_processes(monkeypatch):
+    stage = picture_stage(samples=6)
+    alone = list(data.samples(stage))
+    monkeypatch.setattr(data, "WORTH_WORKERS", 1)
+    monkeypatch.setattr(data.os, "cpu_count", lambda: 2)
+    divided = list(data.samples(stage))
+    assert [one.prompt for one in divided] == [one.prompt for one in alone]
+    assert all(np.array_equal(one.picture, other.picture) for one, other in zip(divided, alone, strict=True))
+
+
 def test_training_never_sees_evaluations_seeds(monkeypatch):
     seeds = []
     monkeypatch.setattr(synthesis, "make", lambda domain, task, seed, size: seeds.append(seed))
