@@ -4,11 +4,11 @@ from functools import lru_cache
 
 import numpy as np
 
-# RGB. Any two are at least 100 apart, so that a VAE's shift of a few levels never makes one another.
+# RGB. Any two are at least 95 apart, so that a VAE's shift of a few levels makes none another.
 COLOURS = {
-    "red": (205, 20, 45),
-    "orange": (245, 115, 15),
-    "yellow": (250, 215, 40),
+    "red": (200, 15, 45),
+    "orange": (240, 100, 20),
+    "yellow": (240, 195, 20),
     "green": (50, 165, 70),
     "cyan": (60, 195, 215),
     "blue": (45, 85, 215),
