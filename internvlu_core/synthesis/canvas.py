@@ -124,14 +124,16 @@ def blank(size: tuple[int, int], background: str) -> np.ndarray:
     return np.full((size[1], size[0], 3), BACKGROUNDS[background], np.float32)
 
 
-def coverage(shape: str, turn: int, x: float, y: float, radius: float, window: tuple[int, int, int, int]) -> np.ndarray:
+def coverage(
+    shape: str, turn: int, x: float, y: float, radius: float, window: tuple[int, int, int, int], n: int = SUBPIXELS
+) -> np.ndarray:
     """How much of each pixel the shape covers, [bottom − top, right − left] in 0…1.
 
     x, y: its centre, radius: half the side of the square it is drawn in, all in pixels from the picture's top left
-    corner. turn: quarter turns clockwise. window: (left, top, right, bottom), whole pixels.
+    corner. turn: quarter turns clockwise. window: (left, top, right, bottom), whole pixels. n: samples per pixel
+    and axis.
     """
     left, top, right, bottom = window
-    n = SUBPIXELS
     u = ((np.arange((right - left) * n) + 0.5) / n + left - x)[None, :] / radius
     v = ((np.arange((bottom - top) * n) + 0.5) / n + top - y)[:, None] / radius
     for _ in range(turn % 4):

@@ -225,7 +225,7 @@ def read_balance(picture, background) -> Read:
 
 
 def is_weight(part: np.ndarray) -> bool:
-    """Whether a part is about as large as a weight, and about as wide as it is high; it is too small to ask for more."""
+    """Whether a part is as large as a weight and as wide as it is high, roughly: it is too small for more."""
     left, top, right, bottom = box_of(part)
     wide, high = right - left, bottom - top
     area = np.pi * (WEIGHT * min(part.shape)) ** 2

@@ -26,7 +26,7 @@ from internvlu_core.synthesis.scene import PLACES
 
 PAIRS = [(domain, task) for domain in DOMAINS for task in TASKS[domain]]
 PICTURED = [(domain, task) for domain, task in PAIRS if task != "ask"]
-COUNT = 40  # samples of each pair
+COUNT = 30  # samples of each pair
 
 
 def samples(domain, task, count=COUNT, odd=None, size=(64, 64)):
@@ -126,7 +126,7 @@ def test_right_pictures_are_accepted_after_damage(damage):
 
 def test_other_sizes_are_accepted():
     for size in ((48, 48), (96, 64), (64, 96), (128, 128)):
-        right = [check(s.picture, s.truth).right for pair in PICTURED for s in samples(*pair, 10, size=size)]
+        right = [check(s.picture, s.truth).right for pair in PICTURED for s in samples(*pair, 6, size=size)]
         assert np.mean(right) >= 0.98, size
 
 
@@ -150,11 +150,11 @@ def wrong_truths(truth):
         if thing.turn >= 0:
             yield "turn", swap(replace(thing, turn=(thing.turn + 1) % 4))
         if thing.at:
-            yield "moved", swap(replace(thing, at=(1 - thing.at[0] + 0.1, thing.at[1])))
+            yield "moved", swap(replace(thing, at=(thing.at[0] + (0.2 if thing.at[0] < 0.5 else -0.2), thing.at[1])))
     if things:
         yield "more", replace(truth, things=(*things, things[0]))
         yield "fewer", replace(truth, things=things[1:], relations=())
-    if len(things) == 2 and all(thing.colour and thing.shape for thing in things):
+    if len(things) == 2 and all(a.colour and a.colour != b.colour for a, b in (things, things[::-1])):
         exchanged = tuple(replace(a, colour=b.colour) for a, b in (things, things[::-1]))
         yield "exchanged colours", replace(truth, things=exchanged)
     if truth.relations:
@@ -180,12 +180,14 @@ def wrong_truths(truth):
 def test_wrong_pictures_are_refused(damage):
     accepted = {}
     for pair in PICTURED:
-        for sample in samples(*pair, 20):
+        for sample in samples(*pair, 12):
             picture = damage(sample.picture)
             for name, truth in wrong_truths(sample.truth):
                 accepted.setdefault(name, []).append(check(picture, truth).right)
-    assert len(accepted) >= 15 and np.mean(sum(accepted.values(), [])) <= 0.01, accepted
-    assert all(np.mean(list_) <= 0.05 for list_ in accepted.values()), accepted
+    rates = {name: float(np.mean(verdicts)) for name, verdicts in accepted.items()}
+    assert len(rates) >= 15
+    assert np.mean([verdict for verdicts in accepted.values() for verdict in verdicts]) <= 0.01, rates
+    assert max(rates.values()) <= 0.05, rates
 
 
 def test_edits_are_refused_where_nothing_was_done():
