@@ -72,6 +72,8 @@ def test_training_shows_no_held_out_pair():
         return {(thing.shape, thing.colour) for s in drawn for thing in s.truth.things}
 
     assert not pairs(0) & HELD_OUT_PAIRS
+    asked = " ".join(make("objects", "ask", seed, kind="whether").prompt for seed in range(0, 400, 2))
+    assert not any(f"{colour} {shape}" in asked for shape, colour in HELD_OUT_PAIRS)
     assert HELD_OUT_PAIRS & pairs(1)
     assert any(s.truth.held_out for s in samples("objects", "draw", 60, 1))
 
