@@ -1,14 +1,14 @@
 """A toy world of flat shapes: exercises of the report's five domains, each with a truth that a program can judge.
 
 Samples follow from (domain, task, seed, size) alone. Even seeds are for training, odd ones for evaluation: the drawing
-prompt of an odd seed (the word, where it asks for one) is in no even seed's sample, by the text's checksum, and may name
+prompt of an odd seed (the word, where it asks for one) is in no even seed's sample, by its checksum, and may name
 shape-colour pairs (HELD_OUT_PAIRS) and use sentence forms that training never shows.
 """
 
 from . import humour, objects, reasoning, science, spatial, text
 from .canvas import COLOURS, NEW_SHAPES, SHAPES
 from .check import Verdict, check, check_answer
-from .scene import HELD_OUT_PAIRS, Chance, Label, Placed, Sample, Thing, Truth
+from .scene import HELD_OUT_PAIRS, Chance, Label, Placed, Sample, Thing, Truth, draw
 
 KINDS = {  # by domain and task
     "objects": objects.KINDS,
@@ -20,6 +20,7 @@ KINDS = {  # by domain and task
 }
 DOMAINS = tuple(KINDS)
 TASKS = {domain: tuple(kinds) for domain, kinds in KINDS.items()}
+TRIES = 10_000  # plans that are drawn before a kind is taken not to exist
 LEAST_SIDE = 48  # pixels; below it shapes cannot be told apart
 
 
@@ -34,10 +35,12 @@ def make(domain: str, task: str, seed: int, size: tuple[int, int] = (64, 64), ki
     if min(size) < LEAST_SIDE:
         raise ValueError(f"a picture of {size[0]} × {size[1]} is too small; the least side is {LEAST_SIDE}")
     chance = Chance(f"{domain}/{task}", seed, size)
-    plans = KINDS[domain][task]
-    for _ in range(10_000):
-        plan = chance.pick(plans)(chance)
-        if chance.wants(plan.key) and kind in (None, plan.truth.kind):
+    plan_of = chance.pick(KINDS[domain][task])
+    for _ in range(TRIES):
+        plan = plan_of(chance)
+        if kind not in (None, plan.truth.kind):
+            plan_of = chance.pick(KINDS[domain][task])
+        elif chance.wants(plan.key):
             images, picture = plan.paint()
             return Sample(task, domain, plan.prompt, images, picture, plan.words, plan.truth)
     raise ValueError(f"no samples of {domain}/{task} of the kind {kind!r}")
@@ -58,5 +61,6 @@ __all__ = [
     "Verdict",
     "check",
     "check_answer",
+    "draw",
     "make",
 ]

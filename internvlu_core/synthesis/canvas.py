@@ -4,11 +4,11 @@ from functools import lru_cache
 
 import numpy as np
 
-# RGB. Any two are at least 100 apart, so that a VAE's shift of a few levels never makes one another.
+# RGB. Any two are at least 95 apart, so that a VAE's shift of a few levels makes none another.
 COLOURS = {
-    "red": (205, 20, 45),
-    "orange": (245, 115, 15),
-    "yellow": (250, 215, 40),
+    "red": (200, 15, 45),
+    "orange": (240, 100, 20),
+    "yellow": (240, 195, 20),
     "green": (50, 165, 70),
     "cyan": (60, 195, 215),
     "blue": (45, 85, 215),
@@ -124,14 +124,16 @@ def blank(size: tuple[int, int], background: str) -> np.ndarray:
     return np.full((size[1], size[0], 3), BACKGROUNDS[background], np.float32)
 
 
-def coverage(shape: str, turn: int, x: float, y: float, radius: float, window: tuple[int, int, int, int]) -> np.ndarray:
+def coverage(
+    shape: str, turn: int, x: float, y: float, radius: float, window: tuple[int, int, int, int], n: int = SUBPIXELS
+) -> np.ndarray:
     """How much of each pixel the shape covers, [bottom − top, right − left] in 0…1.
 
     x, y: its centre, radius: half the side of the square it is drawn in, all in pixels from the picture's top left
-    corner. turn: quarter turns clockwise. window: (left, top, right, bottom), whole pixels.
+    corner. turn: quarter turns clockwise. window: (left, top, right, bottom), whole pixels. n: samples per pixel
+    and axis.
     """
     left, top, right, bottom = window
-    n = SUBPIXELS
     u = ((np.arange((right - left) * n) + 0.5) / n + left - x)[None, :] / radius
     v = ((np.arange((bottom - top) * n) + 0.5) / n + top - y)[:, None] / radius
     for _ in range(turn % 4):

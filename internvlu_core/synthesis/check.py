@@ -50,7 +50,7 @@ def judge_label(picture: np.ndarray, background: np.ndarray, truth: Truth) -> di
     top, bottom = bands(truth.label.where, height)
     word, colour = read_word(picture[top:bottom], background)
     parts = {"word": word == truth.label.word, "word colour": truth.label.colour in ("", colour)}
-    if truth.things:
+    if truth.label.where:
         rest = picture.copy()
         rest[top:bottom] = background
         parts |= judge_things(objects_in(rest, background), truth, (width, height))

@@ -75,16 +75,31 @@ def read_bars(picture, background) -> Read:
     if top < 0.88 or right - left < 0.7:
         return None
     rest = sorted(rest, key=lambda item: box_of(item[0])[0])
-    heights = []
-    for part, _ in rest:
-        alpha = soft_part(picture, part, background)
-        l, t, r, b = box_of(part)
-        if part.sum() < 0.85 * (r - l) * (b - t) or abs(b / len(part) - BASE) > 0.05:
-            return None
-        rows = alpha[:, l + 1 : r - 1].mean(1)
-        heights.append(float(rows.sum()) / len(part) / UNIT)
+    heights = [bar_height(soft_part(picture, part, background), box_of(part)) for part, _ in rest]
+    if None in heights:
+        return None
+    heights = [height / UNIT for height in heights]
     values = numbers(heights, 1, TALLEST)
     return values and (values, tuple(name for _, name in rest))
+
+
+def upright(alpha: np.ndarray, box: tuple[int, int, int, int]) -> tuple[float, float] | None:
+    """(width, height) in pixels, finer than the box, of an upright rectangle; None if it is none."""
+    left, top, right, bottom = box
+    part = alpha[max(0, top - 2) : bottom + 2, max(0, left - 2) : right + 2]
+    sides = []
+    for lengths, count in ((part.sum(1), bottom - top), (part.sum(0), right - left)):
+        inside = lengths[4:count] if count > 6 else lengths[3 : count + 1]
+        if not len(inside) or inside.min() < 0.7 * inside.max():
+            return None
+        sides.append(float(np.median(inside)))
+    return sides[0], sides[1]
+
+
+def bar_height(alpha: np.ndarray, box: tuple[int, int, int, int]) -> float | None:
+    """Height of a rectangle that stands on the base line, as a fraction of the picture's; None if it is none."""
+    sides = upright(alpha, box)
+    return sides[1] / len(alpha) if sides and abs(box[3] / len(alpha) - BASE) <= 0.05 else None
 
 
 # Number line from 0 to 5 with a circle over one number
@@ -171,7 +186,7 @@ def read_clock(picture, background) -> Read:
 
 # Balance: 0…3 weights a side on a beam that sinks on the heavier side; values: left, right
 
-PIVOT, MOST_WEIGHTS, SINK, WEIGHT = (0.5, 0.58), 3, 0.13, 0.06
+PIVOT, MOST_WEIGHTS, SINK, WEIGHT = (0.5, 0.58), 3, 0.13, 0.058
 
 
 def draw_balance(values, colours, size):
@@ -183,9 +198,9 @@ def draw_balance(values, colours, size):
     canvas.stick(picture, "black", scale * (pivot - arm), scale * (pivot + arm), 0.055 * height)
     for side, count, colour in zip((-1, 1), values, colours, strict=True):
         for i in range(count):
-            out = side * (0.13 + 0.25 * i / (MOST_WEIGHTS - 1))
-            centre = scale * (pivot + arm * out / 0.42) - (0, (0.115 + abs(sink) / 0.42 * WEIGHT) * height)
-            canvas.paint(picture, "circle", colour, *centre, 0.075 * min(size))
+            out = side * (0.1 + 0.155 * i)
+            centre = scale * (pivot + arm * out / 0.42) - (0, (0.06 + WEIGHT) * height)
+            canvas.paint(picture, "circle", colour, *centre, WEIGHT * min(size))
     return canvas.finish(picture)
 
 
@@ -193,17 +208,28 @@ def read_balance(picture, background) -> Read:
     black, rest = coloured(picture, background)
     if len(black) != 1 or len(rest) > 2 * MOST_WEIGHTS:
         return None
-    seen = [see(picture, part, background) for part, _ in rest]
-    sides = [[one for one in seen if (one.x < 0.5) == left] for left in (True, False)]
-    names = [{one.colour for one in side} for side in sides]
-    if any(one.shape != "circle" for one in seen) or any(len(side) != 1 or "" in side for side in names):
+    sides: list[list[str]] = [[], []]
+    for part, name in rest:
+        left, _, right, _ = extent(part)
+        if not name or not is_weight(part):
+            return None
+        sides[(left + right) / 2 > 0.5].append(name)
+    if any(len(set(names)) != 1 for names in sides):
         return None
     sink = beam_sink(black[0])
     counts = tuple(map(len, sides))
     tilted = 0 if abs(sink) < 0.4 * SINK else int(np.sign(sink))
     if tilted != np.sign(counts[0] - counts[1]):
         return None
-    return counts, tuple(next(iter(names_of_side)) for names_of_side in names)
+    return counts, (sides[0][0], sides[1][0])
+
+
+def is_weight(part: np.ndarray) -> bool:
+    """Whether a part is as large as a weight and as wide as it is high, roughly: it is too small for more."""
+    left, top, right, bottom = box_of(part)
+    wide, high = right - left, bottom - top
+    area = np.pi * (WEIGHT * min(part.shape)) ** 2
+    return max(wide, high) <= 1.4 * min(wide, high) and 0.5 * area <= part.sum() <= 1.8 * area
 
 
 def beam_sink(beam: np.ndarray) -> float:
@@ -306,11 +332,11 @@ def read_front(picture, background) -> Read:
     height, width = picture.shape[:2]
     colours = {colour_of(picture, part, background) for part in parts}
     boxes = [box_of(part) for part in parts]
-    square = all(part.sum() >= 0.85 * (r - l) * (b - t) for part, (l, t, r, b) in zip(parts, boxes, strict=True))
+    square = all(upright(soft_part(picture, part, background), box) for part, box in zip(parts, boxes, strict=True))
     if not parts or len(parts) > MOST_STACKS * HIGHEST or len(colours) != 1 or "" in colours or not square:
         return None
     columns: dict[int, list[float]] = {}
-    for left, top, right, bottom in boxes:
+    for left, _, right, bottom in boxes:
         x = (left + right) / 2
         near = next((key for key in columns if abs(key - x) < 0.1 * width), round(x))
         columns.setdefault(near, []).append((0.94 - bottom / height) / 0.225)

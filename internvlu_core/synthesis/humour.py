@@ -1,7 +1,7 @@
 """Memes: a face whose mood fits the caption under it."""
 
 from .canvas import COLOURS
-from .scene import Chance, Label, Plan, Thing, Truth, draw, kept, written
+from .scene import Chance, Label, Plan, Thing, Truth, draw, kept, with_article, written
 from .text import beside
 
 MOODS = {
@@ -16,7 +16,7 @@ DRAW = (
     "a {mood} {colour} face with the word {word}",
     "please draw a meme of a {mood} {colour} face with the word {word}",
 )
-BARE = ("a {colour} meme about {word}", "draw a {colour} meme about {word}", "please draw a {colour} meme about {word}")
+BARE = ("{colour} meme about {word}", "draw {colour} meme about {word}", "please draw {colour} meme about {word}")
 
 
 def face(mood: str, colour: str, chance: Chance):
@@ -31,7 +31,8 @@ def meme(chance: Chance) -> Plan:
     """Half of the prompts leave the mood to whoever gets the joke."""
     word, colour, bare = chance.pick(tuple(MOOD_OF)), chance.pick(tuple(COLOURS)), chance.chance(0.5)
     mood = MOOD_OF[word]
-    prompt = chance.template(BARE if bare else DRAW).format(mood=mood, colour=colour, word=word)
+    said = with_article(colour) if bare else colour
+    prompt = chance.template(BARE if bare else DRAW).format(mood=mood, colour=said, word=word)
     return Plan(
         prompt,
         truth_of("joke" if bare else "meme", mood, colour, word),

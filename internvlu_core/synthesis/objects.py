@@ -4,6 +4,7 @@ from dataclasses import replace
 
 from .canvas import COLOURS, SHAPES
 from .scene import (
+    HELD_OUT_PAIRS,
     IN_PLACE,
     NUMBERS,
     OPPOSITE,
@@ -261,8 +262,9 @@ def ask_whether(chance: Chance) -> Plan:
     objects, truth = scene(chance), chance.chance(0.5)
     shape, colour = objects[0].shape, objects[0].colour
     if not truth:  # wrong in one respect only, so that both must be looked at
-        present = {(o.shape, o.colour) for o in objects}
-        while (shape, colour) in present:
+        # Training must not learn from the text alone that a held-out pair is never there.
+        barred = {(o.shape, o.colour) for o in objects} | (set() if chance.evaluates else HELD_OUT_PAIRS)
+        while (shape, colour) in barred:
             shape, colour = chance.pick(
                 ((chance.pick(SHAPES), objects[0].colour), (shape, chance.pick(tuple(COLOURS))))
             )

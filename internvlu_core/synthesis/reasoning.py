@@ -1,4 +1,4 @@
-"""Pictures that take a thought first: sums, common knowledge, opposites. The thought comes in words, then the picture."""
+"""Pictures that take a thought first: sums, common knowledge, opposites. The thought comes in words."""
 
 from dataclasses import replace
 

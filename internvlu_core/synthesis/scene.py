@@ -284,7 +284,7 @@ def written(word: str, colour: str, chance: Chance, where: str = "") -> tuple[st
 
 def bands(where: str, height: int) -> tuple[int, int]:
     """The rows (first, last + 1) in which a label at `where` is."""
-    return {"": (0, height), "top": (0, round(0.5 * height)), "bottom": (round(0.5 * height), height)}[where]
+    return {"": (0, height), "top": (0, round(0.44 * height)), "bottom": (round(0.56 * height), height)}[where]
 
 
 def paint_word(picture: np.ndarray, word: str, colour: str, left: int, top: int, side: int):

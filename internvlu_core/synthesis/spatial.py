@@ -124,17 +124,18 @@ def some_stacks(chance: Chance) -> tuple[list[int], list[str]]:
 
 
 def stacks(chance: Chance) -> Plan:
-    return _blocks("stacks", chance, "{} stacks of {} blocks", "{} stack of {} blocks")
+    return _blocks("stacks", chance, "")
 
 
 def front(chance: Chance) -> Plan:
-    return _blocks("front", chance, "the front of {} stacks of {} blocks", "the front of {} stack of {} blocks")
+    return _blocks("front", chance, "the front of ")
 
 
-def _blocks(name: str, chance: Chance, many: str, one: str) -> Plan:
+def _blocks(name: str, chance: Chance, side: str) -> Plan:
     values, colours = some_stacks(chance)
-    article_less = with_article(colours[0]) if len(values) == 1 else colours[0]
-    said = (many if len(values) > 1 else one).format(article_less, " and ".join(NUMBERS[v] for v in values))
+    stack = with_article(f"{colours[0]} stack") if len(values) == 1 else f"{colours[0]} stacks"
+    blocks = "block" if values[-1] == 1 else "blocks"
+    said = f"{side}{stack} of {' and '.join(NUMBERS[value] for value in values)} {blocks}"
     return figure(name, name, chance.template(DRAW).format(said), values, colours, chance)
 
 
