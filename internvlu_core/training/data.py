@@ -98,18 +98,18 @@ def orders(stage: Stage) -> Iterator[tuple]:
 
 
 def exercise(sample: synthesis.Sample, reader: Reader, stage: Stage) -> Exercise:
-    """A sample as a stage trains it: a VAE stage any picture of it, a text stage its words or else its prompt, a
-    picture stage its picture, and its words if the language model learns.
+    """A sample as a stage trains it: a VAE stage its picture, a text stage its words or else its prompt, a picture
+    stage its picture, and its words if the language model learns.
 
     Raises InputError for a sample of which the stage would learn nothing.
     """
-    if isinstance(stage, VAEStage):
-        return Exercise(None, {}, (), sample.images[0] if sample.picture is None else sample.picture)
     if isinstance(stage, TextStage):
         return Exercise(text_tokens(sample, reader), {}, sample.images, None)
     text = text_tokens(sample, reader) if sample.words and stage.learns("vlm") else None
     if text is None and sample.picture is None:
         raise InputError(f"tasks has {sample.task!r}, of which a stage that trains {stage.trained} learns nothing")
+    if isinstance(stage, VAEStage):
+        return Exercise(None, {}, (), sample.picture)
     branches = {} if sample.picture is None else branch_tokens(sample, reader)
     return Exercise(text, branches, sample.images, sample.picture)
 

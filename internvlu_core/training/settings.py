@@ -98,7 +98,7 @@ class PictureStage(Stage):
     drop_all: float = 0.05
 
 
-PICTURES = (("draw", 3), ("edit", 2), ("ask", 1), ("reason", 1))
+PICTURES = (("draw", 3), ("edit", 2), ("reason", 1))
 LANGUAGE = (("ask", 4), ("reason", 1), ("draw", 2), ("edit", 1))
 DRAW_EDIT = (("draw", 4), ("edit", 1))
 # Generation : editing : understanding = 1 : 1 : 2; a third of the generation is preceded by thoughts.

@@ -288,6 +288,7 @@ def test_batches_are_of_one_structure_and_about_one_length(awake):
         data.exercise(each, awake.reader, CPU["stage3"])
         for each in (sample("draw"), sample("edit", images=1), sample("ask", "Two.", 1), sample("reason", "Three."))
     ] * 9
+    exercises += [data.exercise(sample("ask", "Orange."), awake.reader, CPU["stage3"])]  # a question without a picture
     for batch in data.plan_epoch(exercises, replace(CPU["stage3"], batch=4), 0):
         chosen = [(exercises[item.index], item.branch) for item in batch]
         assert len(batch) <= 4 and len({data.structure(*each) for each in chosen}) == 1
@@ -340,6 +341,8 @@ def test_only_answers_are_trained_and_end_the_turn(awake):
 def test_samples_of_which_nothing_is_learnt_are_refused(awake):
     with pytest.raises(InputError, match="'ask'"):
         data.exercise(sample("ask", "Two.", 1), awake.reader, CPU["stage1"])
+    with pytest.raises(InputError, match="'ask'"):
+        data.exercise(sample("ask", "Orange."), awake.reader, CPU["vae"])
     with pytest.raises(InputError, match="'sing'"):
         next(data.samples(picture_stage(tasks=(("sing", 1),))))
 
