@@ -1,0 +1,122 @@
+"""Judges a picture, or an answer, by what the sample says must be in it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from .figures import FIGURES
+from .reading import Seen, background_name, background_of, objects_in
+from .scene import RELATIONS, Thing, Truth, bands, place_of
+from .words import read_word
+
+MOVED = 0.07  # of the picture's side: how far an object may stray from where it must have stayed
+SMALL, LARGE = 0.1425, 0.22  # radii, between those that are drawn
+MOST_OBJECTS = 12  # a picture with more is wrong, whatever they are
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """right: everything that was asked for is there, and nothing else. parts: the same by name, each on its own."""
+
+    right: bool
+    parts: dict[str, bool]
+
+
+def check(picture: np.ndarray, truth: Truth) -> Verdict:
+    """Whether a picture, uint8 [H, W, 3], shows what the truth says."""
+    background = background_of(picture)
+    parts = {}
+    if truth.background:
+        parts["background"] = background_name(background) == truth.background
+    if truth.figure:
+        parts |= judge_figure(picture, background, truth)
+    elif truth.label:
+        parts |= judge_label(picture, background, truth)
+    else:
+        parts |= judge_things(objects_in(picture, background), truth, picture.shape[1::-1])
+    return Verdict(all(parts.values()), parts)
+
+
+def judge_figure(picture: np.ndarray, background: np.ndarray, truth: Truth) -> dict[str, bool]:
+    read = FIGURES[truth.figure].read(picture, background)
+    values, colours = read or ((), ())
+    return {"figure": read is not None, "values": values == truth.values, "colour": colours == truth.colours}
+
+
+def judge_label(picture: np.ndarray, background: np.ndarray, truth: Truth) -> dict[str, bool]:
+    """A word, and the objects in the rest of the picture."""
+    height, width = picture.shape[:2]
+    top, bottom = bands(truth.label.where, height)
+    word, colour = read_word(picture[top:bottom], background)
+    parts = {"word": word == truth.label.word, "word colour": truth.label.colour in ("", colour)}
+    if truth.label.where:
+        rest = picture.copy()
+        rest[top:bottom] = background
+        parts |= judge_things(objects_in(rest, background), truth, (width, height))
+    return parts
+
+
+def judge_things(seen: list[Seen], truth: Truth, size: tuple[int, int]) -> dict[str, bool]:
+    """Parts of the verdict on objects; "together" says that they hold of the same objects."""
+    things = truth.things
+    tests: dict[str, Callable[[Thing, Seen], bool]] = {
+        "shape": lambda thing, one: not thing.shape or thing.shape == one.shape,
+        "colour": lambda thing, one: bool(one.colour) and thing.colour in ("", one.colour),
+        "place": lambda thing, one: is_at(thing, one, size),
+        "size": lambda thing, one: thing.size == size_of(one) or not thing.size,
+        "turn": lambda thing, one: thing.turn in (-1, one.turn),
+    }
+    if len(seen) > MOST_OBJECTS:
+        return {"count": False} | dict.fromkeys(tests, False)
+    if not things:
+        return {"count": not seen}
+    asked = {
+        "place": any(thing.place or thing.at for thing in things),
+        "size": any(thing.size for thing in things),
+        "turn": any(thing.turn >= 0 for thing in things),
+    }
+    tests = {name: test for name, test in tests.items() if asked.get(name, True)}
+    parts = {"count": len(seen) == len(things)}
+    parts |= {name: assign(things, seen, test) for name, test in tests.items()}
+    if truth.relations:
+        parts["relation"] = assign(things, seen, tests["shape"], truth.relations, size)
+    parts["together"] = assign(things, seen, lambda t, s: all(f(t, s) for f in tests.values()), truth.relations, size)
+    return parts
+
+
+def is_at(thing: Thing, one: Seen, size: tuple[int, int]) -> bool:
+    if thing.at:
+        return max(abs(one.x - thing.at[0]), abs(one.y - thing.at[1])) <= MOVED
+    return not thing.place or place_of(one.x * size[0], one.y * size[1], size) == thing.place
+
+
+def size_of(one: Seen) -> str:
+    return "small" if one.radius < SMALL else "large" if one.radius > LARGE else ""
+
+
+def assign(things, seen, fits, relations=(), size=(1, 1)) -> bool:
+    """Whether every thing can have an object of its own that fits(thing, object), with the relations true of them."""
+
+    def extend(chosen: tuple[int, ...]) -> bool:
+        number = len(chosen)
+        if number == len(things):
+            return all(holds(seen[chosen[i]], relation, seen[chosen[j]], size) for i, relation, j in relations)
+        free = (k for k in range(len(seen)) if k not in chosen and fits(things[number], seen[k]))
+        return any(extend((*chosen, k)) for k in free)
+
+    return extend(())
+
+
+def holds(one: Seen, relation: str, other: Seen, size: tuple[int, int]) -> bool:
+    """Whether, say, one is left of the other: more so than it is above or below it."""
+    dx, dy = RELATIONS[relation]
+    x, y = (one.x - other.x) * size[0], (one.y - other.y) * size[1]
+    return dx * x + dy * y > abs(dy * x + dx * y)
+
+
+def check_answer(answer: str, truth: Truth) -> Verdict:
+    """Whether an answer is one of the right ones; letter case, a full stop, and spaces around it are of no matter."""
+    said = answer.strip().rstrip(".!").strip().casefold()
+    right = said in [known.casefold() for known in truth.answers]
+    return Verdict(right, {"answer": right})

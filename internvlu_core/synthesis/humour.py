@@ -1,0 +1,90 @@
+"""Memes: a face whose mood fits the caption under it."""
+
+from .canvas import COLOURS
+from .scene import Chance, Label, Plan, Thing, Truth, draw, kept, with_article, written
+from .text import beside
+
+MOODS = {
+    "happy": ("FRI", "WIN", "YAY", "PIE", "FUN", "NAP", "JOY", "SUN", "LOL", "HUG"),
+    "sad": ("MON", "BUG", "TAX", "WET", "SAD", "NOT", "BAD", "FLU", "RIP", "LAG"),
+    "surprised": ("WOW", "OMG", "BOO", "HUH", "WHY", "HOW", "UFO", "ZAP", "POP", "HEY"),
+}
+MOOD_OF = {word: mood for mood, words in MOODS.items() for word in words}
+DRAW = (
+    "a meme of a {mood} {colour} face with the word {word}",
+    "draw a meme of a {mood} {colour} face with the word {word}",
+    "a {mood} {colour} face with the word {word}",
+    "please draw a meme of a {mood} {colour} face with the word {word}",
+)
+BARE = ("{colour} meme about {word}", "draw {colour} meme about {word}", "please draw {colour} meme about {word}")
+
+
+def face(mood: str, colour: str, chance: Chance):
+    return beside(f"{mood} face", colour, chance, "bottom", radius=0.235 * min(chance.size))
+
+
+def truth_of(kind: str, mood: str, colour: str, word: str) -> Truth:
+    return Truth(kind, (Thing(f"{mood} face", colour),), label=Label(word, "black", "bottom"))
+
+
+def meme(chance: Chance) -> Plan:
+    """Half of the prompts leave the mood to whoever gets the joke."""
+    word, colour, bare = chance.pick(tuple(MOOD_OF)), chance.pick(tuple(COLOURS)), chance.chance(0.5)
+    mood = MOOD_OF[word]
+    said = with_article(colour) if bare else colour
+    prompt = chance.template(BARE if bare else DRAW).format(mood=mood, colour=said, word=word)
+    return Plan(
+        prompt,
+        truth_of("joke" if bare else "meme", mood, colour, word),
+        lambda: ((), meme_picture(face(mood, colour, chance), written(word, "black", chance, "bottom"), chance)),
+        key=prompt,
+    )
+
+
+def meme_picture(one, word, chance: Chance):
+    return draw([one], chance.size, words=[word])
+
+
+def retell(chance: Chance) -> Plan:
+    """Another caption, and the face that goes with it."""
+    old, new = chance.few(tuple(MOOD_OF), 2)
+    colour = chance.pick(tuple(COLOURS))
+    before, word = face(MOOD_OF[old], colour, chance), written(old, "black", chance, "bottom")
+    after = type(before)(f"{MOOD_OF[new]} face", colour, before.x, before.y, before.radius)
+    prompt = chance.template(("make it a meme about {}", "change the meme to {}", "make the meme about {}")).format(new)
+    things = (kept(after, chance.size),)
+    return Plan(
+        prompt,
+        Truth("retell", things, label=Label(new, "black", "bottom")),
+        lambda: ((meme_picture(before, word, chance),), meme_picture(after, (new, *word[1:]), chance)),
+    )
+
+
+def ask_mood(chance: Chance) -> Plan:
+    return _ask(
+        "mood",
+        chance,
+        ("what is the mood of the face?", "which mood has the face?", "which is the mood of the face?"),
+        0,
+    )
+
+
+def ask_caption(chance: Chance) -> Plan:
+    return _ask("caption", chance, ("what word is there?", "what is the word?", "what is the word of the meme?"), 1)
+
+
+def _ask(kind: str, chance: Chance, templates, which: int) -> Plan:
+    word, colour = chance.pick(tuple(MOOD_OF)), chance.pick(tuple(COLOURS))
+    answer = (MOOD_OF[word], word)[which]
+    return Plan(
+        chance.template(templates),
+        Truth(kind, answers=(answer,)),
+        lambda: (
+            (meme_picture(face(MOOD_OF[word], colour, chance), written(word, "black", chance, "bottom"), chance),),
+            None,
+        ),
+        answer,
+    )
+
+
+KINDS = {"draw": (meme,), "edit": (retell,), "ask": (ask_mood, ask_caption)}

@@ -1,0 +1,300 @@
+"""Shapes that have a colour, a place and a number: GenEval's kinds of prompt, edits and questions."""
+
+from dataclasses import replace
+
+from .canvas import COLOURS, SHAPES
+from .scene import (
+    HELD_OUT_PAIRS,
+    IN_PLACE,
+    NUMBERS,
+    OPPOSITE,
+    PLACES,
+    RELATIONS,
+    Chance,
+    Placed,
+    Plan,
+    Thing,
+    Truth,
+    draw,
+    drawing,
+    held_out,
+    kept,
+    plural,
+    touch,
+    with_article,
+)
+
+# What precedes a description. The last of each tuple is for evaluation only; its words occur in the others.
+DRAW = ("{}", "draw {}", "a picture of {}", "please draw {}", "draw a picture of {}")
+RECOLOUR = ("make the {old} {new}", "change the colour of the {old} to {new}", "make the colour of the {old} {new}")
+ADD = ("add {new}", "draw {new} as well", "please add {new}")
+REMOVE = ("remove the {old}", "take the {old} away", "please remove the {old}")
+MOVE = ("move the {old} to the {new}", "put the {old} in the {new}", "please move the {old} to the {new}")
+REPLACE = ("replace the {old} with {new}", "change the {old} to {new}", "please replace the {old} with {new}")
+
+
+# Pictures
+
+
+def single(chance: Chance) -> Plan:
+    background = chance.background()
+    shape, colour = chance.pair(background)
+    size = chance.pick(("", "", "small", "large"))
+    place = chance.pick(tuple(PLACES)) if chance.chance(0.75) else ""
+    noun = with_article(" ".join(filter(None, (size, colour, shape))))
+    prompt = " ".join(filter(None, (chance.template(DRAW).format(noun), IN_PLACE.get(place))))
+
+    def objects():
+        radius = chance.radius(size)
+        return [Placed(shape, colour, *chance.at(place, radius), radius)]
+
+    thing = Thing(shape, colour, place, size=size)
+    return drawing("single", prompt, objects, chance, background, things=(thing,), held_out=held_out([thing]))
+
+
+def colours(chance: Chance) -> Plan:
+    return _group("colours", chance, [chance.pair()], lambda shape, colour: f"{colour} {shape}")
+
+
+def two(chance: Chance) -> Plan:
+    return _group("two", chance, chance.pairs(2), lambda shape, colour: shape)
+
+
+def attribution(chance: Chance) -> Plan:
+    return _group("attribution", chance, chance.pairs(2), lambda shape, colour: f"{colour} {shape}")
+
+
+def _group(kind: str, chance: Chance, pairs, noun) -> Plan:
+    """Objects anywhere; noun(shape, colour) says what of them the prompt names."""
+    nouns = [noun(*pair) for pair in pairs]
+    prompt = chance.template(DRAW).format(" and ".join(map(with_article, nouns)))
+    named = [(shape, colour if colour in said else "") for (shape, colour), said in zip(pairs, nouns, strict=True)]
+    things = tuple(Thing(*pair) for pair in named)
+    return drawing(kind, prompt, lambda: chance.scatter(pairs), chance, things=things, held_out=held_out(things))
+
+
+def counting(chance: Chance) -> Plan:
+    count, (shape, colour) = chance.number(1, 4), chance.pair()
+    named = chance.chance(0.5)
+    noun = plural(count, f"{colour} {shape}" if named else shape)
+    things = (Thing(shape, colour if named else ""),) * count
+    return drawing(
+        "counting",
+        chance.template(DRAW).format(noun),
+        lambda: chance.scatter([(shape, colour)] * count),
+        chance,
+        things=things,
+        held_out=held_out(things),
+    )
+
+
+def position(chance: Chance) -> Plan:
+    relation, pairs, named = chance.pick(tuple(RELATIONS)), chance.pairs(2), chance.chance(0.5)
+    nouns = [with_article(f"{colour} {shape}" if named else shape) for shape, colour in pairs]
+    things = tuple(Thing(shape, colour if named else "") for shape, colour in pairs)
+    return drawing(
+        "position",
+        chance.template(DRAW).format(f"{nouns[0]} {relation} {nouns[1]}"),
+        lambda: related(chance, pairs, relation),
+        chance,
+        things=things,
+        relations=((0, relation, 1),),
+        held_out=held_out(things),
+    )
+
+
+def related(chance: Chance, pairs, relation: str) -> list[Placed]:
+    """Two objects of which the first is clearly, say, left of the second."""
+    (dx, dy), objects = RELATIONS[relation], chance.scatter(pairs)
+    while True:
+        x, y = objects[0].x - objects[1].x, objects[0].y - objects[1].y
+        if dx * x + dy * y >= 1.25 * abs(dy * x + dx * y):
+            return objects
+        objects = chance.scatter(pairs)
+
+
+# Edits
+
+
+def scene(chance: Chance, most: int = 3) -> list[Placed]:
+    return chance.scatter(chance.pairs(chance.number(1, most)))
+
+
+def edit(kind: str, prompt: str, before: list[Placed], after: list[Placed], chance: Chance, things=None) -> Plan:
+    """The plan of an edit. things: what must be seen after it, by default every object where `after` has it."""
+    things = tuple(kept(one, chance.size) for one in after) if things is None else things
+    return Plan(
+        prompt,
+        Truth(kind, things, held_out=held_out(after)),
+        lambda: ((draw(before, chance.size),), draw(after, chance.size)),
+    )
+
+
+def recolour(chance: Chance) -> Plan:
+    before = scene(chance)
+    one = before[0]
+    colour = chance.colour_for(one.shape, other_than=[o.colour for o in before])
+    prompt = chance.template(RECOLOUR).format(old=one.shape, new=colour)
+    return edit("recolour", prompt, before, [replace(one, colour=colour), *before[1:]], chance)
+
+
+def add(chance: Chance) -> Plan:
+    before = scene(chance, 2)
+    shape, colour = chance.pair()
+    while shape in [o.shape for o in before]:
+        shape, colour = chance.pair()
+    place, new = free_place(chance, shape, colour, before) if chance.chance(0.5) else ("", None)
+    new = new or chance.scatter([(shape, colour)], taken=before)[0]
+    said = with_article(f"{colour} {shape}") + (f" {IN_PLACE[place]}" if place else "")
+    things = (*(kept(o, chance.size) for o in before), Thing(shape, colour, place))
+    return edit("add", chance.template(ADD).format(new=said), before, [*before, new], chance, things)
+
+
+def remove(chance: Chance) -> Plan:
+    before = chance.scatter(chance.pairs(chance.number(2, 3)))
+    return edit("remove", chance.template(REMOVE).format(old=before[0].shape), before, before[1:], chance)
+
+
+def move(chance: Chance) -> Plan:
+    before = scene(chance)
+    one = before[0]
+    place, new = free_place(chance, one.shape, one.colour, before)
+    if new is None:
+        return move(chance)
+    prompt = chance.template(MOVE).format(old=one.shape, new=place)
+    new = replace(new, radius=one.radius)
+    if any(touch(new, other, chance.gap) for other in before):
+        return move(chance)
+    things = (Thing(one.shape, one.colour, place), *(kept(o, chance.size) for o in before[1:]))
+    return edit("move", prompt, before, [new, *before[1:]], chance, things)
+
+
+def free_place(chance: Chance, shape: str, colour: str, taken) -> tuple[str, Placed | None]:
+    """A named place and an object there that touches none of `taken`; ("", None) if there is none."""
+    for place in chance.shuffled(PLACES):
+        radius = chance.radius()
+        one = Placed(shape, colour, *chance.at(place, radius), radius)
+        if not any(touch(one, other, chance.gap) for other in taken):
+            return place, one
+    return "", None
+
+
+def replace_shape(chance: Chance) -> Plan:
+    before = scene(chance)
+    one = before[0]
+    shape = chance.shape_for(one.colour, other_than=[o.shape for o in before])
+    prompt = chance.template(REPLACE).format(old=one.shape, new=with_article(shape))
+    return edit("replace", prompt, before, [replace(one, shape=shape), *before[1:]], chance)
+
+
+# Questions
+
+
+def question(kind: str, prompt: str, objects, answer: str, chance: Chance, others: tuple[str, ...] = ()) -> Plan:
+    """The plan of a question about a picture of objects. others: answers that are as right."""
+    return Plan(
+        prompt,
+        Truth(kind, answers=(answer, *others), held_out=held_out(objects)),
+        lambda: ((draw(objects, chance.size),), None),
+        answer,
+    )
+
+
+def at_places(chance: Chance, count: int) -> list[tuple[str, Placed]]:
+    """Objects of different shapes and colours, each at a named place of its own; in the order of PLACES."""
+    pairs, placed = chance.pairs(count), []
+    for place in chance.shuffled(PLACES):
+        if len(placed) == count:
+            break
+        shape, colour = pairs[len(placed)]
+        radius = chance.radius()
+        one = Placed(shape, colour, *chance.at(place, radius), radius)
+        if not any(touch(one, other, chance.gap) for _, other in placed):
+            placed.append((place, one))
+    if len(placed) < count:
+        return at_places(chance, count)
+    order = list(PLACES)
+    return sorted(placed, key=lambda item: order.index(item[0]))
+
+
+def ask_colour(chance: Chance) -> Plan:
+    objects = scene(chance)
+    prompt = chance.template(("what colour is the {}?", "which colour has the {}?", "which colour is the {}?"))
+    return question("colour", prompt.format(objects[0].shape), objects, objects[0].colour, chance)
+
+
+def ask_shape(chance: Chance) -> Plan:
+    objects = scene(chance)
+    prompt = chance.template(
+        ("what shape is {}?", "which shape is {}?", "what is the shape of the {} object?", "what is {}?")
+    )
+    return question("shape", prompt.format(objects[0].colour), objects, objects[0].shape, chance)
+
+
+def ask_where(chance: Chance) -> Plan:
+    items = at_places(chance, chance.number(1, 3))
+    place, one = chance.pick(items)
+    prompt = chance.template(("where is the {}?", "in which place is the {}?", "what is the place of the {}?"))
+    return question("where", prompt.format(one.shape), [o for _, o in items], place, chance, (IN_PLACE[place],))
+
+
+def ask_what_is_there(chance: Chance) -> Plan:
+    items = at_places(chance, chance.number(1, 3))
+    place, one = chance.pick(items)
+    prompt = chance.template(("what is {}?", "which object is {}?", "what object is {}?"))
+    answer = with_article(f"{one.colour} {one.shape}")
+    others = (f"{one.colour} {one.shape}",)
+    return question("there", prompt.format(IN_PLACE[place]), [o for _, o in items], answer, chance, others)
+
+
+def ask_count(chance: Chance) -> Plan:
+    (shape, colour), count = chance.pair(), chance.number(1, 4)
+    parts = [(shape, colour)] * count
+    other = chance.pair()
+    if count < 4 and other[0] != shape and chance.chance(0.5):
+        parts.append(other)
+    noun = plural(2, shape).split(" ", 1)[1]
+    prompt = chance.template(("how many {} are there?", "how many {} do you see?", "how many {} are in the picture?"))
+    return question("count", prompt.format(noun), chance.scatter(parts), NUMBERS[count], chance, (str(count),))
+
+
+def ask_whether(chance: Chance) -> Plan:
+    objects, truth = scene(chance), chance.chance(0.5)
+    shape, colour = objects[0].shape, objects[0].colour
+    if not truth:  # wrong in one respect only, so that both must be looked at
+        # Training must not learn from the text alone that a held-out pair is never there.
+        barred = {(o.shape, o.colour) for o in objects} | (set() if chance.evaluates else HELD_OUT_PAIRS)
+        while (shape, colour) in barred:
+            shape, colour = chance.pick(
+                ((chance.pick(SHAPES), objects[0].colour), (shape, chance.pick(tuple(COLOURS))))
+            )
+    prompt = chance.template(("is there {}?", "do you see {}?", "is there {} in the picture?"))
+    answer = "yes" if truth else "no"
+    return question("whether", prompt.format(with_article(f"{colour} {shape}")), objects, answer, chance)
+
+
+def ask_relation(chance: Chance) -> Plan:
+    relation, pairs, truth = chance.pick(tuple(RELATIONS)), chance.pairs(2), chance.chance(0.5)
+    objects = related(chance, pairs, relation)
+    said = relation if truth else OPPOSITE[relation]
+    prompt = chance.template(("is the {} {} the {}?", "do you see the {} {} the {}?", "is there the {} {} the {}?"))
+    prompt = prompt.format(objects[0].shape, said, objects[1].shape)
+    return question("relation", prompt, objects, "yes" if truth else "no", chance)
+
+
+def describe(chance: Chance) -> Plan:
+    items = at_places(chance, chance.number(1, 2))
+    parts = [f"{with_article(f'{one.colour} {one.shape}')} {IN_PLACE[place]}" for place, one in items]
+    prompt = chance.template(("describe the picture", "what do you see?", "what is in the picture?", "what is there?"))
+    return question("describe", prompt, [o for _, o in items], " and ".join(parts), chance, _orders(parts))
+
+
+def _orders(parts: list[str]) -> tuple[str, ...]:
+    return (" and ".join(reversed(parts)),) if len(parts) > 1 else ()
+
+
+KINDS = {
+    "draw": (single, single, colours, two, counting, position, attribution),
+    "edit": (recolour, add, remove, move, replace_shape),
+    "ask": (ask_colour, ask_shape, ask_where, ask_what_is_there, ask_count, ask_whether, ask_relation, describe),
+}

@@ -1,0 +1,330 @@
+"""What a picture shows, in a form that can be drawn, judged and written as JSON."""
+
+import json
+import random
+import zlib
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from . import canvas, glyphs
+
+# Where an object can be asked to be: fractions of the picture's width and height.
+PLACES = {
+    "top left": (0.22, 0.22),
+    "top": (0.5, 0.22),
+    "top right": (0.78, 0.22),
+    "left": (0.22, 0.5),
+    "centre": (0.5, 0.5),
+    "right": (0.78, 0.5),
+    "bottom left": (0.22, 0.78),
+    "bottom": (0.5, 0.78),
+    "bottom right": (0.78, 0.78),
+}
+IN_PLACE = {  # as it is said
+    "top left": "in the top left",
+    "top": "at the top",
+    "top right": "in the top right",
+    "left": "on the left",
+    "centre": "in the centre",
+    "right": "on the right",
+    "bottom left": "in the bottom left",
+    "bottom": "at the bottom",
+    "bottom right": "in the bottom right",
+}
+RELATIONS = {"left of": (-1, 0), "right of": (1, 0), "above": (0, -1), "below": (0, 1)}
+OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
+# Radii as fractions of the picture's shorter side. A named size is apart from the usual one by more than a blur.
+RADII = {"": (0.155, 0.195), "small": (0.115, 0.13), "large": (0.25, 0.28)}
+DIRECTIONS = ("right", "down", "left", "up")  # of an arrow, by quarter turns
+NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
+
+# Never shown to training, in any domain: seven of the 64 pairs, no shape or colour too often.
+HELD_OUT_PAIRS = frozenset(
+    {
+        ("star", "green"),
+        ("circle", "purple"),
+        ("heart", "blue"),
+        ("square", "yellow"),
+        ("triangle", "cyan"),
+        ("cross", "red"),
+        ("ring", "orange"),
+    }
+)
+HELD_OUT_SHARE = 8  # one prompt in so many is kept for evaluation
+
+
+@dataclass(frozen=True)
+class Thing:
+    """One object. Empty fields were not asked for: anything goes.
+
+    place: a key of PLACES. at: the centre (x, y) as fractions of the picture's sides, where it must have stayed.
+    size: "small" or "large". turn: quarter turns clockwise, −1 if not asked for.
+    """
+
+    shape: str = ""
+    colour: str = ""
+    place: str = ""
+    at: tuple[float, float] | tuple[()] = ()
+    size: str = ""
+    turn: int = -1
+
+
+@dataclass(frozen=True)
+class Label:
+    """A word. where: "" (alone in the picture), "top" or "bottom" (in that quarter of it, objects elsewhere)."""
+
+    word: str
+    colour: str = ""
+    where: str = ""
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What the picture must show (of a question: what its picture shows), and nothing more.
+
+    kind: the kind of prompt, by which scores are grouped. relations: (i, relation, j) between things.
+    figure: "" or the diagram, whose numbers are `values` and whose parts' colours are `colours`.
+    answers: what counts as right for a question, in any letter case. held_out: has what training never shows.
+    """
+
+    kind: str
+    things: tuple[Thing, ...] = ()
+    relations: tuple[tuple[int, str, int], ...] = ()
+    background: str = ""
+    label: Label | None = None
+    figure: str = ""
+    values: tuple[int, ...] = ()
+    colours: tuple[str, ...] = ()
+    answers: tuple[str, ...] = ()
+    held_out: bool = False
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), ensure_ascii=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> "Truth":
+        values = json.loads(text)
+        values["things"] = tuple(Thing(**(thing | {"at": tuple(thing["at"])})) for thing in values["things"])
+        values["relations"] = tuple(tuple(relation) for relation in values["relations"])
+        values["label"] = values["label"] and Label(**values["label"])
+        for name in ("values", "colours", "answers"):
+            values[name] = tuple(values[name])
+        return cls(**values)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One exercise. task: "draw", "edit", "ask" or "reason". images: the input pictures, uint8 [H, W, 3] each.
+
+    picture: the target, uint8 [H, W, 3], or None for a question. words: a question's answer, or the thoughts that
+    come before a picture, else "".
+    """
+
+    task: str
+    domain: str
+    prompt: str
+    images: tuple[np.ndarray, ...]
+    picture: np.ndarray | None
+    words: str
+    truth: Truth
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A sample before it is drawn. paint(): (input pictures, target picture or None).
+
+    key: the text by whose checksum the split is chosen ("" if either may have it: no two of its scenes are alike).
+    """
+
+    prompt: str
+    truth: Truth
+    paint: Callable[[], tuple[tuple[np.ndarray, ...], np.ndarray | None]]
+    words: str = ""
+    key: str = ""
+
+
+@dataclass(frozen=True)
+class Placed:
+    """An object where it is drawn: centre and radius in pixels."""
+
+    shape: str
+    colour: str
+    x: float
+    y: float
+    radius: float
+    turn: int = 0
+
+
+class Chance:
+    """The random choices of one sample, and what its split may see. Odd seeds are evaluation, even ones training."""
+
+    def __init__(self, name: str, seed: int, size: tuple[int, int]):
+        self.random, self.evaluates, self.size = random.Random(f"{name}/{seed}"), seed % 2 == 1, size
+        self.pick, self.uniform, self.shuffled = self.random.choice, self.random.uniform, self._shuffled
+        self.few = self.random.sample
+
+    def chance(self, probability: float) -> bool:
+        return self.random.random() < probability
+
+    def number(self, low: int, high: int) -> int:
+        return self.random.randint(low, high)
+
+    def _shuffled(self, items) -> list:
+        items = list(items)
+        self.random.shuffle(items)
+        return items
+
+    def template(self, templates: tuple[str, ...]) -> str:
+        """One of the templates; the last is kept for evaluation."""
+        return self.pick(templates if self.evaluates else templates[:-1])
+
+    def pair(self, background: str = "white", shapes=canvas.SHAPES, colours=tuple(canvas.COLOURS)) -> tuple[str, str]:
+        """A shape and a colour that this split may show together on the background."""
+        while True:
+            pair = self.pick(shapes), self.pick(colours)
+            if pair[1] != background and (self.evaluates or pair not in HELD_OUT_PAIRS):
+                return pair
+
+    def pairs(self, count: int, background: str = "white") -> list[tuple[str, str]]:
+        """Pairs of which no two share a shape or a colour."""
+        pairs = []
+        while len(pairs) < count:
+            pair = self.pair(background)
+            if all(pair[0] != other[0] and pair[1] != other[1] for other in pairs):
+                pairs.append(pair)
+        return pairs
+
+    def colour_for(self, shape: str, background: str = "white", other_than=()) -> str:
+        """A colour that this split may show the shape in."""
+        allowed = tuple(c for c in canvas.COLOURS if c not in other_than)
+        return self.pair(background, (shape,), allowed)[1]
+
+    def shape_for(self, colour: str, other_than=()) -> str:
+        """A shape that this split may show in the colour."""
+        return self.pair("", tuple(s for s in canvas.SHAPES if s not in other_than), (colour,))[0]
+
+    def background(self) -> str:
+        return self.pick(("grey", "black")) if self.chance(0.25) else "white"
+
+    def wants(self, key: str) -> bool:
+        """Whether this split has the text: one in HELD_OUT_SHARE is evaluation's alone, by its checksum."""
+        return not key or (zlib.crc32(key.encode()) % HELD_OUT_SHARE == 0) == self.evaluates
+
+    # Places
+
+    def radius(self, size: str = "", shrink: float = 1.0) -> float:
+        return self.uniform(*RADII[size]) * min(self.size) * shrink
+
+    def at(self, place: str, radius: float) -> tuple[float, float]:
+        """A point in pixels at the place, or anywhere, at which the object is wholly in the picture."""
+        width, height = self.size
+        margin = radius + 1.5
+        if not place:
+            x, y = self.uniform(margin, width - margin), self.uniform(margin, height - margin)
+        else:
+            fraction = PLACES[place]
+            x, y = ((f + self.uniform(-0.03, 0.03)) * side for f, side in zip(fraction, self.size, strict=True))
+        return min(max(x, margin), width - margin), min(max(y, margin), height - margin)
+
+    def scatter(self, parts: list[tuple[str, str]], shrink: float = 1.0, taken=()) -> list[Placed]:
+        """Objects (shape, colour) at free places, none touching another or one of `taken`; smaller if they must be."""
+        while True:
+            placed = list(taken)
+            for shape, colour in parts:
+                for _ in range(30):
+                    radius = self.radius(shrink=shrink)
+                    one = Placed(shape, colour, *self.at("", radius), radius)
+                    if not any(touch(one, other, self.gap) for other in placed):
+                        placed.append(one)
+                        break
+                else:
+                    break
+            if len(placed) == len(taken) + len(parts):
+                return placed[len(taken) :]
+            shrink *= 0.95
+
+    @property
+    def gap(self) -> float:
+        """Pixels that stay free between two objects."""
+        return max(3.0, 0.06 * min(self.size))
+
+
+def touch(one: Placed, other: Placed, gap: float) -> bool:
+    """Whether the squares in which two objects are drawn come nearer than gap pixels."""
+    reach = one.radius + other.radius + gap
+    return abs(one.x - other.x) < reach and abs(one.y - other.y) < reach
+
+
+def draw(objects, size: tuple[int, int], background: str = "white", words=()) -> np.ndarray:
+    """Objects and words (as `written` places them) → picture, uint8 [H, W, 3]."""
+    picture = canvas.blank(size, background)
+    for o in objects:
+        canvas.paint(picture, o.shape, o.colour, o.x, o.y, o.radius, o.turn)
+    for word in words:
+        paint_word(picture, *word)
+    return canvas.finish(picture)
+
+
+def written(word: str, colour: str, chance: Chance, where: str = "") -> tuple[str, str, int, int, int]:
+    """A word where it is drawn: word, colour, left, top and the side of a cell, in whole pixels.
+
+    where: as Label's; the word then fills most of that part of the picture's width and height.
+    """
+    (width, height), (rows, columns) = chance.size, glyphs.cells(word).shape
+    side = int(min(0.92 * width / columns, (0.36 if where else 0.6) * height / rows))
+    if not where and side > 3 and chance.chance(0.5):
+        side -= 1
+    left = chance.number(2, width - columns * side - 2)
+    free = height - rows * side
+    top = {"": chance.number(2, free - 2), "top": 3, "bottom": free - 3}[where]
+    return word, colour, left, top, side
+
+
+def bands(where: str, height: int) -> tuple[int, int]:
+    """The rows (first, last + 1) in which a label at `where` is."""
+    return {"": (0, height), "top": (0, round(0.44 * height)), "bottom": (round(0.56 * height), height)}[where]
+
+
+def paint_word(picture: np.ndarray, word: str, colour: str, left: int, top: int, side: int):
+    canvas.cells(picture, colour, glyphs.cells(word), left, top, side)
+
+
+def drawing(kind: str, prompt: str, objects: Callable[[], list], chance: Chance, background="white", **truth) -> Plan:
+    """The plan of a picture from a prompt. objects(): what to draw, called only if the split wants the prompt."""
+    said = f" on a {background} background" if background != "white" else ""
+    prompt += said
+    return Plan(
+        prompt,
+        Truth(kind, background=background if said else "", **truth),
+        lambda: ((), draw(objects(), chance.size, background)),
+        key=prompt,
+    )
+
+
+def kept(one: Placed, size: tuple[int, int]) -> Thing:
+    """The object as one that an edit must leave where it is."""
+    turn = one.turn if one.shape in canvas.TURNED else -1
+    return Thing(one.shape, one.colour, at=(round(one.x / size[0], 4), round(one.y / size[1], 4)), turn=turn)
+
+
+def place_of(x: float, y: float, size: tuple[int, int]) -> str:
+    """The named place nearest to a point in pixels."""
+    u, v = x / size[0], y / size[1]
+    return min(PLACES, key=lambda name: (PLACES[name][0] - u) ** 2 + (PLACES[name][1] - v) ** 2)
+
+
+def held_out(objects) -> bool:
+    """Whether any (shape, colour) pair among the objects is one that training never shows."""
+    return any((o.shape, o.colour) in HELD_OUT_PAIRS for o in objects)
+
+
+def with_article(noun: str) -> str:
+    return ("an " if noun[0] in "aeiou" else "a ") + noun
+
+
+def plural(count: int, noun: str) -> str:
+    """ "one star", "three crosses"."""
+    ending = "" if count == 1 else "es" if noun.endswith("s") else "s"
+    return f"{NUMBERS[count]} {noun}{ending}"

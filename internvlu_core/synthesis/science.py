@@ -1,0 +1,183 @@
+"""Charts and diagrams of numbers and simple physics."""
+
+from .canvas import COLOURS
+from .figures import FIGURES, LAST_NUMBER, MOST_BARS, MOST_WEIGHTS, TALLEST
+from .objects import DRAW
+from .scene import NUMBERS, Chance, Placed, Plan, Thing, Truth, drawing, plural, with_article
+
+BRIGHT = tuple(colour for colour in COLOURS if colour != "black")  # the diagrams' own lines are black
+CORNERS = ("bottom left", "top left", "top right", "bottom right")  # of a right angle, by quarter turns
+HOURS = tuple(range(1, 13))
+
+
+def figure(kind: str, name: str, prompt: str, values, colours, chance: Chance, before=None, words: str = "") -> Plan:
+    """The plan of a diagram; before: values and colours of the picture to edit, if it is an edit."""
+    draw = FIGURES[name].draw
+    return Plan(
+        prompt,
+        Truth(kind, figure=name, values=tuple(values), colours=tuple(colours)),
+        lambda: (() if before is None else (draw(*before, chance.size),), draw(values, colours, chance.size)),
+        words,
+        key="" if before else prompt,
+    )
+
+
+def figure_question(kind: str, name: str, templates, values, colours, answer: str, chance: Chance, others=()) -> Plan:
+    return Plan(
+        chance.template(templates),
+        Truth(kind, answers=(answer, *others)),
+        lambda: ((FIGURES[name].draw(values, colours, chance.size),), None),
+        answer,
+    )
+
+
+def number_words(value: int) -> tuple[str, str]:
+    return NUMBERS[value], str(value)
+
+
+def listed(parts: list[str]) -> str:
+    return parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " and " + parts[-1]
+
+
+# Bar charts
+
+
+def some_bars(chance: Chance) -> tuple[list[int], list[str]]:
+    count = chance.number(2, MOST_BARS)
+    return [chance.number(1, TALLEST) for _ in range(count)], chance.few(BRIGHT, count)
+
+
+def bars(chance: Chance) -> Plan:
+    values, colours = some_bars(chance)
+    said = listed([f"{colour} {NUMBERS[value]}" for value, colour in zip(values, colours, strict=True)])
+    return figure("bars", "bars", chance.template(DRAW).format(f"a bar chart of {said}"), values, colours, chance)
+
+
+def change_bar(chance: Chance) -> Plan:
+    values, colours = some_bars(chance)
+    i, value = chance.number(0, len(values) - 1), chance.number(1, TALLEST)
+    after = [*values[:i], value, *values[i + 1 :]]
+    if after == values:
+        return change_bar(chance)
+    prompt = chance.template(("make the {} bar {}", "change the {} bar to {}", "please make the {} bar {}"))
+    return figure(
+        "change bar", "bars", prompt.format(colours[i], NUMBERS[value]), after, colours, chance, (values, colours)
+    )
+
+
+def ask_bar(chance: Chance) -> Plan:
+    values, colours = some_bars(chance)
+    i = chance.number(0, len(values) - 1)
+    templates = ("what is the value of the {} bar?", "how high is the {} bar?", "what value has the {} bar?")
+    templates = tuple(t.format(colours[i]) for t in templates)
+    answer, digit = number_words(values[i])
+    return figure_question("bar value", "bars", templates, values, colours, answer, chance, (digit,))
+
+
+def ask_highest(chance: Chance) -> Plan:
+    values, colours = some_bars(chance)
+    word = chance.pick(("highest", "lowest"))
+    extreme = (max if word == "highest" else min)(values)
+    if values.count(extreme) > 1:
+        return ask_highest(chance)
+    templates = tuple(
+        t.format(word) for t in ("which bar is {}?", "what colour is the {} bar?", "which is the {} bar?")
+    )
+    return figure_question("highest bar", "bars", templates, values, colours, colours[values.index(extreme)], chance)
+
+
+# Number line
+
+
+def number_line(chance: Chance) -> Plan:
+    value, colour = chance.number(0, LAST_NUMBER), chance.colour_for("circle")
+    said = f"a number line from zero to five with {with_article(colour)} circle at {NUMBERS[value]}"
+    return figure("number line", "number line", chance.template(DRAW).format(said), [value], [colour], chance)
+
+
+def change_number(chance: Chance) -> Plan:
+    (old, new), colour = chance.few(range(LAST_NUMBER + 1), 2), chance.colour_for("circle")
+    prompt = chance.template(("move the circle to {}", "put the circle at {}", "please put the circle at {}"))
+    return figure(
+        "change number", "number line", prompt.format(NUMBERS[new]), [new], [colour], chance, ([old], [colour])
+    )
+
+
+def ask_number(chance: Chance) -> Plan:
+    value, colour = chance.number(0, LAST_NUMBER), chance.colour_for("circle")
+    templates = ("which number has the circle?", "at which number is the circle?", "what number has the circle?")
+    answer, digit = number_words(value)
+    return figure_question("number", "number line", templates, [value], [colour], answer, chance, (digit,))
+
+
+# Clock
+
+
+def clock(chance: Chance) -> Plan:
+    hour, colour = chance.pick(HOURS), chance.pick(BRIGHT)
+    said = f"a clock with {with_article(colour)} hand at {NUMBERS[hour]}"
+    return figure("clock", "clock", chance.template(DRAW).format(said), [hour], [colour], chance)
+
+
+def change_time(chance: Chance) -> Plan:
+    (old, new), colour = chance.few(HOURS, 2), chance.pick(BRIGHT)
+    prompt = chance.template(("move the hand to {}", "make it {} on the clock", "please move the hand to {}"))
+    return figure("change time", "clock", prompt.format(NUMBERS[new]), [new], [colour], chance, ([old], [colour]))
+
+
+def ask_time(chance: Chance) -> Plan:
+    hour, colour = chance.pick(HOURS), chance.pick(BRIGHT)
+    templates = ("what time is it?", "what time is it on the clock?", "which hour is it?", "which time is it?")
+    answer, digit = number_words(hour)
+    return figure_question("time", "clock", templates, [hour], [colour], answer, chance, (digit,))
+
+
+# Balance
+
+
+def some_weights(chance: Chance) -> tuple[list[int], list[str]]:
+    colours = [chance.colour_for("circle", other_than=("black",)) for _ in range(2)]
+    return [chance.number(1, MOST_WEIGHTS) for _ in range(2)], colours
+
+
+def balance(chance: Chance) -> Plan:
+    """The prompt does not say how the beam hangs: that follows from the weights."""
+    values, colours = some_weights(chance)
+    parts = [plural(value, f"{colour} weight") for value, colour in zip(values, colours, strict=True)]
+    said = f"a balance with {parts[0]} on the left and {parts[1]} on the right"
+    return figure("balance", "balance", chance.template(DRAW).format(said), values, colours, chance)
+
+
+def ask_heavier(chance: Chance) -> Plan:
+    values, colours = some_weights(chance)
+    answer = "left" if values[0] > values[1] else "right" if values[0] < values[1] else "none"
+    templates = (
+        "which side is heavier?",
+        "what side of the balance is heavier?",
+        "which side of the balance is heavier?",
+    )
+    return figure_question("heavier", "balance", templates, values, colours, answer, chance)
+
+
+# Geometry
+
+
+def right_triangle(chance: Chance) -> Plan:
+    turn, colour = chance.number(0, 3), chance.pick(tuple(COLOURS))
+    said = f"{with_article(colour)} right triangle with the right angle marked in the {CORNERS[turn]}"
+    radius = chance.uniform(0.3, 0.38) * min(chance.size)
+    things = (Thing("right triangle", colour, turn=turn),)
+    return drawing(
+        "right triangle",
+        chance.template(DRAW).format(said),
+        lambda: [Placed("right triangle", colour, *chance.at("", radius), radius, turn)],
+        chance,
+        things=things,
+    )
+
+
+KINDS = {
+    "draw": (bars, bars, number_line, clock, balance, right_triangle),
+    "edit": (change_bar, change_number, change_time),
+    "ask": (ask_bar, ask_highest, ask_number, ask_time, ask_heavier),
+}

@@ -1,0 +1,175 @@
+"""Frozen settings: the sizes of a fresh checkpoint, and one config per stage.
+
+Presets: "cpu" is sized for hours on a CPU, "gpu" for minutes on one data-centre GPU.
+"""
+
+import json
+from dataclasses import asdict, dataclass, fields, replace
+
+from ..errors import InputError
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """A checkpoint of the released shape, made small. Widths are channels, sides pixels."""
+
+    picture: int = 64  # side of a drawing by default
+    vae_base: int = 8
+    vae_blocks: int = 2
+    tile: int = 112  # the ViT's picture; 112 pixels are 16 tokens
+    vit_width: int = 128
+    vit_layers: int = 3
+    llm_width: int = 128
+    llm_layers: int = 4
+    mmdit_layers: int = 6
+    mmdit_heads: int = 4  # of 32 channels
+    head_dim: int = 32
+    rope_axes: tuple[int, int, int] = (8, 12, 12)
+    vocabulary: int = 1536  # at most
+    flow_shift: float = 3.0
+    min_side: int = 32  # reference pictures have at least this side's square as area …
+    max_side: int = 128  # … at most this side's, and no longer side
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """What every stage has.
+
+    trained: prefixes of the parameters that learn; all others are frozen. tasks: (task of a sample, its share), in
+    whole numbers. sides: picture sizes (width, height), taken in turn. samples: how many are made; an epoch is one
+    pass over them. batch: samples a micro-batch; accumulate: micro-batches per process and step. warmup: steps; decay:
+    the last fraction of all steps, in which the learning rate falls to 0.
+    """
+
+    trained: tuple[str, ...]
+    tasks: tuple[tuple[str, int], ...]
+    sides: tuple[tuple[int, int], ...] = ((64, 64),)
+    samples: int = 24_000
+    steps: int = 4000
+    batch: int = 48
+    accumulate: int = 1
+    learning_rate: float = 1.5e-3
+    betas: tuple[float, float] = (0.9, 0.98)
+    weight_decay: float = 0.01
+    warmup: int = 150
+    decay: float = 0.45
+    clip: float = 1.0
+    ema: float = 0.998
+    autocast: bool = True  # bfloat16 where torch thinks it safe; weights stay float32
+    checkpointing: bool = False  # recompute activations instead of keeping them
+    seed: int = 0
+    save_every: int = 200  # steps
+
+    def learns(self, network: str) -> bool:
+        """Whether any parameter of "vae", "vlm" or "mmdit" is trained."""
+        return any(prefix.partition(".")[0] == network for prefix in self.trained)
+
+
+@dataclass(frozen=True, kw_only=True)
+class VAEStage(Stage):
+    """Pixels → latents → pixels. Loss: mse · MSE + l1 · ramp · L1 + kl · KL, all means over elements.
+
+    The L1 term grows from 0 to its weight over l1_ramp steps: from the start it holds the reconstruction at a grey.
+    """
+
+    mse: float = 10.0
+    l1: float = 1.0
+    l1_ramp: int = 500
+    kl: float = 1e-5
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextStage(Stage):
+    """Next-token loss on answers and thoughts, and, for samples without either, on the prompts themselves."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PictureStage(Stage):
+    """Velocity loss on pictures and, with a text_weight, next-token loss on answers and thoughts.
+
+    flow_weight, text_weight: of the losses. shift: of the noise levels σ = sigmoid(normal). drop_prompt: the share of
+    pictures that is trained with the branch `partial`; drop_all: with `unconditional`.
+    """
+
+    text_weight: float = 1.0
+    flow_weight: float = 20.0
+    shift: float = 3.0
+    drop_prompt: float = 0.05
+    drop_all: float = 0.05
+
+
+PICTURES = (("draw", 3), ("edit", 2), ("reason", 1))
+LANGUAGE = (("ask", 4), ("reason", 1), ("draw", 2), ("edit", 1))
+DRAW_EDIT = (("draw", 4), ("edit", 1))
+# Generation : editing : understanding = 1 : 1 : 2; a third of the generation is preceded by thoughts.
+UNIFIED = (("draw", 2), ("reason", 1), ("edit", 3), ("ask", 6))
+MANY_SIDES = ((64, 64), (80, 48), (48, 80), (96, 48), (48, 96), (64, 48), (48, 64), (80, 80))
+
+CPU = {
+    "vae": VAEStage(
+        trained=("vae.",), tasks=PICTURES, steps=5000, batch=16, learning_rate=2e-3, samples=12_000, autocast=False
+    ),
+    "vae-decoder": VAEStage(
+        trained=("vae.decoder.", "vae.post_quant_conv."),
+        tasks=PICTURES,
+        steps=4000,
+        batch=16,
+        learning_rate=1e-3,
+        samples=12_000,
+        l1_ramp=1,
+        autocast=False,
+    ),
+    "mllm": TextStage(trained=("vlm.",), tasks=LANGUAGE, steps=6000),
+    "stage1": PictureStage(trained=("mmdit.",), tasks=DRAW_EDIT, steps=12_000),
+    "stage2": PictureStage(trained=("mmdit.",), tasks=DRAW_EDIT, sides=MANY_SIDES, steps=4000, learning_rate=8e-4),
+    "stage3": PictureStage(
+        trained=("vlm.", "mmdit."), tasks=UNIFIED, sides=MANY_SIDES, steps=6000, learning_rate=5e-4, accumulate=2
+    ),
+}
+
+
+def _on_gpu(stage: Stage, **changes) -> Stage:
+    return replace(stage, samples=5 * stage.samples, batch=4 * stage.batch, save_every=1000, **changes)
+
+
+GPU = {
+    "vae": _on_gpu(CPU["vae"], steps=8000, autocast=True),
+    "vae-decoder": _on_gpu(CPU["vae-decoder"], steps=4000, autocast=True),
+    "mllm": _on_gpu(CPU["mllm"], steps=8000),
+    "stage1": _on_gpu(CPU["stage1"], steps=20_000),
+    "stage2": _on_gpu(CPU["stage2"], steps=8000),
+    "stage3": _on_gpu(CPU["stage3"], steps=10_000),
+}
+PRESETS = {"cpu": CPU, "gpu": GPU}
+SIZES = {"cpu": Sizes(), "gpu": Sizes(vae_base=12, llm_width=160, mmdit_heads=6)}
+
+
+def changed(settings, changes: list[str]):
+    """Settings with "name=JSON" texts applied. Raises InputError for an unknown name or a value of another type."""
+    names = {field.name for field in fields(settings)}
+    values = {}
+    for change in changes:
+        name, _, text = change.partition("=")
+        if name not in names:
+            raise InputError(f"{name!r} is no setting; there are {', '.join(sorted(names))}")
+        values[name] = _parsed(name, text, getattr(settings, name))
+    return replace(settings, **values)
+
+
+def _parsed(name: str, text: str, old):
+    try:
+        value = _frozen(json.loads(text))
+    except ValueError as error:
+        raise InputError(f"{name} is {text!r}, which is not JSON") from error
+    good = (int, float) if isinstance(old, float) else type(old)
+    if not isinstance(value, good) or isinstance(value, bool) != isinstance(old, bool):
+        raise InputError(f"{name} is {text}; it must be like {json.dumps(old)}")
+    return value
+
+
+def _frozen(value):
+    return tuple(map(_frozen, value)) if isinstance(value, list) else value
+
+
+def as_json(settings) -> str:
+    return json.dumps(asdict(settings), indent=2)

@@ -1,0 +1,263 @@
+"""The toy world: its samples are deterministic and split, and its checker takes what is right and nothing else."""
+
+import io
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from PIL import Image, ImageFilter
+
+from internvlu_core.synthesis import (
+    COLOURS,
+    DOMAINS,
+    HELD_OUT_PAIRS,
+    SHAPES,
+    TASKS,
+    Placed,
+    Thing,
+    Truth,
+    check,
+    check_answer,
+    draw,
+    make,
+)
+from internvlu_core.synthesis.scene import PLACES
+
+PAIRS = [(domain, task) for domain in DOMAINS for task in TASKS[domain]]
+PICTURED = [(domain, task) for domain, task in PAIRS if task != "ask"]
+COUNT = 30  # samples of each pair
+
+
+def samples(domain, task, count=COUNT, odd=None, size=(64, 64)):
+    seeds = range(count) if odd is None else range(odd, 2 * count, 2)
+    return [make(domain, task, seed, size) for seed in seeds]
+
+
+@pytest.mark.parametrize(("domain", "task"), PAIRS)
+def test_samples_are_whole_and_deterministic(domain, task):
+    for seed in range(12):
+        one, again = make(domain, task, seed, (80, 64)), make(domain, task, seed, (80, 64))
+        assert (one.domain, one.task, one.prompt, one.words) == (domain, task, again.prompt, again.words)
+        assert one.truth == again.truth and Truth.from_json(one.truth.to_json()) == one.truth
+        pictures = [*one.images, *([] if one.picture is None else [one.picture])]
+        for picture, other in zip(pictures, [*again.images, again.picture], strict=False):
+            assert picture.shape == (64, 80, 3) and picture.dtype == np.uint8
+            assert np.array_equal(picture, other)
+        assert (one.picture is None) == (task == "ask")
+        assert bool(one.words) == (task in ("ask", "reason"))
+        assert len(one.images) == 1 or (not one.images and (task in ("draw", "reason") or domain == "reasoning"))
+
+
+def test_other_seeds_make_other_samples():
+    assert len({s.prompt for s in samples("objects", "draw")}) > 0.8 * COUNT
+    assert len({s.images[0].tobytes() for s in samples("objects", "edit")}) == COUNT
+
+
+@pytest.mark.parametrize("domain", DOMAINS)
+def test_no_drawing_prompt_of_evaluation_is_in_training(domain):
+    task = "reason" if domain == "reasoning" else "draw"
+    prompts = [{s.prompt for s in samples(domain, task, 300, odd) if not s.images} for odd in (0, 1)]
+    assert not prompts[0] & prompts[1]
+
+
+def test_words_of_evaluation_are_new():
+    train, unseen = ({s.truth.label.word for s in samples("text", "draw", 300, odd)} for odd in (0, 1))
+    assert len(unseen) > 100 and not train & unseen
+
+
+def test_training_shows_no_held_out_pair():
+    def pairs(odd):
+        drawn = [s for task in ("draw", "edit") for s in samples("objects", task, 200, odd)]
+        return {(thing.shape, thing.colour) for s in drawn for thing in s.truth.things}
+
+    assert not pairs(0) & HELD_OUT_PAIRS
+    asked = " ".join(make("objects", "ask", seed, kind="whether").prompt for seed in range(0, 400, 2))
+    assert not any(f"{colour} {shape}" in asked for shape, colour in HELD_OUT_PAIRS)
+    assert HELD_OUT_PAIRS & pairs(1)
+    assert any(s.truth.held_out for s in samples("objects", "draw", 60, 1))
+
+
+def test_kinds_can_be_chosen():
+    kinds = {make("objects", "draw", seed, kind="counting").truth.kind for seed in range(6)}
+    assert kinds == {"counting"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("objects", "reason", 0), "no samples of objects/reason"),
+        (("space", "draw", 0), "no samples of space/draw"),
+        (("objects", "draw", 0, (64, 20)), "64 × 20 is too small"),
+        (("objects", "draw", 0, (64, 64), "none"), "of the kind 'none'"),
+    ],
+)
+def test_what_cannot_be_made_is_named(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        make(*arguments)
+
+
+# The checker
+
+
+def jpeg(picture):
+    file = io.BytesIO()
+    Image.fromarray(picture).save(file, "JPEG", quality=50)
+    return np.array(Image.open(file))
+
+
+def noise(picture):
+    return np.clip(picture + np.random.default_rng(0).normal(0, 8, picture.shape), 0, 255).astype(np.uint8)
+
+
+def blur(picture):
+    return np.array(Image.fromarray(picture).filter(ImageFilter.GaussianBlur(0.7)))
+
+
+def rescale(picture):
+    image = Image.fromarray(picture)
+    small = image.resize((image.width * 2 // 3, image.height * 2 // 3), Image.Resampling.BICUBIC)
+    return np.array(small.resize(image.size, Image.Resampling.BICUBIC))
+
+
+@pytest.mark.parametrize("damage", [np.copy, jpeg, noise, blur, rescale])
+def test_right_pictures_are_accepted_after_damage(damage):
+    right = [check(damage(s.picture), s.truth).right for pair in PICTURED for s in samples(*pair)]
+    assert np.mean(right) >= (1 if damage is np.copy else 0.98)
+
+
+def test_other_sizes_are_accepted():
+    for size in ((48, 48), (96, 64), (64, 96), (128, 128)):
+        right = [check(s.picture, s.truth).right for pair in PICTURED for s in samples(*pair, 6, size=size)]
+        assert np.mean(right) >= 0.98, size
+
+
+def others(value, known):
+    return [other for other in known if other != value]
+
+
+def wrong_truths(truth):
+    """Truths that the picture of this one does not show, by what is wrong."""
+    things, label = truth.things, truth.label
+    for i, thing in enumerate(things):
+        swap = lambda new, i=i: replace(truth, things=(*things[:i], new, *things[i + 1 :]), relations=())  # noqa: E731
+        if thing.colour:
+            yield "colour", swap(replace(thing, colour=others(thing.colour, COLOURS)[i]))
+        if thing.shape in SHAPES:
+            yield "shape", swap(replace(thing, shape=others(thing.shape, SHAPES)[i]))
+        if thing.place:
+            yield "place", swap(replace(thing, place=others(thing.place, PLACES)[i]))
+        if thing.size:
+            yield "size", swap(replace(thing, size=others(thing.size, ("small", "large"))[0]))
+        if thing.turn >= 0:
+            yield "turn", swap(replace(thing, turn=(thing.turn + 1) % 4))
+        if thing.at:
+            yield "moved", swap(replace(thing, at=(thing.at[0] + (0.2 if thing.at[0] < 0.5 else -0.2), thing.at[1])))
+    if things:
+        yield "more", replace(truth, things=(*things, things[0]))
+        yield "fewer", replace(truth, things=things[1:], relations=())
+    if len(things) == 2 and all(a.colour and a.colour != b.colour for a, b in (things, things[::-1])):
+        exchanged = tuple(replace(a, colour=b.colour) for a, b in (things, things[::-1]))
+        yield "exchanged colours", replace(truth, things=exchanged)
+    if truth.relations:
+        yield "relation", replace(truth, relations=tuple((j, said, i) for i, said, j in truth.relations))
+    if truth.background:
+        yield "background", replace(truth, background="white")
+    if label:
+        yield (
+            "word",
+            replace(truth, label=replace(label, word=label.word[::-1] + "A" * (label.word == label.word[::-1]))),
+        )
+        for letter in "AEIOU":
+            if letter not in label.word and label.word[1] in "AEIOU":
+                yield "letter", replace(truth, label=replace(label, word=label.word[0] + letter + label.word[2]))
+        yield "word's colour", replace(truth, label=replace(label, colour=others(label.colour, COLOURS)[0]))
+    for i, value in enumerate(truth.values):
+        yield "value", replace(truth, values=(*truth.values[:i], value + 1, *truth.values[i + 1 :]))
+    if truth.colours:
+        yield "figure's colour", replace(truth, colours=(others(truth.colours[0], COLOURS)[0], *truth.colours[1:]))
+
+
+@pytest.mark.parametrize("damage", [np.copy, blur])
+def test_wrong_pictures_are_refused(damage):
+    accepted = {}
+    for pair in PICTURED:
+        for sample in samples(*pair, 12):
+            picture = damage(sample.picture)
+            for name, truth in wrong_truths(sample.truth):
+                accepted.setdefault(name, []).append(check(picture, truth).right)
+    rates = {name: float(np.mean(verdicts)) for name, verdicts in accepted.items()}
+    assert len(rates) >= 15
+    assert np.mean([verdict for verdicts in accepted.values() for verdict in verdicts]) <= 0.01, rates
+    assert max(rates.values()) <= 0.05, rates
+
+
+def test_edits_are_refused_where_nothing_was_done():
+    edits = [s for domain, task in PICTURED for s in samples(domain, task, 30) if s.images]
+    assert len(edits) > 100
+    assert np.mean([check(s.images[0], s.truth).right for s in edits]) <= 0.01
+
+
+def test_a_verdict_names_what_is_wrong():
+    picture = draw([Placed("star", "red", 16, 16, 9), Placed("circle", "blue", 46, 44, 9)], (64, 64))
+
+    def wrong(*things):
+        return {name for name, right in check(picture, Truth("two", things)).parts.items() if not right}
+
+    assert not wrong(Thing("star", "red", "top left"), Thing("circle", "blue"))
+    assert wrong(Thing("star", "green"), Thing("circle", "blue")) == {"colour", "together"}
+    assert wrong(Thing("heart", "red"), Thing("circle", "blue")) == {"shape", "together"}
+    assert wrong(Thing("star", "blue"), Thing("circle", "red")) == {"together"}
+    assert wrong(Thing("star", "red", "right"), Thing("circle", "blue")) == {"place", "together"}
+    assert wrong(Thing("star", "red")) == {"count"}
+
+
+def test_touching_and_two_coloured_objects_are_refused():
+    one = [Placed("circle", "red", 30, 30, 12)]
+    truth = Truth("single", (Thing("circle", "red"),))
+    assert check(draw(one, (64, 64)), truth).right
+    assert not check(draw([*one, Placed("square", "red", 40, 30, 12)], (64, 64)), truth).right
+    picture = draw(one, (64, 64))
+    half = draw([replace(one[0], colour="blue")], (64, 64))
+    picture[:, :30] = half[:, :30]
+    assert not check(picture, truth).right
+
+
+@pytest.mark.parametrize("colour", [0, 128, 255])
+def test_an_empty_picture_is_refused(colour):
+    empty = np.full((64, 64, 3), colour, np.uint8)
+    assert not any(check(empty, s.truth).right for pair in PICTURED for s in samples(*pair, 10))
+
+
+def test_noise_is_refused_without_a_fuss():
+    picture = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    assert not any(check(picture, s.truth).right for pair in PICTURED for s in samples(*pair, 2))
+
+
+def test_answers():
+    for domain in DOMAINS:
+        for sample in samples(domain, "ask", 20):
+            assert check_answer(f" {sample.words.upper()}. ", sample.truth).right
+            assert not check_answer(f"not {sample.words}", sample.truth).right
+            assert not check_answer("", sample.truth).right
+
+
+def test_questions_are_about_the_picture():
+    """Yes and no are as frequent; no answer to a kind of question is always right."""
+    words = [make("objects", "ask", seed, kind="whether").words for seed in range(100)]
+    assert 35 <= words.count("yes") <= 65
+    for kind in ("colour", "shape", "where", "count"):
+        words = [make("objects", "ask", seed, kind=kind).words for seed in range(60)]
+        assert max(map(words.count, words)) < 30
+
+
+def test_single_objects_are_fast():
+    """500 a second on one core, in time of this process, the best of three runs."""
+
+    def seconds():
+        start = time.process_time()
+        for seed in range(100):
+            make("objects", "draw", 2 * seed, kind="single")
+        return time.process_time() - start
+
+    assert 100 / min(seconds() for _ in range(3)) >= 500

@@ -1,0 +1,489 @@
+"""Training: what each stage learns, from what, and that a killed or a divided run is the same run."""
+
+import json
+import os
+import random
+import subprocess
+import sys
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers import relative
+from PIL import Image
+
+from internvlu_core import InputError, InternVLU, TextResult, synthesis
+from internvlu_core.imaging import reference_pixels, vit_tiles
+from internvlu_core.prompt import CHAT_SYSTEM, DRAW_SYSTEM, EDIT_SYSTEM, Tokenizer
+from internvlu_core.sampler import flow_sigmas
+from internvlu_core.synthesis import Sample
+from internvlu_core.training import __main__ as command
+from internvlu_core.training import data, objectives
+from internvlu_core.training.attention import masked_attention
+from internvlu_core.training.feed import Feed
+from internvlu_core.training.fresh import write_fresh
+from internvlu_core.training.loop import Run, freeze, learning_rate
+from internvlu_core.training.settings import CPU, PRESETS, PictureStage, Sizes, TextStage, VAEStage, changed
+from internvlu_core.training.storage import Networks
+
+ROOT = Path(__file__).resolve().parents[2]
+TINY = Sizes(
+    vae_blocks=1, vit_width=32, vit_layers=1, llm_width=32, llm_layers=2, mmdit_layers=2, mmdit_heads=2, vocabulary=1024
+)
+LEARN = {"warmup": 5, "decay": 0.0, "ema": 0.9, "weight_decay": 0.0, "autocast": False, "save_every": 10**6}
+
+
+@pytest.fixture(scope="module")
+def fresh(tmp_path_factory) -> Path:
+    """A tiny checkpoint that has learnt nothing."""
+    folder = tmp_path_factory.mktemp("fresh") / "checkpoint"
+    made = data.samples(TextStage(trained=(), tasks=(("draw", 1), ("edit", 1), ("ask", 1)), samples=300))
+    write_fresh(folder, TINY, [text for sample in made for text in (sample.prompt, sample.words)])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def awake(fresh) -> Networks:
+    """Its networks, with an MMDiT of which no part is zero, so that everything has an effect."""
+    networks = Networks(fresh)
+    generator = torch.Generator().manual_seed(1)
+    for name, parameter in networks.mmdit.named_parameters():
+        if not parameter.any():
+            with torch.no_grad():
+                parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
+        assert parameter.any(), name
+    return networks
+
+
+def sample(task: str, words: str = "", images: int = 0, size: tuple[int, int] = (48, 64)) -> Sample:
+    """Noise with words: what it shows is of no matter."""
+    chance = np.random.default_rng(len(task) + images)
+    pictures = [chance.integers(0, 255, (*size[::-1], 3), dtype=np.uint8) for _ in range(images + 1)]
+    picture = None if task == "ask" else pictures[0]
+    return Sample(task, "objects", f"{task} two red stars", tuple(pictures[1:]), picture, words, None)
+
+
+def picture_stage(**changes) -> PictureStage:
+    settings = {"trained": ("mmdit.",), "tasks": (("draw", 1),), "samples": 4, "steps": 4, "batch": 2, **LEARN}
+    return PictureStage(**settings | changes)
+
+
+def entries(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+# The start
+
+
+def test_tokenizer_reads_the_fixed_texts_in_few_tokens_and_words_to_draw_by_letters(fresh):
+    tokenizer = Tokenizer(fresh / "processor")
+    counts = [len(tokenizer.encode(text)) for text in (CHAT_SYSTEM, DRAW_SYSTEM, EDIT_SYSTEM)]
+    assert all(count <= most for count, most in zip(counts, (6, 18, 24), strict=True)), counts
+    for text in ("Draw a red star.", 'the word "CAT" in blue', "看，三个 stars: 12 <|im_end|>"):
+        assert tokenizer.decode(tokenizer.encode(text)) == text
+    for word in ("QXZ", "VLO", "STA", "人工", "大人"):  # parts of the fixed texts among them
+        tokens = [tokenizer.decode([token]).strip() for token in tokenizer.encode(f"the word {word} in blue")]
+        assert [token for token in tokens if token and token in word] == list(word), tokens
+    words = len(tokenizer.encode("draw a red star left of a blue circle"))
+    assert words <= 10, "merges of the toy world's words are missing"
+
+
+def test_small_pictures_are_edited_at_their_own_size(fresh):
+    """The released minimum area would blow a 64 × 64 picture up to 512 × 512."""
+    networks = Networks(fresh)
+    for width, height in {side for stage in CPU.values() for side in stage.sides}:
+        pixels = reference_pixels(Image.new("RGB", (width, height)), networks.config.processor)
+        assert pixels.shape[-2:] == (height, width)
+
+
+# The same as at inference
+
+
+@pytest.mark.parametrize(
+    ("task", "words", "images"),
+    [("draw", "", 0), ("edit", "", 1), ("edit", "", 2), ("reason", "One more is three.", 0), ("reason", "Red.", 1)],
+)
+def test_contexts_are_those_of_inference(awake, task, words, images):
+    """In a padded batch with another row. The cuts and pads of reasoning are among them."""
+    one = sample(task, words, images)
+    other = replace(one, prompt="a rather longer prompt for a picture of two red stars", words=2 * words)
+    reader = awake.reader
+    rows = [data.branch_tokens(each, reader) for each in (one, other)]
+    tiles = [vit_tiles(Image.fromarray(image), reader.config.processor) for image in one.images]
+    features = reader.see(tiles, "cpu", torch.float32)
+    thought = TextResult(words, data.written(words, reader)) if words else None
+    context = reader.context(one.prompt, features, [], device="cpu", reasoning=thought)
+    for branch in (data.FULL, data.PARTIAL, data.UNCONDITIONAL):
+        pair = [row[branch] for row in rows]
+        with torch.no_grad():
+            batch = objectives.read(awake, data.make_reading(pair, [one.images, other.images], reader))
+        expected = getattr(context, branch)
+        length = len(expected.hidden)
+        assert int(batch.mask[0].sum()) == length
+        assert relative(batch.hidden[0, :length], expected.hidden) < 1e-5
+        if data.structure(data.Exercise(None, rows[0], one.images, one.picture), branch) == data.structure(
+            data.Exercise(None, rows[1], other.images, other.picture), branch
+        ):
+            assert batch.image_mask[:length].tolist() == expected.image_mask.tolist()
+            assert batch.image_grids == expected.image_grids
+
+
+@pytest.mark.parametrize("images", [0, 1])
+def test_padding_does_not_change_a_velocity(awake, images):
+    chance = torch.Generator().manual_seed(0)
+    config = awake.config.mmdit
+    x = torch.randn(1, 16, 6, 8, generator=chance)
+    references = [torch.randn(1, 16, 4, 4, generator=chance) for _ in range(images)]
+    hidden = torch.randn(25, config.context_size, generator=chance)
+    image_mask = torch.zeros(25, dtype=torch.bool)
+    image_mask[3 : 3 + 16 * images] = True
+    time = torch.tensor([700.0])
+    grids = [awake.config.tile_grid] * images
+    alone = awake.mmdit(x, time, hidden[None], image_mask, grids, references)
+    longer = torch.randn(31, config.context_size, generator=chance)
+    masks = [image_mask, torch.cat([image_mask, image_mask.new_zeros(6)])]
+    context = objectives.make_context(awake, [hidden, longer], masks)
+    together = awake.mmdit(
+        x.expand(2, -1, -1, -1),
+        time.expand(2),
+        context.hidden,
+        context.image_mask,
+        context.image_grids,
+        [r.expand(2, -1, -1, -1) for r in references],
+        mask=objectives.joint_mask(awake, x, references, context.mask),
+    )
+    assert relative(together[:1], alone) < 1e-5
+
+
+def test_attention_is_torchs():
+    q, k, v = torch.randn(3, 2, 4, 7, 8, generator=torch.Generator().manual_seed(0)).unbind()
+    fused = torch.nn.functional.scaled_dot_product_attention
+    assert relative(masked_attention(q, k, v, is_causal=True), fused(q, k, v, is_causal=True)) < 1e-5
+    mask = torch.arange(7) < torch.tensor([[5], [7]])
+    assert relative(masked_attention(q, k, v, mask=mask), fused(q, k, v, mask[:, None, None])) < 1e-5
+
+
+def test_noise_levels_are_shifted_as_the_samplers():
+    """The σ at the middle of both is 0.75: three quarters of the way to noise."""
+    shift = CPU["stage1"].shift
+    sigma = objectives.shifted_sigmas(20_001, shift, torch.Generator().manual_seed(0))
+    assert abs(float(sigma.median()) - float(flow_sigmas(20, 3.0)[10])) < 0.01
+    logits = (sigma / (1 - sigma)).log()  # a shift by m moves a logit by log m
+    assert abs(float(logits.mean()) - np.log(3)) < 0.03 and abs(float(logits.std()) - 1) < 0.03
+    assert {stage.shift for preset in PRESETS.values() for stage in preset.values() if hasattr(stage, "shift")} == {3.0}
+
+
+def test_timesteps_are_whole_and_rounded_to_bfloat16():
+    times = objectives.timesteps(torch.tensor([0.9996, 0.5019, 0.1239]))
+    assert times.tolist() == [1000.0, 500.0, 123.0]  # of 999, 501 and 123
+
+
+# What is learnt
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_tasks_have_the_reports_shares(preset, monkeypatch):
+    monkeypatch.setattr(synthesis, "make", lambda domain, task, seed, size: task)
+    stages = PRESETS[preset]
+    for name in ("stage1", "stage2"):
+        count = Counter(data.samples(replace(stages[name], samples=500)))
+        assert count == {"draw": 400, "edit": 100}
+    count = Counter(data.samples(replace(stages["stage3"], samples=1200)))
+    assert count["draw"] + count["reason"] == count["edit"] == count["ask"] / 2 == 300
+    assert count["reason"] >= 75
+
+
+def test_sizes_are_one_in_stage_1_and_many_in_stage_2():
+    for stages in PRESETS.values():
+        assert len(stages["stage1"].sides) == 1 and len({w / h for w, h in stages["stage2"].sides}) >= 5
+    made = data.samples(picture_stage(sides=((64, 64), (48, 80)), samples=40))
+    assert {one.picture.shape for one in made} == {(64, 64, 3), (80, 48, 3)}
+
+
+def test_samples_are_the_same_from_several_processes(monkeypatch):
+    stage = picture_stage(samples=6)
+    alone = list(data.samples(stage))
+    monkeypatch.setattr(data, "WORTH_WORKERS", 1)
+    monkeypatch.setattr(data.os, "cpu_count", lambda: 2)
+    divided = list(data.samples(stage))
+    assert [one.prompt for one in divided] == [one.prompt for one in alone]
+    assert all(np.array_equal(one.picture, other.picture) for one, other in zip(divided, alone, strict=True))
+
+
+def test_training_never_sees_evaluations_seeds(monkeypatch):
+    seeds = []
+    monkeypatch.setattr(synthesis, "make", lambda domain, task, seed, size: seeds.append(seed))
+    for seed in (0, 1):
+        list(data.samples(picture_stage(samples=50, seed=seed)))
+    assert len(set(seeds)) == 100 and not any(seed % 2 for seed in seeds)
+
+
+@pytest.mark.parametrize(
+    ("name", "learning"),
+    [
+        ("vae", {"vae"}),
+        ("vae-decoder", {"vae.decoder", "vae.post_quant_conv"}),
+        ("mllm", {"vlm"}),
+        ("stage1", {"mmdit"}),
+        ("stage2", {"mmdit"}),
+        ("stage3", {"vlm", "mmdit"}),
+    ],
+)
+def test_a_stage_moves_its_own_parameters_and_no_others(fresh, tmp_path, name, learning):
+    for preset in PRESETS.values():
+        assert {prefix.rstrip(".") for prefix in preset[name].trained} == learning
+    settings = {"steps": 2, "samples": 12, "batch": 12, "warmup": 0, "autocast": False, "sides": ((64, 64),)}
+    run = Run(replace(CPU[name], **settings), fresh, tmp_path)
+    before = {key: parameter.clone() for key, parameter in run.networks.named_parameters()}
+    for _ in range(6 if name == "stage3" else 2):  # of one structure each
+        run._take_step()
+    moved = {key for key, parameter in run.networks.named_parameters() if not parameter.equal(before[key])}
+    prefixes = tuple(prefix + "." for prefix in learning)
+    assert all(key.startswith(prefixes) for key in moved)
+    for prefix in prefixes:
+        assert any(key.startswith(prefix) for key in moved), prefix
+    assert len(moved) > 0.9 * sum(key.startswith(prefixes) for key in before) or "mmdit" in learning
+
+
+def test_an_unknown_prefix_is_refused(awake):
+    with pytest.raises(InputError, match="mmdti"):
+        freeze(awake, ("mmdti.",))
+
+
+def test_branches_are_dropped_as_often_as_asked(awake):
+    """Every exercise once an epoch, its picture with the branch that this epoch has for it."""
+    edits = [data.exercise(sample("edit", images=1), awake.reader, picture_stage())] * 2000
+    for stage in (CPU["stage1"], CPU["stage2"], CPU["stage3"]):
+        assert 0.02 <= stage.drop_prompt <= 0.2 and 0.02 <= stage.drop_all <= 0.2
+    stage = picture_stage(drop_prompt=0.1, drop_all=0.3)
+    items = [item for batch in data.plan_epoch(edits, stage, 0) for item in batch]
+    assert sorted(item.index for item in items) == list(range(2000))
+    count = Counter(item.branch for item in items)
+    assert abs(count[data.PARTIAL] - 200) < 50 and abs(count[data.UNCONDITIONAL] - 600) < 80
+    other = {item.index: item.branch for batch in data.plan_epoch(edits, stage, 1) for item in batch}
+    assert any(other[item.index] != item.branch for item in items)
+    never = data.plan_epoch(edits, picture_stage(drop_prompt=0.0, drop_all=0.0), 0)
+    assert {item.branch for batch in never for item in batch} == {data.FULL}
+
+
+def test_a_dropped_picture_is_trained_without_its_prompt_and_images(fresh):
+    """Through to the batch: `unconditional` has neither, `partial` has the images and their latents."""
+    networks = Networks(fresh)
+    for drops, references, layout in (((1.0, 0.0), 1, 16), ((0.0, 1.0), 0, 0)):
+        stage = picture_stage(tasks=(("edit", 1),), drop_prompt=drops[0], drop_all=drops[1], trained=("vlm.", "mmdit."))
+        batch = Feed(networks, stage, torch.device("cpu")).batch(0)
+        text = networks.reader.tokenizer.decode(batch.reading.ids[0].tolist())
+        assert ("Generate an image based on reference images." in text) == bool(references)
+        assert ("Here is a random image" in text) != bool(references)
+        assert len(batch.references) == references and int(batch.reading.image_mask[0].sum()) == layout
+
+
+def test_batches_are_of_one_structure_and_about_one_length(awake):
+    exercises = [
+        data.exercise(each, awake.reader, CPU["stage3"])
+        for each in (sample("draw"), sample("edit", images=1), sample("ask", "Two.", 1), sample("reason", "Three."))
+    ] * 9
+    exercises += [data.exercise(sample("ask", "Orange."), awake.reader, CPU["stage3"])]  # a question without a picture
+    for batch in data.plan_epoch(exercises, replace(CPU["stage3"], batch=4), 0):
+        chosen = [(exercises[item.index], item.branch) for item in batch]
+        assert len(batch) <= 4 and len({data.structure(*each) for each in chosen}) == 1
+        lengths = [data.length(*each) for each in chosen]
+        assert max(lengths) - min(lengths) < 3 * data.LENGTH_STEP
+
+
+def test_losses_are_weighted_1_to_20(awake):
+    stage = replace(CPU["stage3"], drop_prompt=0.0, drop_all=0.0)
+    assert (stage.text_weight, stage.flow_weight) == (1.0, 20.0)
+    one = data.exercise(sample("reason", "Three."), awake.reader, stage)
+    latents = torch.randn(1, 16, 8, 6, generator=torch.Generator().manual_seed(0))
+    batch = data.Batch(
+        weight=1.0,
+        generator=torch.Generator().manual_seed(0),
+        text=data.make_reading([one.text], [()], awake.reader),
+        latents=latents,
+        reading=data.make_reading([one.branches[data.FULL]], [()], awake.reader),
+    )
+    losses = objectives.losses(awake, batch, stage, 0)
+    assert set(losses.parts) == {"text", "flow"}
+    assert float(losses.total) == pytest.approx(float(losses.parts["text"] + 20 * losses.parts["flow"]), rel=1e-5)
+
+
+def test_the_vaes_losses_are_weighted_and_l1_is_ramped_in(awake):
+    stage = CPU["vae"]
+    for part in awake.vae.parameters():
+        part.requires_grad_(True)
+    pixels = data.to_pixels([sample("draw").picture])
+
+    def at(step: int) -> objectives.Losses:
+        return objectives.losses(awake, data.Batch(1.0, torch.Generator().manual_seed(0), pixels=pixels), stage, step)
+
+    first, late = at(0), at(10**6)
+    parts = {name: float(value) for name, value in late.parts.items()}
+    full = 10 * parts["mse"] + stage.l1 * parts["l1"] + 1e-5 * parts["kl"]
+    assert float(late.total) == pytest.approx(full, rel=1e-5)
+    assert float(first.total) == pytest.approx(full - stage.l1 * parts["l1"] * (1 - 1 / stage.l1_ramp), rel=1e-5)
+
+
+def test_only_answers_are_trained_and_end_the_turn(awake):
+    text = data.text_tokens(sample("ask", "Two red stars.", 1), awake.reader)
+    trained = [token for token, on in zip(text.ids, text.trained, strict=True) if on]
+    tokenizer = awake.reader.tokenizer
+    assert tokenizer.decode(trained, keep=("<|im_end|>",)) == "Two red stars.<|im_end|>"
+    prompt = data.text_tokens(sample("draw"), awake.reader)
+    assert sum(prompt.trained) == len(prompt.ids) - prompt.start
+
+
+def test_samples_of_which_nothing_is_learnt_are_refused(awake):
+    with pytest.raises(InputError, match="'ask'"):
+        data.exercise(sample("ask", "Two.", 1), awake.reader, CPU["stage1"])
+    with pytest.raises(InputError, match="'ask'"):
+        data.exercise(sample("ask", "Orange."), awake.reader, CPU["vae"])
+    with pytest.raises(InputError, match="'sing'"):
+        next(data.samples(picture_stage(tasks=(("sing", 1),))))
+
+
+# Each loss overfits a handful of samples
+
+
+OVERFIT = {
+    "vae": VAEStage(
+        trained=("vae.",),
+        tasks=(("draw", 1),),
+        sides=((48, 48),),
+        samples=2,
+        steps=100,
+        batch=2,
+        learning_rate=2e-3,
+        l1_ramp=50,
+        **LEARN,
+    ),
+    "mllm": TextStage(
+        trained=("vlm.",), tasks=(("ask", 1),), samples=4, steps=60, batch=4, learning_rate=1e-2, **LEARN
+    ),
+    "stage1": picture_stage(samples=2, steps=150, learning_rate=6e-3, drop_prompt=0.0, drop_all=0.0),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "part", "least"), [("vae", "mse", 0.1), ("mllm", "text", 0.02), ("stage1", "flow", 0.4)]
+)
+def test_a_stage_overfits_a_handful(fresh, tmp_path, name, part, least):
+    """least: the last losses over the first ones, at most."""
+    Run(OVERFIT[name], fresh, tmp_path).train()
+    values = [entry[part] for entry in entries(tmp_path)]
+    assert np.mean(values[-10:]) < least * np.mean(values[:3])
+    trained = InternVLU.from_pretrained(tmp_path / "checkpoint")
+    if name == "mllm":
+        known = list(data.samples(OVERFIT[name]))
+        answers = [
+            trained.answer(one.prompt, [Image.fromarray(i) for i in one.images], max_new_tokens=9) for one in known
+        ]
+        assert [answer.text for answer in answers] == [one.words for one in known]
+    if name == "vae":  # latents are about standard normal
+        latents = trained.vae.encode(data.to_pixels([one.picture for one in data.samples(OVERFIT[name])]))
+        assert abs(float(latents.mean())) < 0.1 and abs(float(latents.std()) - 1) < 0.1
+
+
+# Runs
+
+
+def test_the_learning_rate_warms_up_and_decays():
+    stage = picture_stage(steps=100, warmup=10, decay=0.5, learning_rate=1.0)
+    rates = [learning_rate(stage, step) for step in range(100)]
+    assert rates[0] == 0.1 and rates[9:51] == [1.0] * 42 and rates[75] == pytest.approx(0.5) and 0 < rates[-1] <= 0.02
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("kind", ["pictures", "words"])
+def test_a_killed_run_goes_on_as_if_nothing_had_been(fresh, tmp_path, monkeypatch, kind):
+    """At a random step, between two saves. In the middle of a step everything that counts is still the saved state."""
+    settings = {"tasks": (("draw", 2), ("edit", 1)), "samples": 9, "steps": 8, "batch": 3, "save_every": 3, "ema": 0.9}
+    stage = picture_stage(**settings, drop_prompt=0.2, drop_all=0.2)
+    if kind == "words":
+        stage = TextStage(trained=("vlm.",), **{**LEARN, **settings, "tasks": (("ask", 2), ("draw", 1))})
+    Run(stage, fresh, tmp_path / "whole").train()
+    at = random.randrange(1, 8)
+
+    def losses(networks, batch, stage, step, original=objectives.losses):
+        if step == at:
+            raise Killed
+        return original(networks, batch, stage, step)
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(objectives, "losses", losses)
+        Run(stage, fresh, tmp_path / "killed").train()
+    resumed = Run(stage, fresh, tmp_path / "killed")
+    assert resumed.step == at // 3 * 3
+    resumed.train()
+    whole, killed = entries(tmp_path / "whole"), entries(tmp_path / "killed")
+    assert [entry["step"] for entry in killed] == list(range(1, 9))
+    assert [entry["loss"] for entry in killed] == pytest.approx([entry["loss"] for entry in whole], abs=1e-5)
+    ends = [InternVLU.from_pretrained(tmp_path / name / "checkpoint") for name in ("whole", "killed")]
+    for network in ("vlm", "mmdit"):
+        pairs = zip(*(getattr(end, network).parameters() for end in ends), strict=True)
+        assert all(torch.allclose(a, b, atol=1e-5) for a, b in pairs)
+
+
+def test_a_run_with_other_settings_is_refused(fresh, tmp_path):
+    Run(picture_stage(), fresh, tmp_path)
+    with pytest.raises(InputError, match="batch"):
+        Run(picture_stage(batch=3), fresh, tmp_path)
+
+
+def test_two_processes_equal_twice_the_accumulation(fresh, tmp_path):
+    changes = ["steps=3", "samples=12", "batch=2", "autocast=false", "warmup=0"]
+    alone = changed(CPU["stage3"], [*changes, "accumulate=4"])
+    Run(alone, fresh, tmp_path / "alone").train()
+    arguments = [flag for change in [*changes, "accumulate=2"] for flag in ("--set", change)]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    module = ["-m", "internvlu_core.training", "stage3", str(tmp_path / "two"), "--base", str(fresh), *arguments]
+    environment = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "ACCELERATE_USE_CPU": "true"}
+    done = subprocess.run(
+        [*launch, *module], env=os.environ | environment, capture_output=True, text=True, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    both = [entries(folder) for folder in (tmp_path / "alone", tmp_path / "two" / "stage3")]
+    assert len(both[0]) == 3
+    for one, two in zip(*both, strict=True):
+        assert {key: one[key] for key in ("loss", "text", "flow", "norm") if key in one} == pytest.approx(
+            {key: two[key] for key in ("loss", "text", "flow", "norm") if key in two}, rel=1e-4
+        )
+
+
+def test_recomputing_activations_changes_no_gradient(fresh, tmp_path):
+    stage = picture_stage(trained=("vlm.", "mmdit."), tasks=(("edit", 1),), samples=2, steps=2)
+    gradients = []
+    for number, checkpointing in enumerate((False, True)):
+        run = Run(replace(stage, checkpointing=checkpointing), fresh, tmp_path / str(number))
+        run._take_step()
+        run._take_step()
+        gradients.append(torch.cat([parameter.grad.flatten() for parameter in run.trained.values()]))
+    assert gradients[0].abs().sum() > 0 and relative(gradients[1], gradients[0]) < 1e-5
+
+
+def test_one_command_per_stage_and_what_it_writes_draws(fresh, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(command.SIZES, "cpu", TINY)
+    monkeypatch.setattr(command, "TOKENIZER_SAMPLES", 50)
+    assert command.main(["new", str(tmp_path)]) == 0
+    tiny = ["--set", "steps=2", "--set", "samples=8", "--set", "batch=4"]
+    for stage in command.ORDER[1:]:
+        assert command.main([stage, str(tmp_path), *tiny]) == 0, stage
+        assert {file.name for file in (tmp_path / stage).iterdir()} >= {
+            "checkpoint",
+            "log.jsonl",
+            "loss.png",
+            "state.pt",
+        }
+    model = InternVLU.from_pretrained(tmp_path / "stage3" / "checkpoint", dtype=torch.bfloat16)
+    drawn = model.generate("a red star", steps=2).images[0]
+    assert drawn.size == (64, 64)
+    assert model.generate("make it blue", [drawn], steps=2).images[0].size == (64, 64)
+    assert model.answer("what is it?", [drawn], max_new_tokens=3).token_ids
+    assert command.main(["stage1", str(tmp_path), "--set", "stepz=2"]) == 2
+    assert "stepz" in capsys.readouterr().err
