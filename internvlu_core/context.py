@@ -103,12 +103,13 @@ class Reader:
             return self.vlm.see(tiles.to(device, dtype)).flatten(0, 1)
         pixels = hashlib.sha256(tiles.contiguous().view(torch.uint8).cpu().numpy()).digest()
         key = pixels, tiles.shape, torch.device(device), dtype, weights
-        if key not in self.seen:
-            self.seen[key] = self.vlm.see(tiles.to(device, dtype)).flatten(0, 1)
-        self.seen.move_to_end(key)
-        while len(self.seen) > 1 and sum(len(tokens) for tokens in self.seen.values()) > self._most_tokens:
+        tokens = self.seen.pop(key, None)
+        if tokens is None:
+            tokens = self.vlm.see(tiles.to(device, dtype)).flatten(0, 1)
+        self.seen[key] = tokens
+        while len(self.seen) > 1 and sum(map(len, list(self.seen.values()))) > self._most_tokens:
             self.seen.popitem(last=False)
-        return self.seen[key]
+        return tokens
 
     @torch.inference_mode()
     def embed(self, prompt: Prompt, features: list[Tensor], device) -> Tensor:
@@ -240,7 +241,10 @@ class Reader:
 
 
 class _Weights:
-    """Tells the weights of a network that nobody else manages: the tensors, and how often each was changed in place."""
+    """Tells the weights of a network that nobody else manages: the tensors, and how often each was changed in place.
+
+    Changes through `.data`, which torch does not count, go unnoticed.
+    """
 
     def __init__(self, network: torch.nn.Module):
         self.network = network

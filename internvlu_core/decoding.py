@@ -80,7 +80,8 @@ class Steps:
     def __init__(self, vlm: VLM, prompt: Tensor, max_new_tokens: int, select: tuple[int, ...] = ()):
         self.vlm, self.language, self.device = vlm, vlm.language_model, prompt.device
         self.select = select
-        config, capacity = self.language.config, prompt.shape[1] + max_new_tokens
+        config = self.language.config
+        capacity = _windows(prompt.shape[1] + max_new_tokens)
         self.cache = KVCache(config, 1, capacity, dtype=prompt.dtype, device=prompt.device)
         self.captures = self.device.type == "cuda" and self.language.capturable and self._all_here()
         self.captured: CapturedStep | None = None
@@ -93,12 +94,14 @@ class Steps:
         tokens = tokens.to(self.device)
         if not self.captures:
             return self._keep(*self._step(tokens, self.cache))
-        window = min(-(-(self.cache.length + 1) // WINDOW) * WINDOW, self.cache.capacity)
+        window = _windows(self.cache.length + 1)
         if self.captured is None or self.captured.shape != (len(tokens), window):
             self.captured = None  # its memory first
             self.captured = CapturedStep(self._step, tokens, self.cache, window)
         logits, x, states = self.captured(tokens)
-        return self._keep(logits, x.clone(), states.clone() if self.select else states)
+        if self.select:
+            x, states = x.clone(), states.clone()
+        return self._keep(logits, x, states)
 
     def transcript(self) -> Transcript:
         """Of a text that never was more than one row."""
@@ -119,6 +122,10 @@ class Steps:
             self.inputs.append(x)
             self.hidden.append(states)
         return logits
+
+
+def _windows(tokens: int) -> int:
+    return -(-tokens // WINDOW) * WINDOW
 
 
 class CapturedStep:

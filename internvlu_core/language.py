@@ -1,5 +1,7 @@
 """Qwen3, the language model (arXiv 2505.09388): hidden states for the generator, logits for text."""
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -14,7 +16,7 @@ class KVCache:
     mask: Tensor | None = None  # which keys a new token sees; None: all that extend returns
 
     def __init__(self, config: LanguageConfig, batch: int, capacity: int, *, dtype, device):
-        self.config, self.capacity, self.length = config, capacity, 0
+        self.config, self.length = config, 0
         shape = (batch, config.num_kv_heads, capacity, config.head_dim)
         self.keys = [torch.empty(shape, dtype=dtype, device=device) for _ in range(config.num_layers)]
         self.values = [torch.empty(shape, dtype=dtype, device=device) for _ in range(config.num_layers)]
@@ -70,7 +72,9 @@ class FixedStep:
             tensor[:, :, cache.length : window] = 0
 
     def begin(self, tokens: int) -> tuple[Tensor, Tensor]:
-        self.mask = (self.slots <= self.position)[None]  # [1, window], for any batch, heads and queries
+        behind = self.slots > self.position
+        # [1, window], for any batch, heads and queries; in numbers, which else every layer would make of it.
+        self.mask = torch.zeros_like(self.slots, dtype=self.cache.keys[0].dtype).masked_fill(behind, -math.inf)[None]
         cos, sin = self.cache.rope
         return cos.index_select(0, self.position), sin.index_select(0, self.position)
 

@@ -41,7 +41,11 @@ class GenerateResult:
 
 
 class InternVLU:
-    """The model on one device. Calls do not change it: after an error or a cancelled call the next one is as good."""
+    """The model on one device. Calls do not change it: after an error or a cancelled call the next one is as good.
+
+    It remembers the pictures it last saw. Who changes its weights does so by operations on the parameters themselves,
+    or by others in their place; what is changed through their `.data` goes unnoticed.
+    """
 
     def __init__(
         self, config: Config, tokenizer: Tokenizer, vlm: VLM, mmdit: MMDiT, vae: VAE, offload: "Offload | None" = None
