@@ -15,7 +15,6 @@ from internvlu_core import InputError, InternVLU
 from internvlu_core.__main__ import main
 from internvlu_core.float8 import DTYPE, Float8Linear, blocks, keep_in_float8, quantise
 
-pytest.importorskip("accelerate")
 KB = 1000
 PHOTO = Image.open(GOLDEN / "photo.png").convert("RGB")
 
