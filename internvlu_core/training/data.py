@@ -67,7 +67,7 @@ class Item:
 
 
 def samples(stage: Stage) -> Iterator[synthesis.Sample]:
-    """The stage's samples: tasks by their shares exactly in every cycle, domains and sizes in turn within a task."""
+    """The stage's samples: tasks by their shares exactly in every cycle, and within a task domains by theirs and sizes."""
     workers = min(MAX_WORKERS, os.cpu_count() or 1)
     if stage.samples < WORTH_WORKERS or workers == 1:
         yield from map(_make, orders(stage))
@@ -84,7 +84,8 @@ def _make(order: tuple) -> synthesis.Sample:
 def orders(stage: Stage) -> Iterator[tuple]:
     """The arguments with which each sample is made."""
     cycle = [task for task, share in stage.tasks for _ in range(share)]
-    domains = {task: [d for d in synthesis.DOMAINS if task in synthesis.TASKS[d]] for task in cycle}
+    shares = [domain for domain, share in stage.domains for _ in range(share)]
+    domains = {task: [d for d in shares if task in synthesis.TASKS[d]] for task in cycle}
     if lacking := sorted(task for task, found in domains.items() if not found):
         raise InputError(f"no domain has samples of {', '.join(map(repr, lacking))}")
     seen = Counter()
