@@ -5,6 +5,7 @@ its own stream's weights; the streams meet in one full attention per block.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -156,10 +157,15 @@ class MMDiT(nn.Module):
         layout = Layout(math.prod(grid), (tokens.shape[1],), (txt.shape[1],), img_rope, txt_rope)
         return Prepared(tokens, txt, layout)
 
-    def velocities(self, x: Tensor, timestep: Tensor, prepared: Prepared, **attention_options) -> list[Tensor]:
-        """forward's velocity in each prepared branch, of one x at one timestep."""
-        batch, layout = len(x), prepared.layout
-        generated = project(self.img_in, self.patchify(x), x.dtype).repeat(1, len(layout.texts), 1)
+    def velocities(
+        self, x: Tensor | Sequence[Tensor], timestep: Tensor, prepared: Prepared, **attention_options
+    ) -> list[Tensor]:
+        """forward's velocity in each prepared branch, of one x, or one for each, at one timestep."""
+        layout = prepared.layout
+        latents = [x] * len(layout.texts) if isinstance(x, Tensor) else x
+        x, batch = latents[0], len(latents[0])
+        patches = torch.cat([self.patchify(latent) for latent in latents], dim=1)
+        generated = project(self.img_in, patches, x.dtype)
         img = torch.cat([generated, prepared.references.expand(batch, -1, -1)], dim=1)
         txt = prepared.txt.expand(batch, -1, -1)
         temb = self.time_text_embed(timestep, x.dtype)

@@ -5,29 +5,39 @@ from typing import ClassVar
 
 import comfy.conds
 import comfy.latent_formats
-import comfy.ldm.modules.attention
 import comfy.model_base
 import comfy.model_management
 import comfy.model_patcher
 import comfy.model_sampling
 import comfy.supported_models_base
 import torch
+from comfy.cli_args import args
+from comfy.ldm.modules import attention as kernels
 from comfy.patcher_extension import WrapperExecutor, WrappersMP, get_all_wrappers
 
 from ..internvlu_core import source, weights
 from ..internvlu_core.config import Config, MMDiTConfig
 from ..internvlu_core.errors import CheckpointError, InputError
-from ..internvlu_core.mmdit import MMDiT
+from ..internvlu_core.mmdit import MMDiT, pack
 from ..internvlu_core.sampler import TIMESTEPS, flow_sigmas
 from .dtypes import COMPUTE_DTYPES, choose_dtypes, kept_dtype
 from .latents import CHANNELS, GRID, check_size
+from .packing import Contexts, Form, Forms, References
 
 
 def attention(q, k, v, transformer_options=None):
     """ComfyUI's attention of choice, for q, k, v [B, heads, T, head_dim]."""
-    return comfy.ldm.modules.attention.optimized_attention(
+    function = kernels.optimized_attention
+    # Where the user has not chosen, ComfyUI computes a CPU's in chunks. In float32 that takes twice PyTorch's time.
+    unchosen = function is kernels.attention_sub_quad and not args.use_quad_cross_attention
+    if unchosen and q.device.type == "cpu" and q.dtype == torch.float32:
+        function = kernels.attention_pytorch
+    return function(
         q, k, v, q.shape[1], skip_reshape=True, skip_output_reshape=True, transformer_options=transformer_options
     )
+
+
+ANY_TEXT = Form()  # a context of text alone
 
 
 class ComfyMMDiT(MMDiT):
@@ -42,26 +52,40 @@ class ComfyMMDiT(MMDiT):
         # in a backward pass, as tensors made in inference mode are.
         self.rope = torch.compiler.disable(lru_cache(maxsize=8)(torch.inference_mode(False)(self.rope)))
 
-    def forward(self, x, timestep, context, layout=((), ()), ref_latents=(), transformer_options=None, **kwargs):
+    def forward(self, x, timestep, context, forms=(ANY_TEXT,), ref_latents=(), transformer_options=None, **kwargs):
+        """x, timestep and context are those of every form's branch, one after the other."""
         options = transformer_options or {}
         wrappers = get_all_wrappers(WrappersMP.DIFFUSION_MODEL, options)
         # Some wrappers (EasyCache) write into x, which in float32 is the very tensor that the sampler goes on with.
         return WrapperExecutor.new_class_executor(self._forward, self, wrappers).execute(
-            x.clone() if wrappers else x, timestep, context, layout, ref_latents, options, **kwargs
+            x.clone() if wrappers else x, timestep, context, forms, ref_latents, options, **kwargs
         )
 
-    def _forward(self, x, timestep, context, layout, ref_latents, transformer_options, **kwargs):
-        image_mask, image_grids = layout
-        velocity = super().forward(
-            one_frame(x),
-            timestep,
-            context,
-            torch.tensor(fit(image_mask, context.shape[1])),
-            image_grids,
-            [one_frame(latent) for latent in ref_latents],
-            transformer_options=transformer_options,
-        )
-        return velocity.unsqueeze(2)
+    def _forward(self, x, timestep, context, forms, ref_latents, transformer_options, **kwargs):
+        latents, references = one_frame(x), iter([one_frame(latent) for latent in ref_latents])
+        references = [[next(references) for _ in range(form.references)] for form in forms]
+        if len(set(forms)) == 1:  # a batch
+            references = [torch.cat(each) for each in zip(*references, strict=True)]
+            prepared = self.prepare_form(latents, forms[0], context, references)
+            velocities = self.velocities(latents, timestep, prepared, transformer_options=transformer_options)
+            return velocities[0].unsqueeze(2)
+        latents, timesteps, contexts = (tensor.chunk(len(forms)) for tensor in (latents, timestep, context))
+        lengths = (len(form.image_mask) for form in forms)
+        contexts = [context[:, :length] for context, length in zip(contexts, lengths, strict=True)]
+        branches = zip(latents, forms, contexts, references, strict=True)
+        prepared = [self.prepare_form(*branch) for branch in branches]
+        if looks_inside(transformer_options):
+            velocities = []
+            for index, branch in enumerate(zip(latents, timesteps, prepared, strict=True)):
+                velocities += self.velocities(*branch, transformer_options=options_of(transformer_options, index))
+        else:
+            # Branches are at one timestep: ComfyUI repeats it for each.
+            velocities = self.velocities(latents, timesteps[0], pack(prepared), transformer_options=transformer_options)
+        return torch.cat(velocities).unsqueeze(2)
+
+    def prepare_form(self, latents, form: Form, context, references):
+        image_mask = torch.tensor(fit(form.image_mask, context.shape[1]))
+        return self.prepare(self.grid(latents), context, image_mask, form.image_grids, references)
 
     def run_block(self, index, img, txt, temb, layout, transformer_options):
         """A block, or what a patch (skip-layer guidance, say) puts in its place."""
@@ -94,9 +118,22 @@ def one_frame(latent: torch.Tensor) -> torch.Tensor:
     return latent[:, :, 0]
 
 
-def fit(image_mask, length: int) -> list[bool]:
+def fit(image_mask, length: int) -> tuple[bool, ...]:
     """Tokens that other nodes appended to a conditioning are text."""
-    return (list(image_mask) + [False] * length)[:length]
+    return (tuple(image_mask) + (False,) * length)[:length]
+
+
+def looks_inside(transformer_options: dict) -> bool:
+    """Whether there are patches, which count on one branch a row."""
+    replaced = transformer_options.get("patches_replace", {}).get("dit")
+    patched = transformer_options.get("patches", {}).get("double_block")
+    return bool(replaced or patched or "optimized_attention_override" in transformer_options)
+
+
+def options_of(transformer_options: dict, index: int) -> dict:
+    """What patches are told when one branch of several goes alone."""
+    names = [name for name in ("cond_or_uncond", "uuids") if name in transformer_options]
+    return transformer_options | {name: transformer_options[name][index : index + 1] for name in names}
 
 
 # Working memory as memory_required counts it, context included, by compute dtype. Measured with pytorch's attention, at
@@ -158,13 +195,12 @@ class InternVLUModel(comfy.model_base.BaseModel):
         if context is None or context.shape[-1] != size:
             found = "none" if context is None else f"one of {context.shape[-1]} channels"
             raise InputError(f"InternVL-U needs a conditioning of {size} channels, not {found}; use InternVL-U Encode")
-        # Contexts are never repeated or padded to a common length: only equal ones share a forward.
-        conds["c_crossattn"] = comfy.conds.CONDRegular(self.diffusion_model.bound_context(context))
-        layout = tuple(kwargs.get("image_mask", ())), tuple(kwargs.get("image_grids", ()))
-        conds["layout"] = comfy.conds.CONDConstant(layout)
-        references = kwargs.get("reference_latents")
-        if references:
-            conds["ref_latents"] = comfy.conds.CONDList([self.reference(latent) for latent in references])
+        references = kwargs.get("reference_latents") or ()
+        mask = fit(kwargs.get("image_mask", ()), context.shape[1])
+        form = Form(mask, tuple(map(tuple, kwargs.get("image_grids", ()))), len(references))
+        conds["c_crossattn"] = Contexts(self.diffusion_model.bound_context(context))
+        conds["forms"] = Forms((form,))
+        conds["ref_latents"] = References([self.reference(latent) for latent in references])
         return conds
 
     def reference(self, latent: torch.Tensor) -> torch.Tensor:

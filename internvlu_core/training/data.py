@@ -67,7 +67,7 @@ class Item:
 
 
 def samples(stage: Stage) -> Iterator[synthesis.Sample]:
-    """The stage's samples: tasks by their shares exactly in every cycle, and within a task domains by theirs and sizes."""
+    """The stage's samples: tasks by their shares exactly in every cycle; within a task domains by theirs, and sizes."""
     workers = min(MAX_WORKERS, os.cpu_count() or 1)
     if stage.samples < WORTH_WORKERS or workers == 1:
         yield from map(_make, orders(stage))

@@ -114,9 +114,10 @@ def forward(part: str, network, device="cpu") -> list[torch.Tensor]:
         return noise(*shape, seed=seed).to(device)
 
     if part == "MODEL":
-        layout = (False,) * 5 + (True,) * 16 + (False,) * 3, ((1, 4, 4),)
+        mask = (False,) * 5 + (True,) * 16 + (False,) * 3
+        form = importlib.import_module(f"{PACK}.nodes.packing").Form(mask, ((1, 4, 4),), 1)
         context = inputs(1, 24, network.diffusion_model.config.context_size)
-        options = {"layout": layout, "ref_latents": [inputs(1, 16, 1, 8, 8, seed=1)], "transformer_options": {}}
+        options = {"forms": (form,), "ref_latents": [inputs(1, 16, 1, 8, 8, seed=1)], "transformer_options": {}}
         return [network.apply_model(inputs(1, 16, 1, 12, 10), inputs(1).abs(), c_crossattn=context, **options)]
     if part == "VLM":
         ids = torch.arange(3, 100).to(device)[None]
@@ -505,7 +506,8 @@ def test_memory_estimate_of_the_model(host, monkeypatch, tmp_path, dtype):
             for tokens in (64, 768):
                 latent = torch.empty(1, 16, 1, side // 8, side // 8, device=META)
                 context = torch.empty(1, tokens, 4096, device=META)
-                options = {"layout": ((False,) * tokens, ()), "ref_latents": [latent] * references}
+                form = host.mmdit.Form((False,) * tokens, (), references)
+                options = {"forms": (form,), "ref_latents": [latent] * references}
                 with torch.inference_mode(), LiveTensors() as tensors:
                     model.apply_model(latent, torch.ones(1, device=META), c_crossattn=context, **options)
                 shapes = model.extra_conds_shapes(cross_attn=context, reference_latents=[latent] * references)
