@@ -88,6 +88,24 @@ class FixedStep:
         """Whoever replays the step counts."""
 
 
+class Linear(nn.Linear):
+    """nn.Linear, by oneDNN for a single float32 row on a CPU: F.linear leaves that product to one thread."""
+
+    by_rows = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        single = x.device.type == "cpu" and x.dtype == torch.float32 and x.numel() == self.in_features
+        if self.by_rows is None or not single or torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return super().forward(x)
+        return type(self).by_rows(x, self.weight, self.bias, "none", [], "")
+
+
+class Operations:
+    """The layers that the language model is made of where no host gives others."""
+
+    Linear, Embedding, RMSNorm = Linear, nn.Embedding, nn.RMSNorm
+
+
 class Qwen3(nn.Module):
     """Embeddings [B, T, C] → hidden states; see forward. attention takes q, k, v and is_causal."""
 
@@ -96,6 +114,7 @@ class Qwen3(nn.Module):
         self.config = config
         # Hosts' layers move and cast weights while they run.
         self.capturable = operations is nn and attention is F.scaled_dot_product_attention
+        operations = Operations if operations is nn else operations
         layers = nn.ModuleList(Layer(config, i, operations, attention, **factory) for i in range(config.num_layers))
         self.model = nn.ModuleDict(
             {
