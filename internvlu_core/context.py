@@ -174,7 +174,7 @@ class Reader:
         blank = self.prompts.unconditional(n, system_prompt, negative)
         partial = self.prompts.partial(n, system_prompt, partial_negative) if n else blank
 
-        words, pads = self._reasoned(full, max(len(partial), len(blank)), reasoning, whole_reasoning)
+        words, pads = self.reasoned(full, max(len(partial), len(blank)), reasoning, whole_reasoning)
         unconditional = self.read(blank, [], [], device)
         return Context(
             full=self._branch(full, words, pads, features, references, device, getattr(reasoning, "memory", None)),
@@ -182,7 +182,7 @@ class Reader:
             unconditional=unconditional,
         )
 
-    def _reasoned(self, full: Prompt, longest_blank: int, reasoning, whole: bool) -> tuple[tuple[int, ...], int]:
+    def reasoned(self, full: Prompt, longest_blank: int, reasoning, whole: bool) -> tuple[tuple[int, ...], int]:
         """The tokens of the full prompt and its reasoning, and how many pads go in front of them."""
         if reasoning is None:
             return full.ids, 0

@@ -4,12 +4,18 @@
     python -m internvlu_core.training vae RUNS
     python -m internvlu_core.training vae-decoder RUNS        then mllm, stage1, stage2, stage3
 
+    python -m internvlu_core.training lora RUNS --base CHECKPOINT --pictures FOLDER
+
+teaches an adapter from pictures NAME.png with captions NAME.txt, or with instructions and pictures NAME.before.png that
+they were followed on. --set 'trained=["vlm.language_model."]' adapts the language model instead of the MMDiT.
+
 A stage starts from the checkpoint of the stage before it in the same folder RUNS and goes on where it was killed. For
 several GPUs or processes put `accelerate launch` in front, and `-m` behind it.
 """
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -19,7 +25,7 @@ from ..errors import CheckpointError, InputError
 from .data import samples
 from .fresh import write_fresh
 from .loop import Run
-from .settings import PRESETS, SIZES, TextStage, changed
+from .settings import PRESETS, SIZES, LoraStage, TextStage, changed
 from .storage import replaced
 
 NEW = "new"
@@ -33,12 +39,17 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         settings = SIZES[options.preset] if options.stage == NEW else PRESETS[options.preset][options.stage]
         settings = changed(settings, options.set)
+        if isinstance(settings, LoraStage):
+            if options.pictures is None:
+                raise InputError("lora needs --pictures: a folder of pictures and texts")
+            settings = replace(settings, pictures=str(options.pictures))
         target = options.runs / options.stage
         if options.stage == NEW:
             write_new(target / "checkpoint", settings)
         else:
             base = options.base or options.runs / ORDER[ORDER.index(options.stage) - 1] / "checkpoint"
-            Run(settings, base, target, DTYPES[options.dtype]).train()
+            run = Run(settings, base, target, DTYPES[options.dtype])
+            run.write() if options.write else run.train()
     except (CheckpointError, InputError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -55,6 +66,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("runs", type=Path, metavar="RUNS", help="folder of all stages; each gets one in it")
     parser.add_argument("--preset", choices=PRESETS, default="cpu")
     parser.add_argument("--base", type=Path, help="start from this checkpoint instead of the previous stage's")
+    parser.add_argument("--pictures", type=Path, help="of lora: a folder of pictures and texts")
+    parser.add_argument("--write", action="store_true", help="only write the result of the steps so far")
     parser.add_argument(
         "--set", action="append", default=[], metavar="NAME=JSON", help="change a setting, e.g. steps=10"
     )

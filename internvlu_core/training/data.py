@@ -139,7 +139,7 @@ def branch_tokens(sample: synthesis.Sample, reader: Reader) -> dict[str, Tokens]
     full, blank = prompts.full(sample.prompt, count, None), prompts.unconditional(count, None)
     partial = prompts.partial(count, None) if count else blank
     reasoning = TextResult(sample.words, written(sample.words, reader)) if sample.words else None
-    words, pads = reader._reasoned(full, max(len(partial), len(blank)), reasoning, False)
+    words, pads = reader.reasoned(full, max(len(partial), len(blank)), reasoning, False)
 
     def tokens(prompt: Prompt, ids: tuple[int, ...], pads: int = 0) -> Tokens:
         ids = (*[reader.tokenizer.id(PAD)] * pads, *ids, reader.tokenizer.id(IMG))

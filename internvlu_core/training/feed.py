@@ -23,7 +23,8 @@ from .data import (
     samples,
     to_pixels,
 )
-from .settings import PictureStage, Stage, VAEStage
+from .folder import read_folder
+from .settings import LoraStage, PictureStage, Stage, VAEStage
 from .storage import Networks, replaced
 
 AHEAD = 4  # micro-batches that are made while others are computed
@@ -51,7 +52,10 @@ class Feed:
     def __init__(self, networks: Networks, stage: Stage, device: torch.device, cache_file: Path | None = None):
         """cache_file: where the cache is kept for a resumed run; read if it exists, else made and written."""
         self.networks, self.stage, self.device = networks, stage, device
-        made = tqdm(samples(stage), "samples", stage.samples, leave=False)
+        if isinstance(stage, LoraStage):
+            made = read_folder(Path(stage.pictures), networks.config.processor)
+        else:
+            made = tqdm(samples(stage), "samples", stage.samples, leave=False)
         self.exercises = [exercise(sample, networks.reader, stage) for sample in made]
         self.cache = self._cache(cache_file) if isinstance(stage, PictureStage) else Cache({}, {}, {})
         self.epoch, self.first = -1, 0

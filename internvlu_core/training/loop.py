@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 import time
+from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
 from itertools import chain
@@ -19,8 +20,9 @@ from ..errors import InputError
 from . import objectives
 from .data import to_pixels
 from .feed import Feed
+from .lora import adapt, write_lora
 from .plot import write_plot
-from .settings import Stage, VAEStage, as_json
+from .settings import LoraStage, Stage, VAEStage, as_json
 from .storage import Networks, replaced, write_checkpoint
 
 EMA_WARMUP = 10  # steps; the average follows fast while there is little to average
@@ -28,7 +30,10 @@ STATISTICS_PICTURES = 1024  # pictures from which the latents' mean and deviatio
 
 
 class Run:
-    """A stage in a folder: settings.json, state.pt, log.jsonl, loss.png and, in the end, checkpoint/."""
+    """A stage in a folder: settings.json, state.pt, log.jsonl, loss.png and, in the end, checkpoint/.
+
+    A LoraStage's has lora.safetensors in place of the last.
+    """
 
     def __init__(self, stage: Stage, base: Path, folder: Path, dtype: torch.dtype = torch.float32):
         """base: the checkpoint that the stage starts from; dtype: in which its result is written.
@@ -41,7 +46,8 @@ class Run:
         self.main = self.accelerator.is_main_process
         self._claim()
         self.networks = Networks(base, self.device)
-        self.trained = freeze(self.networks, stage.trained)
+        lora = isinstance(stage, LoraStage)
+        self.trained = adapt(self.networks, stage) if lora else freeze(self.networks, stage.trained)
         if stage.checkpointing:
             recompute(self.networks)
         self.ema = {name: parameter.detach().clone() for name, parameter in self.trained.items()}
@@ -73,14 +79,17 @@ class Run:
         self.accelerator.wait_for_everyone()
 
     def write(self):
-        """The checkpoint with averaged weights, and the plot of the losses so far."""
+        """The checkpoint, or the adapters' file, with averaged weights, and the plot of the losses so far."""
+        write_plot(self.folder / "log.jsonl", self.folder / "loss.png")
+        if isinstance(self.stage, LoraStage):
+            write_lora(self.folder / "lora.safetensors", self.ema, self.stage.alpha, self.dtype)
+            return
         learnt = {name: parameter.detach().clone() for name, parameter in self.trained.items()}
         assign(self.trained, self.ema)
         if isinstance(self.stage, VAEStage):
             self.networks.config = replace(self.networks.config, vae=self._with_statistics())
         write_checkpoint(self.folder / "checkpoint", self.base, self.networks, self.stage.trained, self.dtype)
         assign(self.trained, learnt)
-        write_plot(self.folder / "log.jsonl", self.folder / "loss.png")
 
     # A step
 
@@ -139,7 +148,9 @@ class Run:
 
     def _claim(self):
         file = self.folder / "settings.json"
-        settings = json.loads(as_json(self.stage)) | {"base": digest(self.base)}
+        settings = json.loads(as_json(self.stage)) | {"base": digest(self.base.glob("*/*.safetensors"))}
+        if isinstance(self.stage, LoraStage):
+            settings["pictures"] = digest(Path(self.stage.pictures).glob("*"))
         found = json.loads(file.read_text(encoding="utf-8")) if file.exists() else settings
         if other := sorted(key for key in settings.keys() | found.keys() if settings.get(key) != found.get(key)):
             raise InputError(
@@ -197,10 +208,10 @@ class Run:
         return replace(vae.config, latents_mean=tuple(mean), latents_std=tuple(deviation))
 
 
-def digest(checkpoint: Path) -> str:
-    """A checksum of a checkpoint's weights: a run's cache and state are of no use with others."""
+def digest(files: Iterable[Path]) -> str:
+    """A checksum of weights or pictures: a run's cache and state are of no use with others."""
     total = hashlib.sha256()
-    for file in sorted(checkpoint.glob("*/*.safetensors")):
+    for file in sorted(file for file in files if file.is_file()):
         with file.open("rb") as stream:
             while block := stream.read(2**24):
                 total.update(block)

@@ -103,6 +103,21 @@ class PictureStage(Stage):
     drop_all: float = 0.05
 
 
+@dataclass(frozen=True, kw_only=True)
+class LoraStage(PictureStage):
+    """Velocity loss on the user's pictures, by adapters beside frozen layers. See lora.adapt and folder.read_folder.
+
+    trained: prefixes of the networks' layers. layers: parts of names, of which a layer must have one. pictures: the
+    folder. tasks, domains, sides and samples are without meaning.
+    """
+
+    tasks: tuple[tuple[str, int], ...] = ()
+    pictures: str
+    layers: tuple[str, ...] = (".attn.", "_mlp.", ".self_attn.", ".mlp.")
+    rank: int = 16
+    alpha: float = 16.0
+
+
 PICTURES = (("draw", 3), ("edit", 2), ("reason", 1))
 LANGUAGE = (("ask", 4), ("reason", 1), ("draw", 2), ("edit", 1))
 DRAW_EDIT = (("draw", 4), ("edit", 1))
@@ -130,6 +145,9 @@ CPU = {
     "stage3": PictureStage(
         trained=("vlm.", "mmdit."), tasks=UNIFIED, sides=MANY_SIDES, steps=6000, learning_rate=5e-4, accumulate=2
     ),
+    "lora": LoraStage(
+        trained=("mmdit.",), pictures="", steps=600, batch=8, learning_rate=2e-3, warmup=20, ema=0.98, save_every=100
+    ),
 }
 
 
@@ -144,6 +162,10 @@ GPU = {
     "stage1": _on_gpu(CPU["stage1"], steps=20_000),
     "stage2": _on_gpu(CPU["stage2"], steps=8000),
     "stage3": _on_gpu(CPU["stage3"], steps=10_000),
+    # For the released sizes.
+    "lora": replace(
+        CPU["lora"], steps=2000, batch=1, accumulate=4, learning_rate=1e-4, warmup=100, ema=0.99, checkpointing=True
+    ),
 }
 PRESETS = {"cpu": CPU, "gpu": GPU}
 SIZES = {"cpu": Sizes(), "gpu": Sizes(vae_base=12, llm_width=160, mmdit_heads=6)}

@@ -14,6 +14,9 @@ from inprocess import PACK, load_pack
 from safetensors.torch import load_file, save_file
 
 from internvlu_core import InternVLU
+from internvlu_core.training.lora import adapt, write_lora
+from internvlu_core.training.settings import LoraStage
+from internvlu_core.training.storage import Networks
 
 RANK, STRENGTH = 3, 0.7
 
@@ -198,6 +201,27 @@ def test_adapter_of_both(host, caplog):
     assert not caplog.records
     assert_changed_by(model, scaled(model_deltas, 0.5))
     assert_changed_by(clip.patcher, scaled(clip_deltas, -2.0))
+
+
+def test_what_our_training_writes(host, tmp_path, caplog):
+    """Adapters of both networks, in one file that the loader takes whole."""
+    networks = Networks(CHECKPOINT)
+    stage = LoraStage(trained=("mmdit.", "vlm.language_model."), pictures="", rank=RANK, alpha=1.5)
+    weights = adapt(networks, stage)
+    for index, weight in enumerate(weights.values()):
+        torch.nn.init.normal_(weight, std=0.1, generator=torch.Generator().manual_seed(index))
+    write_lora(tmp_path / "lora.safetensors", weights, stage.alpha, torch.float32)
+    with caplog.at_level(logging.WARNING):
+        model, clip = host.load(host.model, host.clip, load_file(tmp_path / "lora.safetensors"), STRENGTH, STRENGTH)
+    assert not caplog.records
+    deltas = {}
+    for name in {name.rsplit(".lora_", 1)[0] for name in weights}:
+        delta = 1.5 / RANK * STRENGTH * weights[f"{name}.lora_up.weight"] @ weights[f"{name}.lora_down.weight"]
+        deltas[f"{name}.weight"] = delta.detach()
+    for patcher, old, new in ((model, "mmdit.", "diffusion_model."), (clip.patcher, "vlm.", "")):
+        own = {new + name.removeprefix(old): delta for name, delta in deltas.items() if name.startswith(old)}
+        assert len(own) > 20
+        assert_changed_by(patcher, own)
 
 
 def test_every_weight_can_be_adapted(host):

@@ -1,0 +1,60 @@
+"""A folder of pictures with texts as training samples.
+
+    NAME.png and NAME.txt                     a picture and its caption
+    NAME.png, NAME.txt and NAME.before.png    a picture, an instruction, and the picture that it was followed on
+
+A text may have several pictures before it: NAME.before.png, NAME.before2.png and so on. JPEG and WebP are read too.
+"""
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from ..config import ProcessorConfig
+from ..errors import InputError
+from ..imaging import reference_size, resize_reference, to_rgb
+from ..synthesis import Sample, Truth
+
+ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
+
+
+def read_folder(folder: Path, config: ProcessorConfig) -> list[Sample]:
+    """Every text's sample, in the texts' order by name; pictures brought to the sizes that the model draws.
+
+    An edit's result takes the size of the first picture before it, as it does at inference. Raises InputError for a
+    folder without texts, a text that is empty or has no picture, and a picture that cannot be read.
+    """
+    if not folder.is_dir():
+        raise InputError(f"{folder} is no folder")
+    texts = sorted(folder.glob("*.txt"))
+    if not texts:
+        raise InputError(f"{folder} has no NAME.txt; each picture NAME.png needs one, with its caption or instruction")
+    return [_sample(text, config) for text in texts]
+
+
+def _sample(text: Path, config: ProcessorConfig) -> Sample:
+    prompt = text.read_text(encoding="utf-8").strip()
+    if not prompt:
+        raise InputError(f"{text} is empty")
+    pictures = [file for file in sorted(text.parent.iterdir()) if file.suffix.lower() in ENDINGS]
+    after = [file for file in pictures if file.stem == text.stem]
+    if len(after) != 1:
+        raise InputError(f"{text} needs one picture {text.stem}.png (or {', '.join(ENDINGS[1:])}), not {len(after)}")
+    before = [_read(file) for file in pictures if file.stem.startswith(f"{text.stem}.before")]
+    picture = _read(after[0])
+    if before:
+        height, width = reference_size(before[0].height, before[0].width, config)
+        picture = picture.resize((width, height), Image.Resampling.BICUBIC)
+    else:
+        picture = resize_reference(picture, config)
+    arrays = tuple(np.array(image) for image in before)
+    return Sample("edit" if before else "draw", "", prompt, arrays, np.array(picture), "", Truth("folder"))
+
+
+def _read(file: Path) -> Image.Image:
+    try:
+        with Image.open(file) as image:
+            return to_rgb(ImageOps.exif_transpose(image))
+    except OSError as error:
+        raise InputError(f"{file} cannot be read: {error}") from error
