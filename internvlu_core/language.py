@@ -97,7 +97,7 @@ class Linear(nn.Linear):
         single = x.device.type == "cpu" and x.dtype == torch.float32 and x.numel() == self.in_features
         if self.by_rows is None or not single or torch.is_grad_enabled() or torch.compiler.is_compiling():
             return super().forward(x)
-        return type(self).by_rows(x, self.weight, self.bias, "none", [], "")
+        return self.by_rows(x, self.weight, self.bias, "none", [], "")
 
 
 class Operations:

@@ -162,10 +162,10 @@ class MMDiT(nn.Module):
     ) -> list[Tensor]:
         """forward's velocity in each prepared branch, of one x, or one for each, at one timestep."""
         layout = prepared.layout
-        latents = [x] * len(layout.texts) if isinstance(x, Tensor) else x
+        latents = [x] if isinstance(x, Tensor) else x
         x, batch = latents[0], len(latents[0])
         patches = torch.cat([self.patchify(latent) for latent in latents], dim=1)
-        generated = project(self.img_in, patches, x.dtype)
+        generated = project(self.img_in, patches, x.dtype).repeat(1, len(layout.texts) // len(latents), 1)
         img = torch.cat([generated, prepared.references.expand(batch, -1, -1)], dim=1)
         txt = prepared.txt.expand(batch, -1, -1)
         temb = self.time_text_embed(timestep, x.dtype)

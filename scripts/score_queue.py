@@ -23,7 +23,7 @@ from graphs import workflow  # noqa: E402
 
 from internvlu_core import InternVLU  # noqa: E402
 from internvlu_core.evaluation.sampling import Settings  # noqa: E402
-from internvlu_core.evaluation.toy import draw, reply, think, unseen  # noqa: E402
+from internvlu_core.evaluation.toy import draw, judge, reply, think, unseen  # noqa: E402
 from internvlu_core.synthesis import Sample, check, check_answer  # noqa: E402
 
 # By workflow: domain and task of its samples.
@@ -47,7 +47,7 @@ def in_core(model: InternVLU, mode: str, made: list[Sample], settings: Settings)
         return [check_answer(reply(model, sample), sample.truth).right for sample in made]
     thoughts = [think(model, sample) for sample in made] if mode == "reason_then_draw" else None
     pictures = draw(model, made, settings, thoughts)
-    return [check(picture, sample.truth).right for picture, sample in zip(pictures, made, strict=True)]
+    return [verdict.right for verdict in judge(pictures, made)]
 
 
 def in_queue(server: ComfyServer, mode: str, made: list[Sample], settings: Settings) -> list[bool]:

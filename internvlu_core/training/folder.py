@@ -30,14 +30,14 @@ def read_folder(folder: Path, config: ProcessorConfig) -> list[Sample]:
     texts = sorted(folder.glob("*.txt"))
     if not texts:
         raise InputError(f"{folder} has no NAME.txt; each picture NAME.png needs one, with its caption or instruction")
-    return [_sample(text, config) for text in texts]
+    pictures = [file for file in sorted(folder.iterdir()) if file.suffix.lower() in ENDINGS]
+    return [_sample(text, pictures, config) for text in texts]
 
 
-def _sample(text: Path, config: ProcessorConfig) -> Sample:
+def _sample(text: Path, pictures: list[Path], config: ProcessorConfig) -> Sample:
     prompt = text.read_text(encoding="utf-8").strip()
     if not prompt:
         raise InputError(f"{text} is empty")
-    pictures = [file for file in sorted(text.parent.iterdir()) if file.suffix.lower() in ENDINGS]
     after = [file for file in pictures if file.stem == text.stem]
     if len(after) != 1:
         raise InputError(f"{text} needs one picture {text.stem}.png (or {', '.join(ENDINGS[1:])}), not {len(after)}")

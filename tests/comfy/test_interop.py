@@ -630,9 +630,8 @@ def check_hook_lora(bench):
 def check_training(bench):
     s = bench.graph()
     latent = s.g.VAEEncode(pixels=picture(s), vae=s.vae)
-    twice = s.g.RepeatLatentBatch(
-        samples=latent, amount=2
-    )  # ComfyUI 0.3.75's node fails on a single latent of any model
+    # Two of them: ComfyUI 0.3.75's node fails on a single latent, of any model.
+    twice = s.g.RepeatLatentBatch(samples=latent, amount=2)
     trained = s.g.TrainLoraNode(
         model=s.model,
         latents=s.g.RebatchLatents(latents=twice, batch_size=1),
