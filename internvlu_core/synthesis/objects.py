@@ -297,4 +297,5 @@ KINDS = {
     "draw": (single, single, colours, two, counting, position, attribution),
     "edit": (recolour, add, remove, move, replace_shape),
     "ask": (ask_colour, ask_shape, ask_where, ask_what_is_there, ask_count, ask_whether, ask_relation, describe),
+    "caption": (describe,),
 }

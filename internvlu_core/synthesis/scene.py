@@ -116,7 +116,7 @@ class Truth:
 
 @dataclass(frozen=True)
 class Sample:
-    """One exercise. task: "draw", "edit", "ask" or "reason". images: the input pictures, uint8 [H, W, 3] each.
+    """One exercise. task: "draw", "edit", "ask", "caption" or "reason". images: the inputs, uint8 [H, W, 3] each.
 
     picture: the target, uint8 [H, W, 3], or None for a question. words: a question's answer, or the thoughts that
     come before a picture, else "".

@@ -50,6 +50,12 @@ _SCALES = ("norm.weight", "norm1.weight", "norm2.weight", "layernorm.weight", "g
 _SCALES += ("norm_q.weight", "norm_k.weight", "norm_added_q.weight", "norm_added_k.weight", "mlp1.0.weight")
 
 
+# What a layer of the VLM adds to its stream starts small beside the embeddings: the words that the MMDiT reads in the
+# last layers' hidden states must still be words.
+_RESIDUAL = ("self_attn.o_proj.weight", "mlp.down_proj.weight", "attn.proj.weight", "mlp.fc2.weight")
+RESIDUAL = 0.1
+
+
 def _initial(name: str, shape: torch.Size, generator: torch.Generator) -> Tensor:
     if name.endswith("bias") or name.endswith(_ZERO):
         return torch.zeros(shape)
@@ -57,8 +63,9 @@ def _initial(name: str, shape: torch.Size, generator: torch.Generator) -> Tensor
         return torch.ones(shape)
     values = torch.randn(shape, generator=generator)
     if "embed" in name and "patch_embedding" not in name and "time_text_embed" not in name:
-        return 0.02 * values
-    return values * (values[0].numel() ** -0.5)
+        return values
+    scale = RESIDUAL if name.endswith(_RESIDUAL) else 1.0
+    return scale * values * values[0].numel() ** -0.5
 
 
 def configs(sizes: Sizes, tokens: int, ids: dict[str, int]) -> dict[str, dict]:

@@ -119,10 +119,10 @@ class LoraStage(PictureStage):
 
 
 PICTURES = (("draw", 3), ("edit", 2), ("reason", 1))
-LANGUAGE = (("ask", 4), ("reason", 1), ("draw", 2), ("edit", 1))
+LANGUAGE = (("ask", 3), ("caption", 2), ("reason", 1), ("draw", 1), ("edit", 1))
 DRAW_EDIT = (("draw", 4), ("edit", 1))
 # Generation : editing : understanding = 1 : 1 : 2; a third of the generation is preceded by thoughts.
-UNIFIED = (("draw", 2), ("reason", 1), ("edit", 3), ("ask", 6))
+UNIFIED = (("draw", 2), ("reason", 1), ("edit", 3), ("ask", 4), ("caption", 2))
 MANY_SIDES = ((64, 64), (80, 48), (48, 80), (96, 48), (48, 96), (64, 48), (48, 64), (80, 80))
 
 CPU = {
@@ -139,7 +139,7 @@ CPU = {
         l1_ramp=1,
         autocast=False,
     ),
-    "mllm": TextStage(trained=("vlm.",), tasks=LANGUAGE, samples=48_000, steps=9000),
+    "mllm": TextStage(trained=("vlm.",), tasks=LANGUAGE, samples=48_000, steps=6000),
     "stage1": PictureStage(trained=("mmdit.",), tasks=DRAW_EDIT, steps=12_000),
     "stage2": PictureStage(trained=("mmdit.",), tasks=DRAW_EDIT, sides=MANY_SIDES, steps=4000, learning_rate=8e-4),
     "stage3": PictureStage(
