@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from .errors import CheckpointError
+from .guidance import SCALES, SCALES_REASONED
 from .source import Source, open_source
 
 # The chat template of the released checkpoints. Its texts are constants of the training and live in prompt.py.
@@ -222,6 +223,8 @@ class MMDiTConfig:
     flow_shift: float
     image_height: int
     image_width: int
+    scales: tuple[float, float] = SCALES  # default guidance: all_scale, partial_scale
+    scales_reasoned: tuple[float, float] = SCALES_REASONED  # after reasoning
 
     @classmethod
     def read(cls, root: Section, language: LanguageConfig) -> "MMDiTConfig":
@@ -275,6 +278,9 @@ class MMDiTConfig:
             flow_shift=root.number("flow_shift", 3.0),
             image_height=root.integer("gen_image_height", 512),
             image_width=root.integer("gen_image_width", 512),
+            # Ours: the released checkpoint lacks them, one that was trained otherwise may want others.
+            scales=root.numbers("guidance_scales", 2, default=SCALES),
+            scales_reasoned=root.numbers("guidance_scales_reasoned", 2, default=SCALES_REASONED),
         )
 
     @property

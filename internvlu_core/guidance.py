@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
-# Defaults of the official pipeline: plain, and after reasoning.
-ALL_SCALE, PARTIAL_SCALE = 4.5, 2.0
-ALL_SCALE_REASONED, PARTIAL_SCALE_REASONED = 3.5, 1.5
+# Defaults of the official pipeline, (all_scale, partial_scale): plain, and after reasoning.
+SCALES = ALL_SCALE, PARTIAL_SCALE = 4.5, 2.0
+SCALES_REASONED = 3.5, 1.5
 
 EARLY_TIMESTEP = 930  # above it, large differences are damped
 DAMPING = 0.4

@@ -248,18 +248,17 @@ class InternVLU:
 
         height, width: pixels, by default the checkpoint's for a drawing, and those of the first image, brought to the
         size at which the model reads it, for an edit. A size off the model's grid is drawn at the next lower one
-        and resized. all_scale, partial_scale: guidance, by default 4.5 and 2, after reasoning 3.5 and 1.5.
+        and resized. all_scale, partial_scale: guidance, by default the checkpoint's: the released one's
+        are 4.5 and 2, after reasoning 3.5 and 1.5.
         negative, partial_negative: as in encode. seed: of the noise, drawn on the CPU as one tensor
         [num_images, z, h, w]; latents: that tensor itself. callback may raise to cancel. Raises InputError naming the
         value that cannot be used.
         """
         prompt, images = check_text("prompt", prompt), _as_list(images)
         height, width = self._size(height, width, images)
-        reasoned = reasoning is not None
-        all_scale = _scale("all_scale", all_scale, guidance.ALL_SCALE_REASONED if reasoned else guidance.ALL_SCALE)
-        partial_scale = _scale(
-            "partial_scale", partial_scale, guidance.PARTIAL_SCALE_REASONED if reasoned else guidance.PARTIAL_SCALE
-        )
+        scales = self.config.mmdit.scales if reasoning is None else self.config.mmdit.scales_reasoned
+        all_scale = _scale("all_scale", all_scale, scales[0])
+        partial_scale = _scale("partial_scale", partial_scale, scales[1])
         sigmas = flow_sigmas(steps, self.config.mmdit.flow_shift)
         noise = self._noise(height, width, seed, num_images, latents)
         context = self.encode(

@@ -50,13 +50,13 @@ def in_core(model: InternVLU, mode: str, made: list[Sample], settings: Settings)
     return [verdict.right for verdict in judge(pictures, made)]
 
 
-def in_queue(server: ComfyServer, mode: str, made: list[Sample], settings: Settings) -> list[bool]:
+def in_queue(server: ComfyServer, mode: str, made: list[Sample], settings: Settings, scales) -> list[bool]:
+    """scales: all_scale and partial_scale, which the core takes by itself."""
     rights = []
     for seed, sample in enumerate(made):
         changes = {"question" if mode == "ask" else "prompt": sample.prompt, "seed": seed}
         if mode != "ask":
-            all_scale, partial_scale = settings.scales(mode == "reason_then_draw")
-            changes |= {"steps": settings.steps, "all_scale": all_scale, "partial_scale": partial_scale}
+            changes |= {"steps": settings.steps, "all_scale": scales[0], "partial_scale": scales[1]}
         if sample.images:
             changes["image"] = upload(server, sample.images[0])
         elif mode != "ask":
@@ -97,7 +97,9 @@ def main() -> int:
         with ComfyServer(os.environ["COMFYUI_PATH"], base, ROOT) as server:
             for mode in MODES:
                 made = samples(mode, count, settings)
-                queue, core = in_queue(server, mode, made, settings), in_core(model, mode, made, settings)
+                mode_scales = settings.scales(config, mode == "reason_then_draw")
+                queue = in_queue(server, mode, made, settings, mode_scales)
+                core = in_core(model, mode, made, settings)
                 report[mode] = {"prompts": len(made), "queue": np.mean(queue), "core": np.mean(core)}
     prompts = [mode["prompts"] for mode in report.values()]
     report["all"] = {

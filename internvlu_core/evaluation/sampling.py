@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from .. import guidance, imaging
+from ..config import MMDiTConfig
 from ..context import Branch, Context, TextResult
 from ..pipeline import InternVLU
 from ..sampler import dpmpp_2m, flow_sigmas, sigma_to_timestep
@@ -26,9 +27,8 @@ class Settings:
     all_scale: float | None = None
     partial_scale: float | None = None
 
-    def scales(self, reasoned: bool) -> tuple[float, float]:
-        known = (guidance.ALL_SCALE_REASONED, guidance.PARTIAL_SCALE_REASONED)
-        known = known if reasoned else (guidance.ALL_SCALE, guidance.PARTIAL_SCALE)
+    def scales(self, config: MMDiTConfig, reasoned: bool) -> tuple[float, float]:
+        known = config.scales_reasoned if reasoned else config.scales
         given = (self.all_scale, self.partial_scale)
         return tuple(default if value is None else value for value, default in zip(given, known, strict=True))
 
@@ -50,7 +50,7 @@ def draw_all(
     pictures: list[np.ndarray | None] = [None] * len(orders)
     for numbers, contexts in batches(model, orders, settings.batch):
         noise = torch.cat([model._noise(*settings.size[::-1], orders[i].seed, 1, None) for i in numbers])
-        scales = settings.scales(orders[numbers[0]].reasoning is not None)
+        scales = settings.scales(model.config.mmdit, orders[numbers[0]].reasoning is not None)
         latents = sample(model, contexts, noise, settings.steps, *scales)
         for i, picture in zip(numbers, imaging.to_pictures(model.decode(latents)), strict=True):
             pictures[i] = np.asarray(picture)

@@ -120,6 +120,15 @@ def test_scales_after_reasoning(model, photo):
     assert torch.equal(model.generate(**reasoned).latents, expected)
 
 
+def test_a_checkpoint_may_have_scales_of_its_own(model, tmp_path):
+    changes = {MMDIT_JSON: {"guidance_scales": [2.0, 1.2], "guidance_scales_reasoned": [1.8, 1.1]}}
+    own = load(copy_checkpoint(tmp_path / "own", changes))
+    for reasoning, scales in ((None, (2.0, 1.2)), ("A hat.", (1.8, 1.1))):
+        prompt = {**DRAW, "reasoning": reasoning}
+        expected = model.generate(**prompt, all_scale=scales[0], partial_scale=scales[1]).latents
+        assert torch.equal(own.generate(**prompt).latents, expected)
+
+
 # Sizes
 
 
