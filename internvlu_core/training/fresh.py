@@ -1,6 +1,7 @@
 """A checkpoint that has learnt nothing: the released JSON with smaller sizes, a tokenizer, random weights."""
 
 import json
+import math
 from pathlib import Path
 
 import torch
@@ -40,8 +41,20 @@ def initialise(network: nn.Module, generator: torch.Generator):
     """Random weights of a scale at which signals keep theirs; the MMDiT's blocks start as identities (adaLN-zero)."""
     for name, parameter in network.named_parameters():
         parameter.copy_(_initial(name, parameter.shape, generator))
+        if name == "time_text_embed.timestep_embedder.linear_1.weight":
+            parameter[:, _turns(parameter.shape[1]) > FASTEST] = 0
     if isinstance(network, VAE):
         network.quant_conv.bias[network.config.latent_channels :] = LOG_VARIANCE
+
+
+FASTEST = 1 / 8  # turns a timestep: beyond, neighbouring timesteps look as unlike as any two
+
+
+def _turns(channels: int) -> Tensor:
+    """Of each sinusoid of MMDiT's timestep embedding, between two timesteps."""
+    half = channels // 2
+    turns = 1000 * torch.exp(-math.log(10000) * torch.arange(half) / half) / (2 * math.pi)
+    return torch.cat([turns, turns])
 
 
 # What a block adds to its stream, and the velocity itself, starts at 0 (arXiv 2212.09748).

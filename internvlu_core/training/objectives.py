@@ -86,12 +86,12 @@ def flow_loss(networks: Networks, batch: Batch, stage: PictureStage) -> Tensor:
     """Mean squared error of the velocity noise − latents, at x = (1 − σ)·latents + σ·noise."""
     latents = batch.latents
     context = batch.context or read(networks, batch.reading)
-    sigma = shifted_sigmas(len(latents), stage.shift, batch.generator).to(latents.device)
+    sigma = noise_levels(len(latents), stage, batch.generator).to(latents.device)
     noise = noise_like(latents, batch.generator)
     at = sigma[:, None, None, None]
     velocity = networks.mmdit(
         (1 - at) * latents + at * noise,
-        timesteps(sigma),
+        sigma_to_timestep(sigma),
         context.hidden,
         context.image_mask,
         context.image_grids,
@@ -101,15 +101,12 @@ def flow_loss(networks: Networks, batch: Batch, stage: PictureStage) -> Tensor:
     return F.mse_loss(velocity.float(), noise - latents)
 
 
-def shifted_sigmas(count: int, shift: float, generator: torch.Generator) -> Tensor:
-    """Noise levels [count]: the sigmoid of a normal, moved towards noise as the sampler's schedule is."""
+def noise_levels(count: int, stage: PictureStage, generator: torch.Generator) -> Tensor:
+    """σ [count]: the sigmoid of a normal, or for a share of them uniform, moved towards noise as the sampler's are."""
     sigma = torch.randn(count, generator=generator).sigmoid()
-    return shift * sigma / (1 + (shift - 1) * sigma)
-
-
-def timesteps(sigma: Tensor) -> Tensor:
-    """As the MMDiT gets them at inference, rounded to bfloat16, in which the checkpoints are stored and run."""
-    return sigma_to_timestep(sigma).to(torch.bfloat16).float()
+    even = torch.rand(count, generator=generator) < stage.even
+    sigma = torch.where(even, torch.rand(count, generator=generator), sigma)
+    return stage.shift * sigma / (1 + (stage.shift - 1) * sigma)
 
 
 def noise_like(x: Tensor, generator: torch.Generator) -> Tensor:
