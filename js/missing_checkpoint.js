@@ -10,7 +10,7 @@ function refresh(node) {
   const values = combo?.options.values ?? [];
   const options = typeof values === "function" ? values(combo, node) : values;
   const download = options.find((option) => option.startsWith("download: "));
-  const there = options.includes(combo?.value) && !combo.value.startsWith("none ");
+  const there = options.includes(combo?.value);
   const wanted = Boolean(download) && !there && !isLinked(node, "checkpoint");
   const button = findWidget(node, NAME);
   if (wanted === Boolean(button)) return;

@@ -12,16 +12,12 @@ from . import folders
 
 FOLDER = "InternVL-U"
 CHOICE = f"download: {FOLDER} ({hub.SIZE})"
-# Stands in front while there is nothing to load, so that a new node does not come with the download chosen.
-NOTHING = f"none in models/{folders.NAME}: choose the download, or put one there"
 
 
 def choices() -> list[str]:
     """Names for the combo: what can be loaded, and the download while its folder is not there."""
     found = list(folders.checkpoints())
-    if FOLDER in found:
-        return found
-    return [*(found or [NOTHING]), CHOICE]
+    return found if FOLDER in found else [*found, CHOICE]
 
 
 def target() -> Path:

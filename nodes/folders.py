@@ -12,6 +12,7 @@ from ..internvlu_core.source import COMPONENTS, components_of
 NAME = "internvl_u"
 DEPTH = 3  # folders may be grouped, as a download of "owner/name" is
 ENDINGS = (".safetensors", ".sft")
+TOY = Path(__file__).parents[1] / "demo" / "InternVL-U-toy"  # comes with the pack: there is always one to try
 
 
 def register():
@@ -21,7 +22,10 @@ def register():
 
 
 def checkpoints() -> dict[str, Path]:
-    """{name as the combo shows it: folder, or file with all parts}. A workflow can name these and nothing else."""
+    """{name as the combo shows it: folder, or file with all parts}, the pack's own toy last.
+
+    A workflow can name these and nothing else.
+    """
     found = {}
     for base in map(Path, folder_paths.get_folder_paths(NAME)):
         folders = [marker.parent.parent for marker in _glob(base, "vlm/config.json")]
@@ -37,6 +41,7 @@ def checkpoints() -> dict[str, Path]:
             name = path.relative_to(base).as_posix()
             if not any(part.endswith(PARTIAL) for part in path.relative_to(base).parts):
                 found.setdefault(name, path)
+    found.setdefault(TOY.name, TOY)
     return found
 
 

@@ -133,6 +133,7 @@ def demo(args):
     if Path(sys.prefix).resolve() != VENV.resolve():  # the client needs aiohttp and requests
         return subprocess.call([PYTHON, __file__, *sys.argv[1:]])
     sys.path.insert(0, str(ROOT / "tests"))
+    import toy
     from comfy_server import ComfyError, ComfyServer, link_folder
 
     workflow = ROOT / "workflows" / "api" / f"{args.workflow}.json"
@@ -142,10 +143,12 @@ def demo(args):
     base = CACHE / "demo"
     shutil.rmtree(base, ignore_errors=True)
 
-    for node in prompt.values():
+    if args.checkpoint is None:
+        toy.fit(prompt, args.workflow)
+    elif not args.checkpoint.is_dir():
+        sys.exit(f"No checkpoint folder {args.checkpoint}.")
+    for node in prompt.values() if args.checkpoint else ():
         if node["class_type"] == "InternVLULoader":
-            if not args.checkpoint.is_dir():
-                sys.exit(f"No checkpoint folder {args.checkpoint}.")
             # Under the name that the workflow asks for, so that it runs as it is.
             target = base / "models" / "internvl_u" / node["inputs"]["checkpoint"]
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -161,7 +164,7 @@ def demo(args):
     try:
         with ComfyServer(find_comfyui(args.comfyui), base, ROOT) as server:
             for node in prompt.values():
-                if node["class_type"] == "LoadImage":
+                if node["class_type"] in ("LoadImage", "LoadImageMask"):
                     server.upload_image(ROOT / "workflows" / "input" / node["inputs"]["image"])
             result = server.run(prompt, timeout=None, on_event=show)
             written = dict(server.image_files(result))
@@ -182,7 +185,12 @@ def main():
     commands.add_parser("test", help="ruff and pytest; further arguments are pytest's", add_help=False)
     demo_parser = commands.add_parser("demo", help="run a workflow on a real ComfyUI server")
     demo_parser.add_argument("--workflow", default="text_to_image", metavar="NAME", help="workflows/api/NAME.json")
-    demo_parser.add_argument("--checkpoint", type=Path, default=ROOT / "tests" / "golden" / "checkpoint", metavar="DIR")
+    demo_parser.add_argument(
+        "--checkpoint",
+        type=Path,
+        metavar="DIR",
+        help="runs the workflow as it is; default: the toy, with toy prompts",
+    )
     demo_parser.add_argument("--out", type=Path, default=Path("output"), metavar="DIR")
     demo_parser.add_argument("--comfyui", metavar="DIR", help="default: COMFYUI_PATH, else a downloaded one")
     args, rest = parser.parse_known_args()

@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
 """Writes the pictures of the graphs: workflows/*.jpg (templates), docs/*.jpg (README), js/docs/images/*.jpg (help).
 
-    .cache/venv/bin/python scripts/make_pictures.py [--checkpoint FOLDER] [NAME …]
+    .cache/venv/bin/python scripts/make_pictures.py [NAME …]
 
-Each shipped workflow is opened in the real frontend, made small, run on a checkpoint, and photographed.
+Each shipped workflow is opened in the real frontend, given a prompt of the toy world, run on the toy checkpoint, and
+photographed.
 """
 
 import argparse
@@ -11,10 +12,9 @@ import io
 import json
 from pathlib import Path
 
+import toy
 from make_workflows import ROOT, WORKFLOWS, browser_page, node
 from PIL import Image
-
-SMALL = {"width": 192, "height": 144, "steps": 6, "max_new_tokens": 48}
 
 # What a help page shows: the nodes of a workflow around its own, from left to right.
 HELP = {
@@ -61,10 +61,12 @@ EXTRA = {
 }
 STACKED = {"InternVLULoader", "LoadImage", "InternVLUModelLoader", "InternVLUVLMLoader"} | set(ADVANCED[:2])
 
-RUN = """async (small) => {
+# inputs: by kind of node and name; an empty text, the negative one, stays empty.
+RUN = """async (inputs) => {
   for (const node of app.graph.nodes)
     for (const widget of node.widgets ?? []) {
-      if (widget.name in small) { widget.value = small[widget.name]; widget.callback?.(widget.value); }
+      const value = inputs[node.type]?.[widget.name];
+      if (value !== undefined && widget.value !== "") { widget.value = value; widget.callback?.(value); }
     }
   const { api } = await import("./scripts/api.js");
   const over = new Promise((done) => {
@@ -120,7 +122,9 @@ def run(page, name: str, plot: bool = False) -> None:
     page.evaluate("(graph) => app.loadGraphData(graph)", graph)
     page.wait_for_timeout(500)
     if name != "lora":  # whose adapter is the user's own
-        outcome, detail = page.evaluate(RUN, {**SMALL, "guidance_plot": plot})
+        inputs = toy.inputs(name)
+        sampler = {**inputs["InternVLUSampler"], "guidance_plot": plot}
+        outcome, detail = page.evaluate(RUN, {**inputs, "InternVLUSampler": sampler})
         assert outcome == "execution_success", f"{name}: {detail}"
         page.wait_for_timeout(1500)
 
@@ -146,10 +150,9 @@ def on_card(picture: Image.Image) -> Image.Image:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoint", type=Path, default=ROOT / "tests" / "golden" / "checkpoint")
     parser.add_argument("names", nargs="*", metavar="NAME", help="workflows and node ids; default: all")
     args = parser.parse_args()
-    with browser_page(args.checkpoint) as page:
+    with browser_page() as page:
         for name in WORKFLOWS:
             pages = [page_id for page_id, (workflow, _) in HELP.items() if workflow == name]
             if args.names and not {name, *pages} & set(args.names):

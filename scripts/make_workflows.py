@@ -18,6 +18,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "scripts")]
 
+import toy  # noqa: E402
 from comfy_server import ComfyServer, link_folder  # noqa: E402
 from dev import find_browser, find_comfyui  # noqa: E402
 from playwright.sync_api import sync_playwright  # noqa: E402
@@ -29,8 +30,8 @@ def node(kind: str, **inputs) -> dict:
     return {"class_type": kind, "inputs": inputs}
 
 
-def loader() -> dict:
-    return node("InternVLULoader", checkpoint=CHECKPOINT, weight_dtype="auto")
+def loader(checkpoint: str = CHECKPOINT) -> dict:
+    return node("InternVLULoader", checkpoint=checkpoint, weight_dtype="auto")
 
 
 def encode(prompt: str, **inputs) -> dict:
@@ -85,6 +86,30 @@ SEEN = {"vae": ["1", 2], "image1": ["7", 0]}
 
 # prompt: API format by node id. columns: node ids from left to right, a titled group around each column.
 WORKFLOWS = {
+    "toy_world": {
+        "prompt": {
+            "1": loader(toy.CHECKPOINT.name),
+            "2": encode("a large red heart on the left"),
+            "3": empty(**toy.SIZE),
+            "4": sampler(["3", 0], **toy.SCALES),
+            "5": node("VAEDecode", samples=["4", 0], vae=["1", 2]),
+            "8": node(
+                "InternVLUAsk",
+                vlm=["1", 1],
+                image1=["5", 0],
+                question="describe the picture",
+                max_new_tokens=64,
+                seed=0,
+            ),
+            "9": node("ImageScaleBy", image=["5", 0], upscale_method="nearest-exact", scale_by=6.0),
+            "6": node("SaveImage", images=["9", 0], filename_prefix="InternVL-U toy"),
+        },
+        "columns": {"Load": ["1"], "Describe": ["2"], "Draw": ["3", "4"], "Look": ["5", "9", "8"], "Save": ["6"]},
+        "note": "## The toy world\nRuns in seconds on any computer: the checkpoint of 13 MB that comes with the pack, "
+        "trained on flat shapes of 64 × 64 pixels. It draws the prompt, then looks at its own picture. Shapes: circle, "
+        "square, triangle, diamond, star, cross, heart, ring. Colors: red, orange, yellow, green, cyan, blue, purple, "
+        "black. It knows places (*in the top left*), relations (*left of*) and numbers to four.",
+    },
     "text_to_image": {
         "prompt": {
             "1": loader(),
@@ -428,12 +453,12 @@ WRAP = """async ([title, inside, widgets]) => {
 
 
 @contextmanager
-def browser_page(checkpoint: Path = ROOT / "tests" / "golden" / "checkpoint"):
-    """A browser page on a real ComfyUI that has this checkpoint and the example pictures."""
+def browser_page():
+    """A browser page on a real ComfyUI that has a checkpoint of the workflows' name and the example pictures."""
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
         base = Path(folder)
         (base / "models" / "internvl_u").mkdir(parents=True)
-        link_folder(checkpoint.resolve(), base / "models" / "internvl_u" / CHECKPOINT)
+        link_folder(ROOT / "tests" / "golden" / "checkpoint", base / "models" / "internvl_u" / CHECKPOINT)
         shutil.copytree(ROOT / "workflows" / "input", base / "input")
         (base / "user" / "default").mkdir(parents=True)
         settings = {"Comfy.TutorialCompleted": True, "Comfy.Minimap.Visible": False}  # else the template browser opens

@@ -36,9 +36,9 @@ REPLACE = ("replace the {old} with {new}", "change the {old} to {new}", "please 
 # Pictures
 
 
-def single(chance: Chance) -> Plan:
+def single(chance: Chance, shapes: tuple[str, ...] = SHAPES) -> Plan:
     background = chance.background()
-    shape, colour = chance.pair(background)
+    shape, colour = chance.pair(background, shapes)
     size = chance.pick(("", "", "small", "large"))
     place = chance.pick(tuple(PLACES)) if chance.chance(0.75) else ""
     noun = with_article(" ".join(filter(None, (size, colour, shape))))

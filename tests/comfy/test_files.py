@@ -24,6 +24,7 @@ from internvlu_core.source import SPLIT_FILES
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = {"width": 64, "height": 48, "steps": 2}
 DOWNLOAD = "download: InternVL-U (8.5 GB)"
+TOY = "InternVL-U-toy"  # the pack's own
 MMDIT, VLM, VAE = (Path(SPLIT_FILES[name]).name for name in ("generation_decoder", "vlm", "vae"))
 
 
@@ -130,7 +131,7 @@ def picture(comfy, prompt: dict):
 def test_what_is_listed(comfy, hub):
     """Checkpoints in all forms and places; neither parts of them nor what is foreign or not whole yet."""
     names = choices(comfy, "InternVLULoader", "checkpoint")
-    assert set(names) == {"elsewhere", "native", "cut.safetensors", "group/one.safetensors", DOWNLOAD}
+    assert set(names) == {"elsewhere", "native", "cut.safetensors", "group/one.safetensors", TOY, DOWNLOAD}
     assert names[-1] == DOWNLOAD
     files = choices(comfy, "InternVLUModelLoader", "file")
     assert {MMDIT, "elsewhere.safetensors"} < set(files)
@@ -299,18 +300,14 @@ def test_replaced_file_is_loaded_anew(comfy, native):
 
 
 def test_nothing_to_load(monkeypatch):
-    """A new node does not come with the download chosen, and a workflow that names a checkpoint says how to get it."""
+    """A new node comes with the toy, not with the download; a workflow that names a checkpoint says how to get it."""
     load_pack()
     download = importlib.import_module(f"{PACK}.nodes.download")
-    monkeypatch.setattr(download.folders, "checkpoints", dict)
     monkeypatch.setattr(download.folders.folder_paths, "get_folder_paths", lambda name: ["models/internvl_u"])
-    nothing, choice = download.choices()
-    assert choice == DOWNLOAD
-    assert "models/internvl_u" in nothing
+    assert download.choices() == [TOY, DOWNLOAD]
     assert download.resolve(DOWNLOAD) is None
-    for name in (nothing, "InternVL-U"):
-        with pytest.raises(ValueError, match=rf"found there: none; '{re.escape(DOWNLOAD)}' fetches"):
-            download.resolve(name)
+    with pytest.raises(ValueError, match=rf"found there: '{TOY}'; '{re.escape(DOWNLOAD)}' fetches"):
+        download.resolve("InternVL-U")
 
 
 # The download; these tests follow each other
@@ -322,7 +319,7 @@ def test_download_of_a_wrong_file(comfy, hub):
     with pytest.raises(ComfyError, match=r"vlm/model\.safetensors arrived, but is not the published file"):
         comfy.run(prompt)
     hub.published.clear()
-    assert not any("InternVL-U" in name for name in choices(comfy, "InternVLULoader", "checkpoint") if name != DOWNLOAD)
+    assert "InternVL-U" not in choices(comfy, "InternVLULoader", "checkpoint")
 
 
 def test_download_refused_by_the_hub(comfy, hub):

@@ -1,0 +1,50 @@
+"""What the shipped workflows are given to run on the toy checkpoint in demo/: small sizes, and prompts of its world."""
+
+from pathlib import Path
+
+CHECKPOINT = Path(__file__).resolve().parents[1] / "demo" / "InternVL-U-toy"
+SCALES = {"all_scale": 4.5, "partial_scale": 2.0}  # the checkpoint's own, which the core takes by itself
+SIZE = {"width": 64, "height": 64}
+
+# By kind of node.
+_COMMON = {
+    "InternVLULoader": {"checkpoint": CHECKPOINT.name},
+    "InternVLUEmptyLatent": SIZE,
+    "EmptySD3LatentImage": SIZE,
+    "InternVLUSampler": SCALES,
+    "InternVLUGuider": SCALES,
+    "KSampler": {"cfg": 2.5},  # which it does not damp where it is largest
+    "LoadImage": {"image": "toy.png"},
+    "LoadImageMask": {"image": "toy_mask.png"},
+}
+
+# The text of each workflow; toy.png shows a blue circle on the left and a yellow star on the right.
+_TEXTS = {
+    "text_to_image": "a red heart in the top left",
+    "ksampler": "a red heart in the top left",
+    "image_to_image": "a blue circle and a green cross",
+    "lora": "a red heart in the top left",
+    "edit": "make the star red",
+    "edit_with_mask": "make the star red",
+    "advanced_sampling": "make the star red",
+    "reason_then_draw": "draw one more than two hearts",
+    "reason_then_edit": "give the star the colour of blood",
+    "ask": "describe the picture",
+    "caption_batch": "describe the picture",
+}
+
+
+def inputs(name: str, text: str | None = None) -> dict[str, dict]:
+    """{kind of node: {input: value}} for a shipped workflow. text: of its prompt or question, if not the one above."""
+    text = text or _TEXTS.get(name)
+    if text is None:
+        return _COMMON
+    kinds = {"InternVLUEncode": "prompt", "InternVLUReason": "prompt", "InternVLUAsk": "question"}
+    return {**_COMMON, **{kind: {key: text} for kind, key in kinds.items()}, "CLIPTextEncode": {"text": text}}
+
+
+def fit(prompt: dict, name: str, text: str | None = None):
+    """Set them in a workflow in API format. An empty text, the negative one, stays empty."""
+    for node in prompt.values():
+        values = inputs(name, text).get(node["class_type"], {})
+        node["inputs"] |= {key: value for key, value in values.items() if node["inputs"].get(key) != ""}

@@ -1,0 +1,44 @@
+"""The toy checkpoint in the core: in all forms of a checkpoint, and right often enough to be what it says it is."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from internvlu_core import InternVLU
+from internvlu_core.convert import convert
+from internvlu_core.evaluation import TASKS
+from internvlu_core.evaluation.sampling import Settings
+
+TOY = Path(__file__).resolve().parents[2] / "demo" / "InternVL-U-toy"
+DRAW = {"prompt": "draw a red heart in the top left", "steps": 4}
+
+
+@pytest.fixture(scope="module")
+def model():
+    return InternVLU.from_pretrained(TOY, dtype=torch.float32)
+
+
+@pytest.mark.parametrize("form", ["split", "single"])
+def test_it_is_the_same_in_every_form(model, tmp_path, form):
+    files = convert(TOY, tmp_path, form)
+    other = InternVLU.from_pretrained(files[0] if form == "single" else tmp_path, dtype=torch.float32)
+    assert other.config == model.config
+    assert torch.equal(other.generate(**DRAW).latents, model.generate(**DRAW).latents)
+
+
+def test_it_is_stored_in_half_precision_and_small():
+    assert sum(file.stat().st_size for file in TOY.rglob("*")) < 20e6
+    assert InternVLU.from_pretrained(TOY).dtype == torch.bfloat16
+
+
+def test_it_draws_one_object_and_not_by_chance(model):
+    """Unseen prompts; pictures judged by other prompts are right in one of a hundred."""
+    task = TASKS["geneval"](model, 24, Settings((64, 64)))["tasks"]["single"]
+    assert task["score"] >= 0.35 and task["parts"]["place"] >= 0.8 and task["parts"]["colour"] >= 0.8
+    assert task["shuffled"] <= 0.05
+
+
+def test_it_describes(model):
+    kinds = TASKS["ask"](model, 60, Settings((64, 64)))["domains"]["objects"]["kinds"]
+    assert kinds["describe"] >= 0.5 and kinds["there"] >= 0.7
