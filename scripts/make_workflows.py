@@ -89,7 +89,7 @@ WORKFLOWS = {
     "toy_world": {
         "prompt": {
             "1": loader(toy.CHECKPOINT.name),
-            "2": encode("a large red heart on the left"),
+            "2": encode("a red heart in the top left"),
             "3": empty(**toy.SIZE),
             "4": sampler(["3", 0], **toy.SCALES),
             "5": node("VAEDecode", samples=["4", 0], vae=["1", 2]),

@@ -70,7 +70,8 @@ def test_runs_as_shipped(server, name, lora):
         node["inputs"] |= {key: value for key, value in small.items() if key in node["inputs"]}
     result = server.run(prompt)
     restored = "10" in prompt and prompt["10"]["class_type"] == "InternVLUEditRestore"
-    size = (200, 150) if restored else (384, 288) if name == "second_pass" else (192, 144)
+    enlarged = {"second_pass": 2, "toy_world": 6}.get(name, 1)
+    size = (200, 150) if restored else (192 * enlarged, 144 * enlarged)
     # find_objects: the picture with boxes, and their mask.
     expected = [size] if "6" in prompt else [(200, 150)] * 2 if name == "find_objects" else []
     assert [p.size for p in server.images(result)] == expected
