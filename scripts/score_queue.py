@@ -57,11 +57,13 @@ def in_queue(server: ComfyServer, mode: str, made: list[Sample], settings: Setti
         changes = {"question" if mode == "ask" else "prompt": sample.prompt, "seed": seed}
         if mode != "ask":
             changes |= {"steps": settings.steps, "all_scale": scales[0], "partial_scale": scales[1]}
-        if sample.images:
-            changes["image"] = upload(server, sample.images[0])
-        elif mode != "ask":
+        if not sample.images and mode != "ask":
             changes |= dict(zip(("width", "height"), settings.size, strict=True))
-        result = server.run(workflow(mode, **changes))
+        prompt = workflow(mode, **changes)
+        for node in prompt.values():
+            if node["class_type"] == "LoadImage":
+                node["inputs"]["image"] = upload(server, f"{mode}{seed}", sample.images[0])
+        result = server.run(prompt)
         if mode == "ask":
             rights.append(check_answer(next(server.texts(result)), sample.truth).right)
         else:
@@ -70,9 +72,9 @@ def in_queue(server: ComfyServer, mode: str, made: list[Sample], settings: Setti
     return rights
 
 
-def upload(server: ComfyServer, picture: np.ndarray) -> str:
+def upload(server: ComfyServer, name: str, picture: np.ndarray) -> str:
     with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "sample.png"
+        file = Path(folder) / f"{name}.png"
         Image.fromarray(picture).save(file)
         return server.upload_image(file)
 
