@@ -233,10 +233,14 @@ class TimeEmbedding(nn.Module):
     def sinusoids(self, timestep: Tensor, dtype: torch.dtype) -> Tensor:
         # The rounding to the compute dtype is part of the model, and so is the order of these float32 operations:
         # arguments reach 1e6, where one rounding more or less changes the first velocity by 2e-3 to 5e-3.
-        half = self.channels // 2
-        exponent = -math.log(10000) * torch.arange(half, dtype=torch.float32, device=timestep.device) / half
-        angles = 1000 * (timestep.to(dtype).float()[:, None] * torch.exp(exponent))
+        angles = 1000 * (timestep.to(dtype).float()[:, None] * self.frequencies(timestep.device))
         return torch.cat([angles.cos(), angles.sin()], dim=-1)
+
+    def frequencies(self, device: torch.device | None = None) -> Tensor:
+        """Of the sinusoids [channels / 2], in radians for a thousandth of a timestep, falling."""
+        half = self.channels // 2
+        exponent = -math.log(10000) * torch.arange(half, dtype=torch.float32, device=device) / half
+        return torch.exp(exponent)
 
 
 class Block(nn.Module):

@@ -147,12 +147,13 @@ def demo(args):
         toy.fit(prompt, args.workflow)
     elif not args.checkpoint.is_dir():
         sys.exit(f"No checkpoint folder {args.checkpoint}.")
-    for node in prompt.values() if args.checkpoint else ():
-        if node["class_type"] == "InternVLULoader":
-            # Under the name that the workflow asks for, so that it runs as it is.
-            target = base / "models" / "internvl_u" / node["inputs"]["checkpoint"]
-            target.parent.mkdir(parents=True, exist_ok=True)
-            link_folder(args.checkpoint.resolve(), target)
+    else:
+        # Under the names that the workflow asks for, so that it runs as it is.
+        for node in prompt.values():
+            if node["class_type"] == "InternVLULoader":
+                target = base / "models" / "internvl_u" / node["inputs"]["checkpoint"]
+                target.parent.mkdir(parents=True, exist_ok=True)
+                link_folder(args.checkpoint.resolve(), target)
 
     def show(kind, data):
         if kind == "executing" and data["node"]:

@@ -57,13 +57,11 @@ def in_queue(server: ComfyServer, mode: str, made: list[Sample], settings: Setti
         changes = {"question" if mode == "ask" else "prompt": sample.prompt, "seed": seed}
         if mode != "ask":
             changes |= {"steps": settings.steps, "all_scale": scales[0], "partial_scale": scales[1]}
-        if not sample.images and mode != "ask":
+        if sample.images:
+            changes["image"] = upload(server, f"{mode}{seed}", sample.images[0])
+        else:
             changes |= dict(zip(("width", "height"), settings.size, strict=True))
-        prompt = workflow(mode, **changes)
-        for node in prompt.values():
-            if node["class_type"] == "LoadImage":
-                node["inputs"]["image"] = upload(server, f"{mode}{seed}", sample.images[0])
-        result = server.run(prompt)
+        result = server.run(workflow(mode, **changes))
         if mode == "ask":
             rights.append(check_answer(next(server.texts(result)), sample.truth).right)
         else:

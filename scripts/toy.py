@@ -1,9 +1,11 @@
 """What the shipped workflows are given to run on the toy checkpoint in demo/: small sizes, and prompts of its world."""
 
+import json
 from pathlib import Path
 
 CHECKPOINT = Path(__file__).resolve().parents[1] / "demo" / "InternVL-U-toy"
-SCALES = {"all_scale": 4.5, "partial_scale": 2.0}  # the checkpoint's own, which the core takes by itself
+_CONFIG = json.loads((CHECKPOINT / "generation_decoder" / "config.json").read_text(encoding="utf-8"))
+SCALES = dict(zip(("all_scale", "partial_scale"), _CONFIG["guidance_scales"], strict=True))  # also after reasoning
 SIZE = {"width": 64, "height": 64}
 
 # By kind of node.
@@ -23,7 +25,6 @@ _TEXTS = {
     "text_to_image": "a red heart in the top left",
     "ksampler": "a red heart in the top left",
     "image_to_image": "a blue circle and a green cross",
-    "lora": "a red heart in the top left",
     "edit": "make the star red",
     "edit_with_mask": "make the star red",
     "advanced_sampling": "make the star red",

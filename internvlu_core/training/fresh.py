@@ -16,6 +16,7 @@ from .storage import write_network
 from .tokenizer import write_tokenizer
 
 VAE_FACTOR, PATCH, VIT_PATCH, LATENT_CHANNELS = 8, 2, 14, 16
+FASTEST = 1 / 8  # turns a timestep: beyond, neighbouring timesteps look as unlike as any two
 LOG_VARIANCE = -5.0  # a fresh VAE's: at 0 its noise drowns the picture, and it stays at a grey
 
 
@@ -41,20 +42,12 @@ def initialise(network: nn.Module, generator: torch.Generator):
     """Random weights of a scale at which signals keep theirs; the MMDiT's blocks start as identities (adaLN-zero)."""
     for name, parameter in network.named_parameters():
         parameter.copy_(_initial(name, parameter.shape, generator))
-        if name == "time_text_embed.timestep_embedder.linear_1.weight":
-            parameter[:, _turns(parameter.shape[1]) > FASTEST] = 0
+    if isinstance(network, MMDiT):
+        embedding = network.time_text_embed
+        turns = 1000 * embedding.frequencies() / (2 * math.pi)  # a timestep
+        embedding.timestep_embedder["linear_1"].weight[:, (turns > FASTEST).repeat(2)] = 0  # cosines, sines
     if isinstance(network, VAE):
         network.quant_conv.bias[network.config.latent_channels :] = LOG_VARIANCE
-
-
-FASTEST = 1 / 8  # turns a timestep: beyond, neighbouring timesteps look as unlike as any two
-
-
-def _turns(channels: int) -> Tensor:
-    """Of each sinusoid of MMDiT's timestep embedding, between two timesteps."""
-    half = channels // 2
-    turns = 1000 * torch.exp(-math.log(10000) * torch.arange(half) / half) / (2 * math.pi)
-    return torch.cat([turns, turns])
 
 
 # What a block adds to its stream, and the velocity itself, starts at 0 (arXiv 2212.09748).

@@ -112,7 +112,7 @@ class LoraStage(PictureStage):
     """Velocity loss on the user's pictures, by adapters beside frozen layers. See lora.adapt and folder.read_folder.
 
     trained: prefixes of the networks' layers. layers: parts of names, of which a layer must have one. pictures: the
-    folder. tasks, domains, sides and samples are without meaning.
+    folder. tasks, domains, kinds, sides and samples are without meaning.
     """
 
     tasks: tuple[tuple[str, int], ...] = ()

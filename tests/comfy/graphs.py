@@ -13,16 +13,22 @@ VIRTUAL = {"MarkdownNote", "Note"}
 WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
 
 
-def workflow(name: str, **inputs) -> dict:
-    """A shipped workflow in API format. inputs: {name: value} set on every node that has an input of that name."""
+def workflow(name: str, /, **inputs) -> dict:
+    """A shipped workflow in API format, with these inputs, see change."""
     prompt = json.loads((WORKFLOWS / "api" / f"{name}.json").read_text(encoding="utf-8"))
+    change(prompt, **inputs)
+    return prompt
+
+
+def change(prompt: dict, /, **inputs):
+    """inputs: {name: value} set on every node that has a widget of that name; links stay."""
     known = set()
     for node in prompt.values():
         for key in inputs.keys() & node["inputs"].keys():
-            node["inputs"][key] = inputs[key]
-            known.add(key)
-    assert known == set(inputs), f"{name} has no input called {set(inputs) - known}"
-    return prompt
+            if not isinstance(node["inputs"][key], list):
+                node["inputs"][key] = inputs[key]
+                known.add(key)
+    assert known == set(inputs), f"the workflow has no input called {set(inputs) - known}"
 
 
 def assert_close_pictures(picture, expected):

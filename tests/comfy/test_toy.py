@@ -7,7 +7,7 @@ import sys
 
 import numpy as np
 import pytest
-from graphs import WORKFLOWS, picture_of, workflow
+from graphs import WORKFLOWS, change, picture_of, workflow
 from PIL import Image
 
 from internvlu_core.synthesis import check, check_answer, make
@@ -28,14 +28,11 @@ def samples(domain: str, task: str, kind: str | None, images: bool) -> list:
 def run(server, tmp_path, name: str, sample, seed: int):
     prompt = workflow(name)
     toy.fit(prompt, name, sample.prompt)
-    values = {"seed": seed, "noise_seed": seed}
+    changes = {"noise_seed" if name == "advanced_sampling" else "seed": seed}
     if sample.images:
         Image.fromarray(sample.images[0]).save(tmp_path / f"{name}{seed}.png")
-        values["image"] = server.upload_image(tmp_path / f"{name}{seed}.png")
-    for node in prompt.values():
-        node["inputs"] |= {
-            key: value for key, value in values.items() if isinstance(node["inputs"].get(key), int | str)
-        }
+        changes["image"] = server.upload_image(tmp_path / f"{name}{seed}.png")
+    change(prompt, **changes)
     return server.run(prompt)
 
 

@@ -7,10 +7,12 @@ import torch
 
 from internvlu_core import InternVLU
 from internvlu_core.convert import convert
-from internvlu_core.evaluation import TASKS
+from internvlu_core.evaluation import toy
 from internvlu_core.evaluation.sampling import Settings
+from internvlu_core.synthesis import check_answer
 
 TOY = Path(__file__).resolve().parents[2] / "demo" / "InternVL-U-toy"
+SETTINGS = Settings((64, 64))
 DRAW = {"prompt": "draw a red heart in the top left", "steps": 4}
 
 
@@ -34,11 +36,16 @@ def test_it_is_stored_in_half_precision_and_small():
 
 def test_it_draws_one_object_and_not_by_chance(model):
     """Unseen prompts; pictures judged by other prompts are right in one of a hundred."""
-    task = TASKS["geneval"](model, 24, Settings((64, 64)))["tasks"]["single"]
+    samples = toy.unseen("objects", "draw", 24, SETTINGS, "single")
+    pictures = toy.draw(model, samples, SETTINGS)
+    task = toy.summary(samples, toy.judge(pictures, samples))
     assert task["score"] >= 0.35 and task["parts"]["place"] >= 0.8 and task["parts"]["colour"] >= 0.8
-    assert task["shuffled"] <= 0.05
+    shuffled = toy.judge(pictures, samples[1:] + samples[:1])
+    assert toy.share([verdict.right for verdict in shuffled]) <= 0.05
 
 
 def test_it_describes(model):
-    kinds = TASKS["ask"](model, 60, Settings((64, 64)))["domains"]["objects"]["kinds"]
+    samples = toy.unseen("objects", "ask", 60, SETTINGS)
+    verdicts = [check_answer(toy.reply(model, sample), sample.truth) for sample in samples]
+    kinds = toy.summary(samples, verdicts)["kinds"]
     assert kinds["describe"] >= 0.5 and kinds["there"] >= 0.7
