@@ -363,6 +363,23 @@ def test_losses_are_weighted_1_to_20(awake):
     assert float(losses.total) == pytest.approx(float(losses.parts["text"] + 20 * losses.parts["flow"]), rel=1e-5)
 
 
+def test_the_velocity_leads_from_the_picture_to_the_noise(awake, monkeypatch):
+    """So that the sampler, which goes against it, arrives at the picture."""
+    stage = picture_stage(samples=2, drop_prompt=0.0, drop_all=0.0)
+    batch = Feed(awake, stage, torch.device("cpu")).batch(0)
+    sigma, noise = torch.tensor([0.9, 0.25]), torch.randn(batch.latents.shape)
+
+    def forward(x, timestep, *args, **kwargs):
+        assert timestep.tolist() == [900, 250]
+        assert torch.allclose(x - sigma[:, None, None, None] * (noise - batch.latents), batch.latents, atol=1e-5)
+        return noise - batch.latents
+
+    monkeypatch.setattr(objectives, "noise_levels", lambda *args: sigma)
+    monkeypatch.setattr(objectives, "noise_like", lambda *args: noise)
+    monkeypatch.setattr(awake.mmdit, "forward", forward)
+    assert float(objectives.flow_loss(awake, batch, stage)) == 0
+
+
 def test_the_vaes_losses_are_weighted_and_l1_is_ramped_in(awake):
     stage = CPU["vae"]
     for part in awake.vae.parameters():
@@ -582,6 +599,14 @@ def test_a_killed_run_goes_on_as_if_nothing_had_been(fresh, tmp_path, monkeypatc
     for network in ("vlm", "mmdit"):
         pairs = zip(*(getattr(end, network).parameters() for end in ends), strict=True)
         assert all(torch.allclose(a, b, atol=1e-5) for a, b in pairs)
+
+
+def test_what_is_written_is_the_average_of_the_weights(fresh, tmp_path):
+    Run(picture_stage(), fresh, tmp_path).train()
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    written = dict(Networks(tmp_path / "checkpoint").named_parameters())
+    assert all(torch.equal(written[name], value) for name, value in state["ema"].items())
+    assert not all(torch.equal(written[name], value) for name, value in state["model"].items())
 
 
 def test_a_run_with_other_settings_is_refused(fresh, tmp_path):
