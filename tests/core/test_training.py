@@ -248,6 +248,19 @@ def test_stage_0_draws_one_object_at_a_time():
         assert all(len(one.truth.things) == 1 for one in made)
 
 
+def test_searching_is_practised_alone():
+    """Among all other questions it stays a guess."""
+    for stages in PRESETS.values():
+        made = list(data.samples(replace(stages["search"], samples=16)))
+        assert Counter(one.truth.kind for one in made) == {
+            "colour": 4,
+            "shape": 4,
+            "where": 4,
+            "whether": 2,
+            "count": 2,
+        }
+
+
 def test_sizes_are_one_in_stage_1_and_many_in_stage_2():
     for stages in PRESETS.values():
         assert len(stages["stage1"].sides) == 1 and len({w / h for w, h in stages["stage2"].sides}) >= 5
@@ -279,6 +292,8 @@ def test_training_never_sees_evaluations_seeds(monkeypatch):
         ("vae", {"vae"}),
         ("vae-decoder", {"vae.decoder", "vae.post_quant_conv"}),
         ("mllm", {"vlm"}),
+        ("search", {"vlm"}),
+        ("stage0", {"mmdit"}),
         ("stage1", {"mmdit"}),
         ("stage2", {"mmdit"}),
         ("stage3", {"vlm", "mmdit"}),
