@@ -13,6 +13,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -54,7 +55,8 @@ def in_queue(server: ComfyServer, mode: str, made: list[Sample], settings: Setti
     """scales: all_scale and partial_scale, which the core takes by itself."""
     rights = []
     for seed, sample in enumerate(made):
-        changes = {"question" if mode == "ask" else "prompt": sample.prompt, "seed": seed}
+        # In float32 both compute the same pictures; rounding to bfloat16 makes or unmakes doubtful ones.
+        changes = {"question" if mode == "ask" else "prompt": sample.prompt, "seed": seed, "weight_dtype": "fp32"}
         if mode != "ask":
             changes |= {"steps": settings.steps, "all_scale": scales[0], "partial_scale": scales[1]}
         if sample.images:
@@ -85,7 +87,7 @@ def main() -> int:
     parser.add_argument("--all-scale", type=float)
     parser.add_argument("--partial-scale", type=float)
     options = parser.parse_args()
-    model = InternVLU.from_pretrained(options.checkpoint)
+    model = InternVLU.from_pretrained(options.checkpoint, dtype=torch.float32)
     config, count = model.config.mmdit, options.prompts // len(MODES)
     scales = {"all_scale": options.all_scale, "partial_scale": options.partial_scale}
     settings = Settings((config.image_width, config.image_height), options.steps, **scales)

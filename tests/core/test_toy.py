@@ -39,13 +39,14 @@ def test_it_draws_one_object_and_not_by_chance(model):
     samples = toy.unseen("objects", "draw", 24, SETTINGS, "single")
     pictures = toy.draw(model, samples, SETTINGS)
     task = toy.summary(samples, toy.judge(pictures, samples))
-    assert task["score"] >= 0.35 and task["parts"]["place"] >= 0.8 and task["parts"]["colour"] >= 0.8
+    assert task["score"] >= 0.5 and task["parts"]["place"] >= 0.9 and task["parts"]["colour"] >= 0.8
     shuffled = toy.judge(pictures, samples[1:] + samples[:1])
     assert toy.share([verdict.right for verdict in shuffled]) <= 0.05
 
 
-def test_it_describes(model):
+def test_it_describes_and_finds(model):
     samples = toy.unseen("objects", "ask", 60, SETTINGS)
     verdicts = [check_answer(toy.reply(model, sample), sample.truth) for sample in samples]
     kinds = toy.summary(samples, verdicts)["kinds"]
-    assert kinds["describe"] >= 0.5 and kinds["there"] >= 0.7
+    assert kinds["describe"] >= 0.4 and kinds["there"] >= 0.8
+    assert all(kinds[kind] >= 0.6 for kind in ("colour", "shape", "count")), kinds
