@@ -39,7 +39,7 @@ def run(server, tmp_path, name: str, sample, seed: int):
 @pytest.mark.parametrize(
     ("name", "domain", "task", "kind", "least"),
     [
-        ("text_to_image", "objects", "draw", "single", 4),
+        ("text_to_image", "objects", "draw", "single", 3),
         ("text_to_image", "objects", "draw", "counting", 4),
         ("ksampler", "objects", "draw", "single", 4),
         ("edit", "objects", "edit", "recolour", 4),
