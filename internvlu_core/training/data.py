@@ -95,8 +95,8 @@ def orders(stage: Stage) -> Iterator[tuple]:
         seen[task] += 1
         domain = domains[task][turn % len(domains[task])]
         size = stage.sides[turn // len(domains[task]) % len(stage.sides)]
-        kind = stage.kinds[index % len(stage.kinds)] if stage.kinds else None
-        yield domain, task, 2 * (stage.seed * SEEDS_PER_RUN + index), size, kind  # even seeds are training's
+        kind = stage.kinds[index % len(stage.kinds)] if stage.kinds else ""
+        yield domain, task, 2 * (stage.seed * SEEDS_PER_RUN + index), size, kind or None  # even seeds are training's
 
 
 def exercise(sample: synthesis.Sample, reader: Reader, stage: Stage) -> Exercise:

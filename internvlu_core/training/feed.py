@@ -85,7 +85,9 @@ class Feed:
             generator=torch.Generator().manual_seed(self.stage.seed * BATCH_SEEDS + number),
         )
         if isinstance(self.stage, VAEStage):
-            return replace(batch, pixels=to_pixels([one.picture for one in chosen]))
+            pixels = to_pixels([one.picture for one in chosen])
+            negative = torch.rand(len(pixels), generator=batch.generator) < self.stage.negatives
+            return replace(batch, pixels=torch.where(negative[:, None, None, None], -pixels, pixels))
         if chosen[0].text is not None:
             rows = [one.text for one in chosen]
             batch = replace(batch, text=make_reading(rows, [one.images for one in chosen], self.networks.reader))

@@ -15,7 +15,7 @@ from .settings import Sizes
 from .storage import write_network
 from .tokenizer import write_tokenizer
 
-VAE_FACTOR, PATCH, VIT_PATCH, LATENT_CHANNELS = 8, 2, 14, 16
+VAE_FACTOR, VIT_PATCH, LATENT_CHANNELS = 8, 14, 16
 FASTEST = 1 / 8  # turns a timestep: beyond, neighbouring timesteps look as unlike as any two
 LOG_VARIANCE = -5.0  # a fresh VAE's: at 0 its noise drowns the picture, and it stays at a grey
 
@@ -170,7 +170,7 @@ def _vlm(sizes: Sizes, tokens: int, ids: dict[str, int]) -> dict:
 
 def _mmdit(sizes: Sizes) -> dict:
     context = 2 * sizes.llm_width
-    in_channels = LATENT_CHANNELS * PATCH**2
+    in_channels = LATENT_CHANNELS * sizes.patch**2
     decoder = {
         "attention_head_dim": sizes.head_dim,
         "axes_dims_rope": list(sizes.rope_axes),
@@ -179,7 +179,7 @@ def _mmdit(sizes: Sizes) -> dict:
         "num_attention_heads": sizes.mmdit_heads,
         "num_layers": sizes.mmdit_layers,
         "out_channels": LATENT_CHANNELS,
-        "patch_size": PATCH,
+        "patch_size": sizes.patch,
         "video_position_scale_factor": 1.0,
         "vlm_cond_position_scale_factor": 0.25,
     }
@@ -226,6 +226,6 @@ def _processor(sizes: Sizes) -> dict:
             "max_dynamic_patch": sizes.max_side**2 // VAE_FACTOR**2,
             "max_length": sizes.max_side,
             "vae_downsample_factor": VAE_FACTOR,
-            "gen_down_sample_ratio": 1 / PATCH,
+            "gen_down_sample_ratio": 0.5,
         },
     }

@@ -22,7 +22,7 @@ from .data import to_pixels
 from .feed import Feed
 from .lora import adapt, write_lora
 from .plot import write_plot
-from .settings import LoraStage, Stage, VAEStage, as_json
+from .settings import LoraStage, Stage, as_json
 from .storage import Networks, replaced, write_checkpoint
 
 EMA_WARMUP = 10  # steps; the average follows fast while there is little to average
@@ -86,7 +86,8 @@ class Run:
             return
         learnt = {name: parameter.detach().clone() for name, parameter in self.trained.items()}
         assign(self.trained, self.ema)
-        if isinstance(self.stage, VAEStage):
+        # Another decoder must not move the latents of MMDiTs that were trained before it.
+        if any(name.startswith("vae.encoder.") for name in learnt):
             self.networks.config = replace(self.networks.config, vae=self._with_statistics())
         write_checkpoint(self.folder / "checkpoint", self.base, self.networks, self.stage.trained, self.dtype)
         assign(self.trained, learnt)

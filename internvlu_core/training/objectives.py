@@ -41,13 +41,17 @@ def losses(networks: Networks, batch: Batch, stage: Stage, step: int) -> Losses:
 
 
 def vae_loss(vae: VAE, batch: Batch, stage: VAEStage, step: int) -> Losses:
-    """The decoder alone is trained on the encoder's mode, which is what it will be given; else on a sample of it."""
+    """The decoder alone is trained near the encoder's mode, which is what it will be given; else on a sample of it."""
     pixels = batch.pixels
     whole = any(parameter.requires_grad for parameter in vae.encoder.parameters())
     mean, log_variance = vae.quant_conv(vae.encoder(pixels)).float().chunk(2, dim=1)
     latents = mean
     if whole:
         latents = mean + (0.5 * log_variance).exp() * noise_like(mean, batch.generator)
+    elif stage.noise:
+        deviation = mean.new_tensor(vae.config.latents_std)[:, None, None]
+        strength = stage.noise * torch.rand(len(mean), 1, 1, 1, generator=batch.generator).to(mean.device)
+        latents = mean + strength * deviation * noise_like(mean, batch.generator)
     difference = vae.decoder(vae.post_quant_conv(latents)).float() - pixels  # not clamped: a clamp has no gradient
     parts = {"mse": difference.square().mean(), "l1": difference.abs().mean()}
     ramp = min(1.0, (step + 1) / stage.l1_ramp)

@@ -43,7 +43,14 @@ from internvlu_core.training.storage import Networks, write_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = Sizes(
-    vae_blocks=1, vit_width=32, vit_layers=1, llm_width=32, llm_layers=2, mmdit_layers=2, mmdit_heads=2, vocabulary=1024
+    vae_blocks=1,
+    vit_width=32,
+    vit_layers=1,
+    llm_width=32,
+    llm_layers=2,
+    mmdit_layers=2,
+    mmdit_heads=2,
+    vocabulary=1024,
 )
 LEARN = {"warmup": 5, "decay": 0.0, "ema": 0.9, "weight_decay": 0.0, "autocast": False, "save_every": 10**6}
 
@@ -278,6 +285,12 @@ def test_samples_are_the_same_from_several_processes(monkeypatch):
     assert all(np.array_equal(one.picture, other.picture) for one, other in zip(divided, alone, strict=True))
 
 
+def test_kinds_are_taken_in_turn():
+    stage = picture_stage(domains=(("objects", 1), ("text", 1)), kinds=("two", ""), samples=8)
+    orders = [(domain, kind) for domain, _, _, _, kind in data.orders(stage)]
+    assert orders == [("objects", "two"), ("text", None)] * 4
+
+
 def test_training_never_sees_evaluations_seeds(monkeypatch):
     seeds = []
     monkeypatch.setattr(synthesis, "make", lambda domain, task, seed, size, kind: seeds.append(seed))
@@ -290,6 +303,7 @@ def test_training_never_sees_evaluations_seeds(monkeypatch):
     ("name", "learning"),
     [
         ("vae", {"vae"}),
+        ("vae-smooth", {"vae"}),
         ("vae-decoder", {"vae.decoder", "vae.post_quant_conv"}),
         ("mllm", {"vlm"}),
         ("search", {"vlm"}),
@@ -405,10 +419,55 @@ def test_the_vaes_losses_are_weighted_and_l1_is_ramped_in(awake):
         return objectives.losses(awake, data.Batch(1.0, torch.Generator().manual_seed(0), pixels=pixels), stage, step)
 
     first, late = at(0), at(10**6)
-    parts = {name: float(value) for name, value in late.parts.items()}
+    parts = {name: float(value.detach()) for name, value in late.parts.items()}
     full = 10 * parts["mse"] + stage.l1 * parts["l1"] + 1e-5 * parts["kl"]
     assert float(late.total) == pytest.approx(full, rel=1e-5)
     assert float(first.total) == pytest.approx(full - stage.l1 * parts["l1"] * (1 - 1 / stage.l1_ramp), rel=1e-5)
+
+
+@pytest.mark.parametrize("preset", PRESETS.values(), ids=PRESETS)
+def test_the_vae_is_smoothed_before_its_decoder_learns_alone(preset):
+    assert list(preset)[:3] == ["vae", "vae-smooth", "vae-decoder"]
+    first, smooth, decoder = (preset[name] for name in ("vae", "vae-smooth", "vae-decoder"))
+    assert (first.kl, smooth.kl) == (1e-5, 1e-3)
+    assert (first.negatives, smooth.negatives, decoder.negatives) == (0, 0.25, 0.1)
+    assert (first.noise, smooth.noise, decoder.noise) == (0, 0, 0.2)
+    for stage in (smooth, decoder):  # 3 of 8 may have another background than white, and the rest are of all domains
+        made = [synthesis.make(*order).truth.kind for order in data.orders(replace(stage, samples=80))]
+        assert 30 <= made.count("single") <= 36 and len(set(made)) > 12
+
+
+def test_a_share_of_the_vaes_pictures_is_shown_as_negatives(awake):
+    def batch(share: float) -> tuple[torch.Tensor, torch.Tensor]:
+        stage = replace(OVERFIT["vae"], samples=200, batch=200, negatives=share)
+        feed = Feed(awake, stage, torch.device("cpu"))
+        pictures = data.to_pixels([feed.exercises[item.index].picture for item in feed.plan(0)])
+        return feed.batch(0).pixels, pictures
+
+    pixels, pictures = batch(0.3)
+    negative = (pixels == -pictures).flatten(1).all(1)
+    assert ((pixels == pictures).flatten(1).all(1) ^ negative).all()
+    assert 0.2 < float(negative.float().mean()) < 0.4
+    pixels, pictures = batch(0.0)
+    assert pixels.equal(pictures)
+
+
+def test_the_decoder_alone_learns_from_the_encoders_mode_and_noise_of_many_strengths(awake, monkeypatch):
+    seen = []
+    monkeypatch.setattr(awake.vae.post_quant_conv, "forward", lambda x: seen.append(x) or torch.zeros_like(x))
+    deviation = tuple(1 + i / 4 for i in range(16))
+    monkeypatch.setattr(awake.vae, "config", replace(awake.vae.config, latents_std=deviation))
+    freeze(awake, ("vae.decoder.", "vae.post_quant_conv."))
+    pixels = data.to_pixels([sample("draw").picture] * 200)
+    for noise in (0.0, 0.5):
+        stage = replace(CPU["vae-decoder"], noise=noise)
+        objectives.losses(awake, data.Batch(1.0, torch.Generator().manual_seed(0), pixels=pixels), stage, 0)
+    mode = awake.vae.encode_raw(pixels)
+    assert torch.allclose(seen[0], mode, atol=1e-5)
+    added = (seen[1] - mode) / torch.tensor(deviation)[:, None, None]
+    assert added.std((0, 2, 3)).tolist() == pytest.approx([0.5 / 3**0.5] * 16, rel=0.15)  # alike in all channels
+    strengths = added.flatten(1).std(1)
+    assert float(strengths.min()) < 0.05 and 0.45 < float(strengths.max()) < 0.55
 
 
 def test_only_answers_are_trained_and_end_the_turn(awake):
@@ -469,6 +528,13 @@ def test_a_stage_overfits_a_handful(fresh, tmp_path, name, part, least):
     if name == "vae":  # latents are about standard normal
         latents = trained.vae.encode(data.to_pixels([one.picture for one in data.samples(OVERFIT[name])]))
         assert abs(float(latents.mean())) < 0.1 and abs(float(latents.std()) - 1) < 0.1
+
+
+def test_another_decoder_leaves_the_latents_where_they_were(fresh, tmp_path):
+    stage = replace(OVERFIT["vae"], trained=CPU["vae-decoder"].trained, steps=1)
+    Run(stage, fresh, tmp_path).train()
+    before, after = (Networks(folder).config.vae for folder in (fresh, tmp_path / "checkpoint"))
+    assert (after.latents_mean, after.latents_std) == (before.latents_mean, before.latents_std)
 
 
 # Adapters
