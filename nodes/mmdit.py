@@ -251,10 +251,10 @@ def build_model(config: Config, state_dict: dict, dtype: torch.dtype | None) -> 
     Raises CheckpointError for a checkpoint whose latents are not the released one's: ComfyUI's sizes assume those.
     """
     found = config.vae.scale_factor, config.mmdit.patch_size, config.vae.latent_channels
-    if found != (GRID // 2, 2, CHANNELS):
+    if found[0] != GRID // 2 or GRID % config.size_factor or found[2] != CHANNELS:
         raise CheckpointError(
             f"latents of 1/{found[0]} of a side, patches of {found[1]} and {found[2]} channels work without ComfyUI "
-            f"only; its nodes count on 1/{GRID // 2}, 2 and {CHANNELS}"
+            f"only; its nodes count on 1/{GRID // 2}, at most 2 and {CHANNELS}"
         )
     model_config = ModelConfig(config)
     load_device = comfy.model_management.get_torch_device()

@@ -25,7 +25,7 @@ class Sizes:
     mmdit_heads: int = 4  # of 32 channels
     head_dim: int = 32
     rope_axes: tuple[int, int, int] = (8, 12, 12)
-    patch: int = 2  # latent pixels along the side of an MMDiT token
+    patch: int = 1  # latent pixels along the side of an MMDiT token. The released 2 makes 64 × 64 pixels 16 tokens
     vocabulary: int = 1536  # at most
     flow_shift: float = 3.0
     min_side: int = 32  # reference pictures have at least this side's square as area …

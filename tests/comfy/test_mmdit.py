@@ -1,6 +1,7 @@
 """The MODEL's network by itself: what it keeps between forwards, and what patches on its blocks see."""
 
 import importlib
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -68,6 +69,16 @@ def test_training_after_sampling(network):
     weight = network.transformer_blocks[0].attn.to_q.weight.requires_grad_()
     forward(network).square().mean().backward()
     assert weight.grad.norm() > 0
+
+
+@pytest.mark.parametrize(("patch", "channels"), [(3, 16), (4, 16), (1, 8)])
+def test_latents_that_comfyuis_sizes_do_not_fit_are_refused(host, patch, channels):
+    """Patches of 2, the released model's, and of 1, the toy's, divide the 16 pixels that all sizes are multiples of."""
+    config = host.config.Config.read(CHECKPOINT)
+    mmdit, vae = replace(config.mmdit, patch_size=patch), replace(config.vae, latent_channels=channels)
+    error = importlib.import_module(f"{PACK}.internvlu_core.errors").CheckpointError
+    with pytest.raises(error, match=f"patches of {patch} and {channels} channels"):
+        host.nodes.build_model(replace(config, mmdit=mmdit, vae=vae), {}, None)
 
 
 @torch.inference_mode()

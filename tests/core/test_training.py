@@ -51,6 +51,7 @@ TINY = Sizes(
     mmdit_layers=2,
     mmdit_heads=2,
     vocabulary=1024,
+    patch=2,
 )
 LEARN = {"warmup": 5, "decay": 0.0, "ema": 0.9, "weight_decay": 0.0, "autocast": False, "save_every": 10**6}
 
