@@ -199,6 +199,16 @@ CPU = {
     "stage1": PictureStage(
         trained=("mmdit.",), tasks=DRAW_EDIT, domains=OBJECTS, samples=48_000, steps=20_000, learning_rate=3e-3
     ),
+    # Not the report's either. Which of two places gets which of two shapes is learnt last: the MMDiT gives both to one.
+    "binding": PictureStage(
+        trained=("mmdit.",),
+        tasks=(("draw", 6), ("edit", 1), ("reason", 1)),
+        domains=(("objects", 1), ("reasoning", 1)),
+        kinds=("position", "attribution", "two", "position", "attribution", "single", "", ""),
+        samples=48_000,
+        steps=4000,
+        decay=0.8,
+    ),
     "stage2": PictureStage(
         trained=("mmdit.",), tasks=DRAW_EDIT, domains=OBJECTS, sides=MANY_SIDES, steps=4000, learning_rate=8e-4
     ),
@@ -229,6 +239,7 @@ GPU = {
     "search": _on_gpu(CPU["search"], steps=1400),
     "stage0": _on_gpu(CPU["stage0"], steps=2000),
     "stage1": _on_gpu(CPU["stage1"], domains=DOMAINS, steps=20_000),
+    "binding": _on_gpu(CPU["binding"], steps=4000),
     "stage2": _on_gpu(CPU["stage2"], domains=DOMAINS, steps=8000),
     "stage3": _on_gpu(CPU["stage3"], domains=DOMAINS, steps=10_000),
     # For the released sizes.

@@ -286,6 +286,19 @@ def test_samples_are_the_same_from_several_processes(monkeypatch):
     assert all(np.array_equal(one.picture, other.picture) for one, other in zip(divided, alone, strict=True))
 
 
+@pytest.mark.parametrize("preset", PRESETS.values(), ids=PRESETS)
+def test_binding_is_practised_on_two_objects_and_keeps_the_rest_alive(preset):
+    orders = list(data.orders(replace(preset["binding"], samples=16)))
+    made = Counter((domain, task, synthesis.make(domain, task, *rest).truth.kind) for domain, task, *rest in orders)
+    drawn = {kind: count for (domain, task, kind), count in made.items() if (domain, task) == ("objects", "draw")}
+    assert drawn == {"position": 4, "attribution": 4, "two": 2, "single": 2}
+    assert Counter(order[:2] for order in orders) == {
+        ("objects", "draw"): 12,
+        ("objects", "edit"): 2,
+        ("reasoning", "reason"): 2,
+    }
+
+
 def test_kinds_are_taken_in_turn():
     stage = picture_stage(domains=(("objects", 1), ("text", 1)), kinds=("two", ""), samples=8)
     orders = [(domain, kind) for domain, _, _, _, kind in data.orders(stage)]
@@ -310,6 +323,7 @@ def test_training_never_sees_evaluations_seeds(monkeypatch):
         ("search", {"vlm"}),
         ("stage0", {"mmdit"}),
         ("stage1", {"mmdit"}),
+        ("binding", {"mmdit"}),
         ("stage2", {"mmdit"}),
         ("stage3", {"vlm", "mmdit"}),
     ],
