@@ -39,12 +39,14 @@ def run(server, tmp_path, name: str, sample, seed: int):
 @pytest.mark.parametrize(
     ("name", "domain", "task", "kind", "least"),
     [
-        ("text_to_image", "objects", "draw", "single", 3),
-        ("text_to_image", "objects", "draw", "counting", 4),
+        ("text_to_image", "objects", "draw", "single", 4),
+        ("text_to_image", "objects", "draw", "counting", 5),
+        ("text_to_image", "objects", "draw", "position", 2),
+        ("text_to_image", "objects", "draw", "attribution", 5),
         ("ksampler", "objects", "draw", "single", 4),
         ("edit", "objects", "edit", "recolour", 4),
         ("advanced_sampling", "objects", "edit", "remove", 5),
-        ("reason_then_draw", "reasoning", "reason", None, 4),
+        ("reason_then_draw", "reasoning", "reason", None, 5),
         ("reason_then_edit", "reasoning", "reason", None, 2),
     ],
 )
@@ -56,7 +58,7 @@ def test_pictures_show_what_their_prompts_say(server, tmp_path, name, domain, ta
     assert sum(verdict.right for verdict in verdicts) >= least, verdicts
 
 
-@pytest.mark.parametrize(("kind", "least"), [("describe", 4), ("colour", 5), ("shape", 5), ("where", 4)])
+@pytest.mark.parametrize(("kind", "least"), [("describe", 4), ("colour", 5), ("shape", 5), ("where", 5), ("relation", 5)])
 def test_questions_are_answered(server, tmp_path, kind, least):
     made = samples("objects", "ask", kind, True)
     answers = [next(server.texts(run(server, tmp_path, "ask", sample, 0))) for sample in made]
