@@ -58,7 +58,9 @@ def test_pictures_show_what_their_prompts_say(server, tmp_path, name, domain, ta
     assert sum(verdict.right for verdict in verdicts) >= least, verdicts
 
 
-@pytest.mark.parametrize(("kind", "least"), [("describe", 4), ("colour", 5), ("shape", 5), ("where", 5), ("relation", 5)])
+@pytest.mark.parametrize(
+    ("kind", "least"), [("describe", 4), ("colour", 5), ("shape", 5), ("where", 5), ("relation", 5)]
+)
 def test_questions_are_answered(server, tmp_path, kind, least):
     made = samples("objects", "ask", kind, True)
     answers = [next(server.texts(run(server, tmp_path, "ask", sample, 0))) for sample in made]
