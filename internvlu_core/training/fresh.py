@@ -226,6 +226,6 @@ def _processor(sizes: Sizes) -> dict:
             "max_dynamic_patch": sizes.max_side**2 // VAE_FACTOR**2,
             "max_length": sizes.max_side,
             "vae_downsample_factor": VAE_FACTOR,
-            "gen_down_sample_ratio": 0.5,
+            "gen_down_sample_ratio": 0.5,  # references in steps of 16 pixels, as ComfyUI makes all sizes
         },
     }

@@ -134,10 +134,17 @@ LANGUAGE = (("ask", 3), ("caption", 2), ("reason", 1), ("draw", 1), ("edit", 1))
 DRAW_EDIT = (("draw", 4), ("edit", 1))
 # Generation : editing : understanding = 1 : 1 : 2; a third of the generation is preceded by thoughts.
 UNIFIED = (("draw", 2), ("reason", 1), ("edit", 3), ("ask", 4), ("caption", 2))
-# Only single objects have a background other than white; where they are rarer, small ones on grey come out a blur.
-BACKGROUNDS = {
+# Of a VAE that has left the grey. Only single objects have a background other than white; where they are rarer, small
+# ones on grey come out a blur.
+VAE_AGAIN = {
+    "tasks": (("draw", 1),),
     "domains": (("objects", 4), ("text", 1), ("science", 1), ("spatial", 1), ("humour", 1)),
     "kinds": ("single", "single", "single", "", "", "", "", ""),
+    "samples": 12_000,
+    "batch": 16,
+    "learning_rate": 1e-3,
+    "l1_ramp": 1,
+    "autocast": False,
 }
 MANY_SIDES = ((64, 64), (80, 48), (48, 80), (96, 48), (48, 96), (64, 48), (48, 64), (80, 80))
 
@@ -147,33 +154,9 @@ CPU = {
     ),
     # From the start this divergence would win: the VAE would stay at a grey. Left as they were, latents are needlessly
     # exact, and those of a dark background three times as large as others.
-    "vae-smooth": VAEStage(
-        trained=("vae.",),
-        tasks=(("draw", 1),),
-        **BACKGROUNDS,
-        steps=2000,
-        batch=16,
-        learning_rate=1e-3,
-        warmup=50,
-        decay=0.8,
-        samples=12_000,
-        l1_ramp=1,
-        kl=1e-3,
-        negatives=0.25,
-        autocast=False,
-    ),
+    "vae-smooth": VAEStage(trained=("vae.",), **VAE_AGAIN, steps=2000, warmup=50, decay=0.8, kl=1e-3, negatives=0.25),
     "vae-decoder": VAEStage(
-        trained=("vae.decoder.", "vae.post_quant_conv."),
-        tasks=(("draw", 1),),
-        **BACKGROUNDS,
-        steps=4000,
-        batch=16,
-        learning_rate=1e-3,
-        samples=12_000,
-        l1_ramp=1,
-        negatives=0.1,
-        noise=0.2,
-        autocast=False,
+        trained=("vae.decoder.", "vae.post_quant_conv."), **VAE_AGAIN, steps=4000, negatives=0.1, noise=0.2
     ),
     "mllm": TextStage(trained=("vlm.",), tasks=LANGUAGE, samples=48_000, steps=6000),
     # Not the report's: among all else looking for an object by shape or colour was still a guess after 10,000 steps.
