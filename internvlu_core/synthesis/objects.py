@@ -32,6 +32,17 @@ REMOVE = ("remove the {old}", "take the {old} away", "please remove the {old}")
 MOVE = ("move the {old} to the {new}", "put the {old} in the {new}", "please move the {old} to the {new}")
 REPLACE = ("replace the {old} with {new}", "change the {old} to {new}", "please replace the {old} with {new}")
 
+# What only training says, beside these.
+RECOLOUR_TOO = ("colour the {old} {new}", "turn the {old} {new}", "give the {old} the colour {new}")
+ADD_TOO = ("put {new} in the picture", "draw {new} too", "I want to see {new} as well")
+REMOVE_TOO = ("take away the {old}", "the {old} must go", "make the picture without the {old}", "drop the {old}")
+MOVE_TOO = (
+    "take the {old} to the {new}",
+    "make the {old} go to the {new}",
+    "change the place of the {old} to the {new}",
+)
+REPLACE_TOO = ("make the {old} {new}", "put {new} where the {old} is", "draw {new} in the place of the {old}")
+
 
 # Pictures
 
@@ -134,7 +145,7 @@ def recolour(chance: Chance) -> Plan:
     before = scene(chance)
     one = before[0]
     colour = chance.colour_for(one.shape, other_than=[o.colour for o in before])
-    prompt = chance.template(RECOLOUR).format(old=one.shape, new=colour)
+    prompt = chance.template(RECOLOUR, RECOLOUR_TOO).format(old=one.shape, new=colour)
     return edit("recolour", prompt, before, [replace(one, colour=colour), *before[1:]], chance)
 
 
@@ -147,12 +158,12 @@ def add(chance: Chance) -> Plan:
     new = new or chance.scatter([(shape, colour)], taken=before)[0]
     said = with_article(f"{colour} {shape}") + (f" {IN_PLACE[place]}" if place else "")
     things = (*(kept(o, chance.size) for o in before), Thing(shape, colour, place))
-    return edit("add", chance.template(ADD).format(new=said), before, [*before, new], chance, things)
+    return edit("add", chance.template(ADD, ADD_TOO).format(new=said), before, [*before, new], chance, things)
 
 
 def remove(chance: Chance) -> Plan:
     before = chance.scatter(chance.pairs(chance.number(2, 3)))
-    return edit("remove", chance.template(REMOVE).format(old=before[0].shape), before, before[1:], chance)
+    return edit("remove", chance.template(REMOVE, REMOVE_TOO).format(old=before[0].shape), before, before[1:], chance)
 
 
 def move(chance: Chance) -> Plan:
@@ -161,7 +172,7 @@ def move(chance: Chance) -> Plan:
     place, new = free_place(chance, one.shape, one.colour, before)
     if new is None:
         return move(chance)
-    prompt = chance.template(MOVE).format(old=one.shape, new=place)
+    prompt = chance.template(MOVE, MOVE_TOO).format(old=one.shape, new=place)
     new = replace(new, radius=one.radius)
     if any(touch(new, other, chance.gap) for other in before):
         return move(chance)
@@ -183,7 +194,7 @@ def replace_shape(chance: Chance) -> Plan:
     before = scene(chance)
     one = before[0]
     shape = chance.shape_for(one.colour, other_than=[o.shape for o in before])
-    prompt = chance.template(REPLACE).format(old=one.shape, new=with_article(shape))
+    prompt = chance.template(REPLACE, REPLACE_TOO).format(old=one.shape, new=with_article(shape))
     return edit("replace", prompt, before, [replace(one, shape=shape), *before[1:]], chance)
 
 
@@ -219,14 +230,18 @@ def at_places(chance: Chance, count: int) -> list[tuple[str, Placed]]:
 
 def ask_colour(chance: Chance) -> Plan:
     objects = scene(chance)
-    prompt = chance.template(("what colour is the {}?", "which colour has the {}?", "which colour is the {}?"))
+    prompt = chance.template(
+        ("what colour is the {}?", "which colour has the {}?", "which colour is the {}?"),
+        ("tell me the colour of the {}",),
+    )
     return question("colour", prompt.format(objects[0].shape), objects, objects[0].colour, chance)
 
 
 def ask_shape(chance: Chance) -> Plan:
     objects = scene(chance)
     prompt = chance.template(
-        ("what shape is {}?", "which shape is {}?", "what is the shape of the {} object?", "what is {}?")
+        ("what shape is {}?", "which shape is {}?", "what is the shape of the {} object?", "what is {}?"),
+        ("what is the {} object?", "which object is {}?", "what has the colour {}?"),
     )
     return question("shape", prompt.format(objects[0].colour), objects, objects[0].shape, chance)
 
@@ -234,14 +249,24 @@ def ask_shape(chance: Chance) -> Plan:
 def ask_where(chance: Chance) -> Plan:
     items = at_places(chance, chance.number(1, 3))
     place, one = chance.pick(items)
-    prompt = chance.template(("where is the {}?", "in which place is the {}?", "what is the place of the {}?"))
+    prompt = chance.template(
+        ("where is the {}?", "in which place is the {}?", "what is the place of the {}?"),
+        (
+            "where do you see the {}?",
+            "which place has the {}?",
+            "tell me the place of the {}",
+            "what place is the {} in?",
+        ),
+    )
     return question("where", prompt.format(one.shape), [o for _, o in items], place, chance, (IN_PLACE[place],))
 
 
 def ask_what_is_there(chance: Chance) -> Plan:
     items = at_places(chance, chance.number(1, 3))
     place, one = chance.pick(items)
-    prompt = chance.template(("what is {}?", "which object is {}?", "what object is {}?"))
+    prompt = chance.template(
+        ("what is {}?", "which object is {}?", "what object is {}?"), ("what do you see {}?", "what is there {}?")
+    )
     answer = with_article(f"{one.colour} {one.shape}")
     others = (f"{one.colour} {one.shape}",)
     return question("there", prompt.format(IN_PLACE[place]), [o for _, o in items], answer, chance, others)
@@ -268,7 +293,9 @@ def ask_whether(chance: Chance) -> Plan:
             shape, colour = chance.pick(
                 ((chance.pick(SHAPES), objects[0].colour), (shape, chance.pick(tuple(COLOURS))))
             )
-    prompt = chance.template(("is there {}?", "do you see {}?", "is there {} in the picture?"))
+    prompt = chance.template(
+        ("is there {}?", "do you see {}?", "is there {} in the picture?"), ("does the picture have {}?", "is {} there?")
+    )
     answer = "yes" if truth else "no"
     return question("whether", prompt.format(with_article(f"{colour} {shape}")), objects, answer, chance)
 
@@ -277,7 +304,10 @@ def ask_relation(chance: Chance) -> Plan:
     relation, pairs, truth = chance.pick(tuple(RELATIONS)), chance.pairs(2), chance.chance(0.5)
     objects = related(chance, pairs, relation)
     said = relation if truth else OPPOSITE[relation]
-    prompt = chance.template(("is the {} {} the {}?", "do you see the {} {} the {}?", "is there the {} {} the {}?"))
+    prompt = chance.template(
+        ("is the {} {} the {}?", "do you see the {} {} the {}?", "is there the {} {} the {}?"),
+        ("do you find the {} {} the {}?", "is it right that the {} is {} the {}?"),
+    )
     prompt = prompt.format(objects[0].shape, said, objects[1].shape)
     return question("relation", prompt, objects, "yes" if truth else "no", chance)
 
@@ -285,7 +315,10 @@ def ask_relation(chance: Chance) -> Plan:
 def describe(chance: Chance) -> Plan:
     items = at_places(chance, chance.number(1, 2))
     parts = [f"{with_article(f'{one.colour} {one.shape}')} {IN_PLACE[place]}" for place, one in items]
-    prompt = chance.template(("describe the picture", "what do you see?", "what is in the picture?", "what is there?"))
+    prompt = chance.template(
+        ("describe the picture", "what do you see?", "what is in the picture?", "what is there?"),
+        ("what is there in the picture?", "tell me what is there", "what is there to see?", "say what you see"),
+    )
     return question("describe", prompt, [o for _, o in items], " and ".join(parts), chance, _orders(parts))
 
 

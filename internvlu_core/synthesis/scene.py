@@ -40,6 +40,9 @@ RADII = {"": (0.155, 0.195), "small": (0.115, 0.13), "large": (0.25, 0.28)}
 DIRECTIONS = ("right", "down", "left", "up")  # of an arrow, by quarter turns
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
 
+QUESTION_FRAMES = ("now {}", "please tell me: {}", "look at the picture: {}", "and {}")
+REQUEST_FRAMES = ("please {}", "{}, please", "now {}", "I want you to {}")
+
 # Never shown to training, in any domain: seven of the 64 pairs, no shape or colour too often.
 HELD_OUT_PAIRS = frozenset(
     {
@@ -157,6 +160,13 @@ class Placed:
     turn: int = 0
 
 
+def frames(template: str) -> tuple[str, ...]:
+    """What a template can stand in: a question, a request, or neither ("{}", "a picture of {}")."""
+    if template.endswith("?"):
+        return QUESTION_FRAMES
+    return ("{}",) if template.startswith(("{", "a ", "the ", "I ", "please ")) else REQUEST_FRAMES
+
+
 class Chance:
     """The random choices of one sample, and what its split may see. Odd seeds are evaluation, even ones training."""
 
@@ -176,9 +186,18 @@ class Chance:
         self.random.shuffle(items)
         return items
 
-    def template(self, templates: tuple[str, ...]) -> str:
-        """One of the templates; the last is kept for evaluation."""
-        return self.pick(templates if self.evaluates else templates[:-1])
+    def template(self, templates: tuple[str, ...], practised: tuple[str, ...] = ()) -> str:
+        """One of the templates; the last is kept for evaluation, those `practised` for training.
+
+        Training also frames it ("now …"): with each sentence in two forms only, a third was not understood.
+        """
+        if self.evaluates:
+            return self.pick(templates)
+        while True:
+            chosen = self.pick((*templates[:-1], *practised))
+            framed = self.pick(frames(chosen)).format(chosen) if self.chance(0.5) else chosen
+            if framed != templates[-1]:
+                return framed
 
     def pair(self, background: str = "white", shapes=canvas.SHAPES, colours=tuple(canvas.COLOURS)) -> tuple[str, str]:
         """A shape and a colour that this split may show together on the background."""
@@ -206,7 +225,8 @@ class Chance:
         return self.pair("", tuple(s for s in canvas.SHAPES if s not in other_than), (colour,))[0]
 
     def background(self) -> str:
-        return self.pick(("grey", "black")) if self.chance(0.25) else "white"
+        """Training sees the rare ones more often: shapes on black were still blobs when those on white were right."""
+        return self.pick(("grey", "black")) if self.chance(0.25 if self.evaluates else 0.6) else "white"
 
     def wants(self, key: str) -> bool:
         """Whether this split has the text: one in HELD_OUT_SHARE is evaluation's alone, by its checksum."""

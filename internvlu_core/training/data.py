@@ -85,18 +85,25 @@ def orders(stage: Stage) -> Iterator[tuple]:
     """The arguments with which each sample is made."""
     cycle = [task for task, share in stage.tasks for _ in range(share)]
     shares = [domain for domain, share in stage.domains for _ in range(share)]
-    domains = {task: [d for d in shares if task in synthesis.TASKS[d]] for task in cycle}
+    domains = {task: _domains(task, shares) for task in cycle}
     if lacking := sorted(task for task, found in domains.items() if not found):
         raise InputError(f"no domain has samples of {', '.join(map(repr, lacking))}")
     seen = Counter()
     for index in range(stage.samples):
-        task = cycle[index % len(cycle)]
-        turn = seen[task]
-        seen[task] += 1
-        domain = domains[task][turn % len(domains[task])]
-        size = stage.sides[turn // len(domains[task]) % len(stage.sides)]
+        name = cycle[index % len(cycle)]
+        task = name.partition("/")[0]
+        turn = seen[name]
+        seen[name] += 1
+        domain = domains[name][turn % len(domains[name])]
+        size = stage.sides[turn // len(domains[name]) % len(stage.sides)]
         kind = stage.kinds[index % len(stage.kinds)] if stage.kinds else ""
         yield domain, task, 2 * (stage.seed * SEEDS_PER_RUN + index), size, kind or None  # even seeds are training's
+
+
+def _domains(name: str, shares: list[str]) -> list[str]:
+    """The domains whose samples a task takes in turn: those that have it, or the one in its name ("edit/objects")."""
+    task, _, only = name.partition("/")
+    return [domain for domain in shares if task in synthesis.TASKS[domain] and only in ("", domain)]
 
 
 def exercise(sample: synthesis.Sample, reader: Reader, stage: Stage) -> Exercise:

@@ -42,7 +42,8 @@ class Stage:
     """What every stage has.
 
     trained: prefixes of the parameters that learn; all others are frozen. tasks: (task of a sample, its share), in
-    whole numbers; domains: likewise, of those that have the task; kinds: of their truths, in turn ("" for any).
+    whole numbers; domains: likewise, of those that have the task, unless it names one: "edit/objects"; kinds: of their
+    truths, in turn ("" for any).
     sides: picture sizes (width, height), taken in turn.
     samples: how many are made; an epoch is one pass over them. batch: samples a micro-batch; accumulate: micro-batches
     per process and step. warmup: steps; decay: the last fraction of all steps, in which the learning rate falls to 0.

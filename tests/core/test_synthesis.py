@@ -1,6 +1,7 @@
 """The toy world: its samples are deterministic and split, and its checker takes what is right and nothing else."""
 
 import io
+import re
 import time
 from dataclasses import replace
 
@@ -22,7 +23,7 @@ from internvlu_core.synthesis import (
     draw,
     make,
 )
-from internvlu_core.synthesis.scene import PLACES
+from internvlu_core.synthesis.scene import PLACES, QUESTION_FRAMES, REQUEST_FRAMES, frames
 
 PAIRS = [(domain, task) for domain in DOMAINS for task in TASKS[domain]]
 WORDED = "ask", "caption"  # what is answered in words
@@ -77,6 +78,46 @@ def test_training_shows_no_held_out_pair():
     assert not any(f"{colour} {shape}" in asked for shape, colour in HELD_OUT_PAIRS)
     assert HELD_OUT_PAIRS & pairs(1)
     assert any(s.truth.held_out for s in samples("objects", "draw", 60, 1))
+
+
+def prompts(task, kind, odd):
+    return [make("objects", task, seed, kind=kind).prompt for seed in range(odd, 300, 2)]
+
+
+@pytest.mark.parametrize(
+    ("task", "kind", "form"),
+    [
+        ("edit", "remove", r"please remove the \w+"),
+        ("edit", "move", r"please move the \w+ to the .+"),
+        ("edit", "replace", r"please replace the \w+ with an? \w+"),
+        ("ask", "where", r"what is the place of the \w+\?"),
+        ("ask", "describe", r"what is there\?"),
+    ],
+)
+def test_one_sentence_form_is_evaluations_alone(task, kind, form):
+    assert not any(re.fullmatch(form, prompt) for prompt in prompts(task, kind, 0))
+    assert any(re.fullmatch(form, prompt) for prompt in prompts(task, kind, 1))
+
+
+def test_training_says_the_same_in_many_ways():
+    for task, kind in (("edit", "remove"), ("ask", "describe")):
+        forms = [{re.sub("|".join(SHAPES), "*", prompt) for prompt in prompts(task, kind, odd)} for odd in (0, 1)]
+        assert len(forms[0]) > 10 and len(forms[1]) in (3, 4)
+
+
+def test_a_form_is_framed_by_what_it_is():
+    assert frames("where is the {}?") == QUESTION_FRAMES
+    assert frames("remove the {old}") == REQUEST_FRAMES
+    for alone in ("{}", "a picture of {}", "please add {new}", "the {old} must go"):
+        assert frames(alone) == ("{}",)
+
+
+def test_backgrounds_are_practised_more_than_evaluated():
+    shares = [
+        np.mean([bool(make("objects", "draw", seed, kind="single").truth.background) for seed in range(odd, 600, 2)])
+        for odd in (0, 1)
+    ]
+    assert 0.5 < shares[0] < 0.7 and 0.18 < shares[1] < 0.32
 
 
 def test_kinds_can_be_chosen():

@@ -305,6 +305,14 @@ def test_kinds_are_taken_in_turn():
     assert orders == [("objects", "two"), ("text", None)] * 4
 
 
+def test_a_task_can_name_its_domain():
+    stage = picture_stage(tasks=(("draw", 2), ("edit/text", 1)), domains=(("objects", 1), ("text", 1)), samples=6)
+    orders = [(domain, task) for domain, task, *_ in data.orders(stage)]
+    assert orders == [("objects", "draw"), ("text", "draw"), ("text", "edit")] * 2
+    with pytest.raises(InputError, match="'edit/science'"):
+        list(data.orders(replace(stage, tasks=(("edit/science", 1),))))
+
+
 def test_training_never_sees_evaluations_seeds(monkeypatch):
     seeds = []
     monkeypatch.setattr(synthesis, "make", lambda domain, task, seed, size, kind: seeds.append(seed))
