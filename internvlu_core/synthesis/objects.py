@@ -265,7 +265,7 @@ def ask_what_is_there(chance: Chance) -> Plan:
     items = at_places(chance, chance.number(1, 3))
     place, one = chance.pick(items)
     prompt = chance.template(
-        ("what is {}?", "which object is {}?", "what object is {}?"), ("what do you see {}?", "what is there {}?")
+        ("what is {}?", "which object is {}?", "what object is {}?"), ("what do you see {}?", "what can be seen {}?")
     )
     answer = with_article(f"{one.colour} {one.shape}")
     others = (f"{one.colour} {one.shape}",)
@@ -317,7 +317,7 @@ def describe(chance: Chance) -> Plan:
     parts = [f"{with_article(f'{one.colour} {one.shape}')} {IN_PLACE[place]}" for place, one in items]
     prompt = chance.template(
         ("describe the picture", "what do you see?", "what is in the picture?", "what is there?"),
-        ("what is there in the picture?", "tell me what is there", "what is there to see?", "say what you see"),
+        ("what is there in the picture?", "tell me what is there", "what is there to see?", "say what is there"),
     )
     return question("describe", prompt, [o for _, o in items], " and ".join(parts), chance, _orders(parts))
 

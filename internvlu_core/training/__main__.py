@@ -2,7 +2,7 @@
 
     python -m internvlu_core.training new RUNS
     python -m internvlu_core.training vae RUNS
-    python -m internvlu_core.training vae-smooth RUNS         then vae-decoder, mllm, search, stage0, stage1, binding, …
+    python -m internvlu_core.training vae-smooth RUNS         then vae-decoder, mllm, search, stage0, stage1, words, …
 
     python -m internvlu_core.training lora RUNS --base CHECKPOINT --pictures FOLDER
 
