@@ -31,9 +31,9 @@ PICTURED = [(domain, task) for domain, task in PAIRS if task not in WORDED]
 COUNT = 30  # samples of each pair
 
 
-def samples(domain, task, count=COUNT, odd=None, size=(64, 64)):
+def samples(domain, task, count=COUNT, odd=None, size=(64, 64), kind=None):
     seeds = range(count) if odd is None else range(odd, 2 * count, 2)
-    return [make(domain, task, seed, size) for seed in seeds]
+    return [make(domain, task, seed, size, kind) for seed in seeds]
 
 
 @pytest.mark.parametrize(("domain", "task"), PAIRS)
@@ -80,8 +80,8 @@ def test_training_shows_no_held_out_pair():
     assert any(s.truth.held_out for s in samples("objects", "draw", 60, 1))
 
 
-def prompts(task, kind, odd):
-    return [make("objects", task, seed, kind=kind).prompt for seed in range(odd, 300, 2)]
+def sentences(task, kind, odd):
+    return [s.prompt for s in samples("objects", task, 150, odd, kind=kind)]
 
 
 @pytest.mark.parametrize(
@@ -95,13 +95,13 @@ def prompts(task, kind, odd):
     ],
 )
 def test_one_sentence_form_is_evaluations_alone(task, kind, form):
-    assert not any(re.fullmatch(form, prompt) for prompt in prompts(task, kind, 0))
-    assert any(re.fullmatch(form, prompt) for prompt in prompts(task, kind, 1))
+    assert not any(re.fullmatch(form, prompt) for prompt in sentences(task, kind, 0))
+    assert any(re.fullmatch(form, prompt) for prompt in sentences(task, kind, 1))
 
 
 def test_training_says_the_same_in_many_ways():
     for task, kind in (("edit", "remove"), ("ask", "describe")):
-        forms = [{re.sub("|".join(SHAPES), "*", prompt) for prompt in prompts(task, kind, odd)} for odd in (0, 1)]
+        forms = [{re.sub("|".join(SHAPES), "*", prompt) for prompt in sentences(task, kind, odd)} for odd in (0, 1)]
         assert len(forms[0]) > 10 and len(forms[1]) in (3, 4)
 
 
@@ -114,7 +114,7 @@ def test_a_form_is_framed_by_what_it_is():
 
 def test_backgrounds_are_practised_more_than_evaluated():
     shares = [
-        np.mean([bool(make("objects", "draw", seed, kind="single").truth.background) for seed in range(odd, 600, 2)])
+        np.mean([bool(s.truth.background) for s in samples("objects", "draw", 300, odd, kind="single")])
         for odd in (0, 1)
     ]
     assert 0.5 < shares[0] < 0.7 and 0.18 < shares[1] < 0.32
