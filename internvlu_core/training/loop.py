@@ -26,6 +26,7 @@ from .settings import LoraStage, Stage, as_json
 from .storage import Networks, replaced, write_checkpoint
 
 EMA_WARMUP = 10  # steps; the average follows fast while there is little to average
+HIDDEN_LAYERS = (".attn.", "_mlp.", ".self_attn.", ".mlp.")  # whose matrices are between hidden states
 STATISTICS_PICTURES = 1024  # pictures from which the latents' mean and deviation are taken
 
 
@@ -51,11 +52,7 @@ class Run:
         if stage.checkpointing:
             recompute(self.networks)
         self.ema = {name: parameter.detach().clone() for name, parameter in self.trained.items()}
-        decayed, plain = [], []
-        for parameter in self.trained.values():
-            (decayed if sum(side > 1 for side in parameter.shape) > 1 else plain).append(parameter)
-        groups = [{"params": decayed, "weight_decay": stage.weight_decay}, {"params": plain, "weight_decay": 0.0}]
-        self.optimizer = torch.optim.AdamW(groups, betas=stage.betas)
+        self.optimizers = make_optimizers(stage, self.trained)
         self.step = 0
         self._resume()
         self.feed = self._make_feed()
@@ -97,7 +94,7 @@ class Run:
     def _take_step(self) -> dict:
         started, stage = time.perf_counter(), self.stage
         rate = learning_rate(stage, self.step)
-        for group in self.optimizer.param_groups:
+        for group in chain.from_iterable(optimizer.param_groups for optimizer in self.optimizers):
             group["lr"] = rate
         parts = self._accumulate()
         gradients = [parameter.grad for parameter in self.trained.values()]
@@ -105,7 +102,8 @@ class Run:
             for gradient in gradients:
                 gradient.copy_(self.accelerator.reduce(gradient, "mean"))
         norm = nn.utils.clip_grad_norm_(self.trained.values(), stage.clip)
-        self.optimizer.step()
+        for optimizer in self.optimizers:
+            optimizer.step()
         self._average()
         self.step += 1
         if not math.isfinite(parts["loss"]):
@@ -175,7 +173,7 @@ class Run:
             "step": self.step,
             "model": {name: parameter.detach() for name, parameter in self.trained.items()},
             "ema": self.ema,
-            "optimizer": self.optimizer.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
         }
         with replaced(self.folder / "state.pt") as new:
             torch.save(state, new)
@@ -187,7 +185,8 @@ class Run:
             self.step = state["step"]
             assign(self.trained, state["model"])
             assign(self.ema, state["ema"])
-            self.optimizer.load_state_dict(state["optimizer"])
+            for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+                optimizer.load_state_dict(saved)
         if self.main:
             self._cut_log()
 
@@ -217,6 +216,29 @@ def digest(files: Iterable[Path]) -> str:
             while block := stream.read(2**24):
                 total.update(block)
     return total.hexdigest()
+
+
+def make_optimizers(stage: Stage, trained: dict[str, nn.Parameter]) -> list[torch.optim.Optimizer]:
+    """AdamW for all that is trained; or Muon for matrices between hidden states, AdamW for the rest.
+
+    Muon takes the learning rate and decay of AdamW, as its updates are scaled to the usual size of AdamW's
+    (arXiv 2502.16982).
+    Raises InputError if this torch has none (it is there from 2.9 on).
+    """
+    hidden, decayed, plain = [], [], []
+    for name, parameter in trained.items():
+        matrix = sum(side > 1 for side in parameter.shape) > 1
+        if stage.muon and parameter.ndim == 2 and any(part in name for part in HIDDEN_LAYERS):
+            hidden.append(parameter)
+        else:
+            (decayed if matrix else plain).append(parameter)
+    groups = [{"params": decayed, "weight_decay": stage.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    adamw = torch.optim.AdamW(groups, betas=stage.betas)
+    if not hidden:
+        return [adamw]
+    if not hasattr(torch.optim, "Muon"):
+        raise InputError(f"muon needs torch 2.9 or later; this is {torch.__version__}")
+    return [adamw, torch.optim.Muon(hidden, weight_decay=stage.weight_decay, adjust_lr_fn="match_rms_adamw")]
 
 
 def freeze(networks: Networks, trained: tuple[str, ...]) -> dict[str, nn.Parameter]:

@@ -46,7 +46,8 @@ class Stage:
     truths, in turn ("" for any).
     sides: picture sizes (width, height), taken in turn.
     samples: how many are made; an epoch is one pass over them. batch: samples a micro-batch; accumulate: micro-batches
-    per process and step. warmup: steps; decay: the last fraction of all steps, in which the learning rate falls to 0.
+    per process and step. muon: attention's and MLPs' matrices learn by Muon, all else by AdamW. warmup: steps; decay:
+    the last fraction of all steps, in which the learning rate falls to 0.
     """
 
     trained: tuple[str, ...]
@@ -59,6 +60,7 @@ class Stage:
     batch: int = 48
     accumulate: int = 1
     learning_rate: float = 1.5e-3
+    muon: bool = False
     betas: tuple[float, float] = (0.9, 0.98)
     weight_decay: float = 0.01
     warmup: int = 150

@@ -27,7 +27,7 @@ from internvlu_core.training.attention import masked_attention
 from internvlu_core.training.feed import Feed
 from internvlu_core.training.folder import read_folder
 from internvlu_core.training.fresh import write_fresh
-from internvlu_core.training.loop import Run, assign, freeze, learning_rate
+from internvlu_core.training.loop import Run, assign, freeze, learning_rate, make_optimizers
 from internvlu_core.training.settings import (
     CPU,
     PRESETS,
@@ -677,15 +677,39 @@ def test_the_learning_rate_warms_up_and_decays():
     assert rates[0] == 0.1 and rates[9:51] == [1.0] * 42 and rates[75] == pytest.approx(0.5) and 0 < rates[-1] <= 0.02
 
 
+def test_muon_turns_hidden_matrices_and_adamw_moves_the_rest(fresh, awake, tmp_path):
+    """Muon's update has one size in all directions, by which its elements are as large as AdamW's usually are, 0.2
+    learning rates; AdamW's first is the learning rate everywhere."""
+    checkpoint = tmp_path / "awake"
+    write_checkpoint(checkpoint, fresh, awake, ("mmdit.",), torch.float32)
+    run = Run(picture_stage(muon=True, warmup=0, learning_rate=1e-3), checkpoint, tmp_path / "run")
+    before = {name: parameter.detach().clone() for name, parameter in run.trained.items()}
+    run._take_step()
+    steps = {name: (parameter.detach() - before[name]) / 1e-3 for name, parameter in run.trained.items()}
+    turned = [name for name in steps if name.endswith((".to_q.weight", "img_mlp.net.0.proj.weight"))]
+    assert len(turned) == 4
+    for name in turned:
+        singular = torch.linalg.svdvals(steps[name]) / (0.2 * max(steps[name].shape) ** 0.5)
+        assert singular[:8].min() > 0.7 and singular.max() < 1.3, name  # of a gradient's own the first is far above
+    for name in ("mmdit.img_in.weight", "mmdit.transformer_blocks.0.img_mod.1.weight", "mmdit.proj_out.bias"):
+        assert steps[name].abs().median() == pytest.approx(1, abs=0.01), name
+
+
+def test_muon_is_refused_where_torch_has_none(monkeypatch):
+    monkeypatch.delattr(torch.optim, "Muon")
+    with pytest.raises(InputError, match=r"torch 2\.9"):
+        make_optimizers(picture_stage(muon=True), {"mmdit.attn.to_q.weight": torch.nn.Parameter(torch.ones(2, 2))})
+
+
 class Killed(Exception):
     pass
 
 
-@pytest.mark.parametrize("kind", ["pictures", "words"])
+@pytest.mark.parametrize("kind", ["pictures", "pictures by muon", "words"])
 def test_a_killed_run_goes_on_as_if_nothing_had_been(fresh, tmp_path, monkeypatch, kind):
     """At a random step, between two saves. In the middle of a step everything that counts is still the saved state."""
     settings = {"tasks": (("draw", 2), ("edit", 1)), "samples": 9, "steps": 8, "batch": 3, "save_every": 3, "ema": 0.9}
-    stage = picture_stage(**settings, drop_prompt=0.2, drop_all=0.2)
+    stage = picture_stage(**settings, drop_prompt=0.2, drop_all=0.2, muon="muon" in kind)
     if kind == "words":
         stage = TextStage(trained=("vlm.",), **{**LEARN, **settings, "tasks": (("ask", 2), ("draw", 1))})
     Run(stage, fresh, tmp_path / "whole").train()
