@@ -295,12 +295,19 @@ def test_letters_are_practised_nearly_alone(preset):
     assert {kind for _, domain, kind in made if domain == "text"} == {"word"}
 
 
+@pytest.mark.parametrize(
+    ("name", "drawn"),
+    [
+        ("binding", {"word": 9, "single": 3, "position": 3, "two": 3, "attribution": 3, "counting": 2}),
+        ("pairs", {"word": 4, "single": 3, "position": 1, "two": 6, "attribution": 6, "counting": 2}),
+    ],
+)
 @pytest.mark.parametrize("preset", PRESETS.values(), ids=PRESETS)
-def test_binding_is_practised_on_what_has_several_places_and_keeps_the_rest_alive(preset):
-    made = cycle(preset["binding"])
-    drawn = Counter(kind for task, _, kind in made if task == "draw")
-    assert drawn == {"word": 4, "single": 3, "position": 2, "two": 2, "attribution": 1, "counting": 1}
-    assert Counter(one[:2] for one in made if one[0] != "draw") == {("edit", "objects"): 4, ("reason", "reasoning"): 2}
+def test_binding_is_practised_on_what_has_several_places_and_keeps_the_rest_alive(preset, name, drawn):
+    made = cycle(preset[name])
+    assert preset[name].muon
+    assert Counter(kind for task, _, kind in made if task == "draw") == drawn
+    assert Counter(one[:2] for one in made if one[0] != "draw") == {("edit", "objects"): 3, ("reason", "reasoning"): 2}
     assert [kind for task, _, kind in made if task == "edit"][:2] == ["move", "replace"]
 
 
@@ -338,6 +345,7 @@ def test_training_never_sees_evaluations_seeds(monkeypatch):
         ("stage1", {"mmdit"}),
         ("words", {"mmdit"}),
         ("binding", {"mmdit"}),
+        ("pairs", {"mmdit"}),
         ("stage2", {"mmdit"}),
         ("stage3", {"vlm", "mmdit"}),
     ],
