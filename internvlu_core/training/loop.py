@@ -222,22 +222,20 @@ def make_optimizers(stage: Stage, trained: dict[str, nn.Parameter]) -> list[torc
     """AdamW for all that is trained; or Muon for matrices between hidden states, AdamW for the rest.
 
     Muon takes the learning rate and decay of AdamW, as its updates are scaled to the usual size of AdamW's
-    (arXiv 2502.16982).
-    Raises InputError if this torch has none (it is there from 2.9 on).
+    (arXiv 2502.16982). Raises InputError if this torch has none: it is there from 2.9 on.
     """
     hidden, decayed, plain = [], [], []
     for name, parameter in trained.items():
-        matrix = sum(side > 1 for side in parameter.shape) > 1
         if stage.muon and parameter.ndim == 2 and any(part in name for part in HIDDEN_LAYERS):
             hidden.append(parameter)
         else:
-            (decayed if matrix else plain).append(parameter)
+            (decayed if sum(side > 1 for side in parameter.shape) > 1 else plain).append(parameter)
     groups = [{"params": decayed, "weight_decay": stage.weight_decay}, {"params": plain, "weight_decay": 0.0}]
     adamw = torch.optim.AdamW(groups, betas=stage.betas)
     if not hidden:
         return [adamw]
     if not hasattr(torch.optim, "Muon"):
-        raise InputError(f"muon needs torch 2.9 or later; this is {torch.__version__}")
+        raise InputError(f"Muon needs torch 2.9 or later, this is {torch.__version__}: set muon=false for AdamW")
     return [adamw, torch.optim.Muon(hidden, weight_decay=stage.weight_decay, adjust_lr_fn="match_rms_adamw")]
 
 
