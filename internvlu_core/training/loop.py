@@ -22,11 +22,10 @@ from .data import to_pixels
 from .feed import Feed
 from .lora import adapt, write_lora
 from .plot import write_plot
-from .settings import LoraStage, Stage, as_json
+from .settings import HIDDEN_LAYERS, LoraStage, Stage, as_json
 from .storage import Networks, replaced, write_checkpoint
 
 EMA_WARMUP = 10  # steps; the average follows fast while there is little to average
-HIDDEN_LAYERS = (".attn.", "_mlp.", ".self_attn.", ".mlp.")  # whose matrices are between hidden states
 STATISTICS_PICTURES = 1024  # pictures from which the latents' mean and deviation are taken
 
 

@@ -35,6 +35,7 @@ class Sizes:
 # Objects are what the toy GenEval, edits and questions are judged on; words take the longest to learn.
 DOMAINS = (("objects", 5), ("text", 3), ("science", 1), ("spatial", 1), ("humour", 1), ("reasoning", 3))
 OBJECTS = (("objects", 1),)
+HIDDEN_LAYERS = (".attn.", "_mlp.", ".self_attn.", ".mlp.")  # parts of names: attention and MLPs of both networks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,7 +128,7 @@ class LoraStage(PictureStage):
 
     tasks: tuple[tuple[str, int], ...] = ()
     pictures: str
-    layers: tuple[str, ...] = (".attn.", "_mlp.", ".self_attn.", ".mlp.")
+    layers: tuple[str, ...] = HIDDEN_LAYERS
     rank: int = 16
     alpha: float = 16.0
 
