@@ -43,14 +43,19 @@ MOVE_TOO = (
 )
 REPLACE_TOO = ("make the {old} {new}", "put {new} where the {old} is", "draw {new} in the place of the {old}")
 
+# Training sees more of what is a blur for longest: small objects, and shapes with arms or a hole.
+PRACTISED_SIZES = ("", "small", "small", "large")
+PRACTISED_SHAPES = ("star", "star", "cross", "cross", "ring")  # beside all others
+
 
 # Pictures
 
 
 def single(chance: Chance, shapes: tuple[str, ...] = SHAPES) -> Plan:
     background = chance.background()
-    shape, colour = chance.pair(background, shapes)
-    size = chance.pick(("", "", "small", "large"))
+    more = () if chance.evaluates else tuple(shape for shape in PRACTISED_SHAPES if shape in shapes)
+    shape, colour = chance.pair(background, (*shapes, *more))
+    size = chance.pick(("", "", "small", "large") if chance.evaluates else PRACTISED_SIZES)
     place = chance.pick(tuple(PLACES)) if chance.chance(0.75) else ""
     noun = with_article(" ".join(filter(None, (size, colour, shape))))
     prompt = " ".join(filter(None, (chance.template(DRAW).format(noun), IN_PLACE.get(place))))

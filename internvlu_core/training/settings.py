@@ -68,7 +68,7 @@ class Stage:
     decay: float = 0.45
     clip: float = 1.0
     ema: float = 0.998
-    autocast: bool = True  # bfloat16 where torch thinks it safe; weights stay float32
+    autocast: bool = True  # bfloat16 where torch thinks it safe and the device has it; weights stay float32
     checkpointing: bool = False  # recompute activations instead of keeping them
     seed: int = 0
     save_every: int = 200  # steps
@@ -218,24 +218,26 @@ CPU = {
         warmup=50,
         decay=0.85,
     ),
-    # Words are there and so are two objects of which it is said which is where; two that are anywhere are not.
+    # Words are there and so are two objects of which it is said which is where; two that are anywhere are not, nor is
+    # every outline of a single one.
     "pairs": PictureStage(
         trained=("mmdit.",),
-        tasks=(("draw", 22), ("edit/objects", 3), ("reason", 2)),
-        domains=(("objects", 18), ("text", 4), ("reasoning", 1)),
+        tasks=(("draw", 24), ("edit/objects", 3), ("reason", 2)),
+        domains=(("objects", 21), ("text", 3), ("reasoning", 1)),
         kinds=(
-            *("two", "attribution", "single", "two", "attribution", "counting"),
-            *("two", "attribution", "single", "two", "attribution", "position"),
-            *("two", "attribution", "single", "two", "attribution", "counting"),
-            *("word",) * 4,
+            *("two", "single", "counting", "two", "single", "attribution"),
+            *("two", "single", "counting", "two", "single", "position"),
+            *("two", "attribution", "counting", "two", "single", "attribution"),
+            *("two", "single", "counting"),
+            *("word",) * 3,
             *("move", "replace", "", "", ""),
         ),
-        samples=64_800,
-        steps=2700,
-        learning_rate=1.6e-3,
+        samples=139_200,
+        steps=9000,
+        learning_rate=2e-3,
         muon=True,
         warmup=50,
-        decay=0.98,
+        decay=0.97,
     ),
     "stage2": PictureStage(
         trained=("mmdit.",), tasks=DRAW_EDIT, domains=OBJECTS, sides=MANY_SIDES, steps=4000, learning_rate=8e-4
@@ -269,7 +271,7 @@ GPU = {
     "stage1": _on_gpu(CPU["stage1"], domains=DOMAINS, steps=20_000),
     "words": _on_gpu(CPU["words"], steps=2400),
     "binding": _on_gpu(CPU["binding"], steps=8000),
-    "pairs": _on_gpu(CPU["pairs"], steps=2700),
+    "pairs": _on_gpu(CPU["pairs"], steps=7000),
     "stage2": _on_gpu(CPU["stage2"], domains=DOMAINS, steps=8000),
     "stage3": _on_gpu(CPU["stage3"], domains=DOMAINS, steps=10_000),
     # For the released sizes.

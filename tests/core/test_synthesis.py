@@ -120,6 +120,14 @@ def test_backgrounds_are_practised_more_than_evaluated():
     assert 0.5 < shares[0] < 0.7 and 0.18 < shares[1] < 0.32
 
 
+def test_what_is_hard_to_draw_is_practised_more_than_evaluated():
+    """Shares of small objects, stars and crosses."""
+    for odd, small, armed in ((0, 0.5, 6 / 13), (1, 0.25, 1 / 4)):
+        things = [s.truth.things[0] for s in samples("objects", "draw", 400, odd, kind="single")]
+        assert np.mean([thing.size == "small" for thing in things]) == pytest.approx(small, abs=0.06)
+        assert np.mean([thing.shape in ("star", "cross") for thing in things]) == pytest.approx(armed, abs=0.06)
+
+
 def test_kinds_can_be_chosen():
     kinds = {make("objects", "draw", seed, kind="counting").truth.kind for seed in range(6)}
     assert kinds == {"counting"}
