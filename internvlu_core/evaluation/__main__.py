@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from ..__main__ import RUN_DTYPES
 from ..errors import CheckpointError, InputError
 from ..pipeline import InternVLU
 from .benchmarks import BENCHMARKS, Run
@@ -23,7 +24,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if options.benchmark and not options.out:
             raise InputError("--benchmark needs --out: where its pictures or answers go")
-        model = InternVLU.from_pretrained(options.checkpoint, options.device)
+        model = InternVLU.from_pretrained(options.checkpoint, options.device, RUN_DTYPES[options.dtype])
         if options.benchmark:
             run_benchmark(model, options)
         else:
@@ -83,6 +84,7 @@ def parser() -> argparse.ArgumentParser:
     root = argparse.ArgumentParser(prog="python -m internvlu_core.evaluation", description=__doc__.splitlines()[0])
     root.add_argument("checkpoint")
     root.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    root.add_argument("--dtype", choices=RUN_DTYPES, default="auto", help="of the weights; auto: as they are")
     root.add_argument("--out", type=Path, help="the JSON file; with --benchmark the folder (ocrbench: the file)")
     root.add_argument("--steps", type=int, default=20)
     root.add_argument("--width", type=int)

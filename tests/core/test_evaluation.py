@@ -114,8 +114,9 @@ def test_the_command_writes_json(tmp_path, capsys):
     out = tmp_path / "scores.json"
     tasks = ["--tasks", "words", "ask", "edit", "reason", "--count", "1", "--steps", "1"]
     size = ["--width", "64", "--height", "64", "--device", "cpu"]
-    assert main([str(CHECKPOINT), *tasks, *size, "--out", str(out)]) == 0
+    assert main([str(CHECKPOINT), *tasks, *size, "--dtype", "bf16", "--out", str(out)]) == 0
     report = json.loads(out.read_text())
+    assert report["dtype"] == "torch.bfloat16"  # the checkpoint's own is float32
     assert set(report["scores"]) == {"words", "ask", "edit", "reason"} and report["size"] == [64, 64]
     assert capsys.readouterr().out == ""
 
