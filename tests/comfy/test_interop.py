@@ -257,7 +257,7 @@ for _style in ("regular", "nested"):
     row(
         "Sampling",
         f"DualCFGGuider, {_style}",
-        "3 branches a step; its formula over the core. Undamped: InternVL-U Guider differs above t = 930",
+        "3 branches a step; its formula over the core. Guides fully above t = 930, where InternVL-U Guider guides less",
     )(partial(check_dual_cfg, style=_style))
 
 
