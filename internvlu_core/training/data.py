@@ -78,11 +78,16 @@ def samples(stage: Stage) -> Iterator[synthesis.Sample]:
 
 
 def _make(order: tuple) -> synthesis.Sample:
-    return synthesis.make(*order)
+    try:
+        return synthesis.make(*order)
+    except ValueError as error:
+        raise InputError(str(error)) from error
 
 
 def orders(stage: Stage) -> Iterator[tuple]:
     """The arguments with which each sample is made."""
+    if unknown := [domain for domain, _ in stage.domains if domain not in synthesis.DOMAINS]:
+        raise InputError(f"domains has {unknown[0]!r}; there are {', '.join(synthesis.DOMAINS)}")
     cycle = [task for task, share in stage.tasks for _ in range(share)]
     shares = [domain for domain, share in stage.domains for _ in range(share)]
     domains = {task: _domains(task, shares) for task in cycle}

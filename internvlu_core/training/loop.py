@@ -38,7 +38,8 @@ class Run:
     def __init__(self, stage: Stage, base: Path, folder: Path, dtype: torch.dtype = torch.float32):
         """base: the checkpoint that the stage starts from; dtype: in which its result is written.
 
-        Raises InputError if the folder holds a run with other settings.
+        Raises InputError if the folder holds a run with other settings, or the base is not in the released layout, in
+        which the result is written.
         """
         self.stage, self.base, self.folder, self.dtype = stage, base, folder, dtype
         self.accelerator = Accelerator()
@@ -48,6 +49,8 @@ class Run:
         self._claim()
         self.networks = Networks(base, self.device)
         lora = isinstance(stage, LoraStage)
+        if not lora and not (base / "vlm" / "config.json").is_file():
+            raise InputError(f"{base} is not in the released layout: make a folder of it (convert … --to folder)")
         self.trained = adapt(self.networks, stage) if lora else freeze(self.networks, stage.trained)
         if stage.checkpointing:
             recompute(self.networks)
@@ -58,6 +61,8 @@ class Run:
         self.feed = self._make_feed()
 
     def train(self):
+        if self.main:
+            self._cut_log()
         bar = tqdm(total=self.stage.steps, initial=self.step, disable=not self.main)
         log = (self.folder / "log.jsonl").open("a", encoding="utf-8") if self.main else None
         while self.step < self.stage.steps:
@@ -76,7 +81,12 @@ class Run:
         self.accelerator.wait_for_everyone()
 
     def write(self):
-        """The checkpoint, or the adapters' file, with averaged weights, and the plot of the losses so far."""
+        """The checkpoint, or the adapters' file, with averaged weights, and the plot of the losses so far.
+
+        Raises InputError if there are no steps yet.
+        """
+        if not self.step:
+            raise InputError(f"{self.folder} has no saved step yet: the first is saved after {self.stage.save_every}")
         write_plot(self.folder / "log.jsonl", self.folder / "loss.png")
         if isinstance(self.stage, LoraStage):
             write_lora(self.folder / "lora.safetensors", self.ema, self.stage.alpha, self.dtype)
@@ -101,15 +111,15 @@ class Run:
         if self.accelerator.num_processes > 1:
             for gradient in gradients:
                 gradient.copy_(self.accelerator.reduce(gradient, "mean"))
-        norm = nn.utils.clip_grad_norm_(self.trained.values(), stage.clip)
+        norm = float(nn.utils.clip_grad_norm_(self.trained.values(), stage.clip))
+        if not math.isfinite(parts["loss"] + norm):  # before it spoils the weights, and with them what is saved
+            raise FloatingPointError(f"step {self.step + 1} has the loss {parts['loss']} and a gradient of {norm}")
         for optimizer in self.optimizers:
             optimizer.step()
         self._average()
         self.step += 1
-        if not math.isfinite(parts["loss"]):
-            raise FloatingPointError(f"the loss of step {self.step} is {parts['loss']}")
         seconds = time.perf_counter() - started
-        return {"step": self.step, **parts, "lr": rate, "norm": float(norm), "seconds": round(seconds, 4)}
+        return {"step": self.step, **parts, "lr": rate, "norm": norm, "seconds": round(seconds, 4)}
 
     def _accumulate(self) -> dict[str, float]:
         """Gradients of this process's micro-batches; the step's losses, averaged over all processes.
@@ -135,7 +145,7 @@ class Run:
         """Means weighted by size, of what occurred in the step on any process."""
         names = ("loss", "text", "flow", "mse", "l1", "kl")
         totals = torch.tensor([[sum(v[i] for v in sums.get(name, [])) for i in (0, 1)] for name in names])
-        totals = self.accelerator.reduce(totals.double().to(self.device), "sum").tolist()
+        totals = self.accelerator.reduce(totals.to(self.device), "sum").tolist()
         return {name: value / weight for name, (value, weight) in zip(names, totals, strict=True) if weight}
 
     @torch.no_grad()
@@ -147,10 +157,13 @@ class Run:
 
     def _claim(self):
         file = self.folder / "settings.json"
-        settings = json.loads(as_json(self.stage)) | {"base": digest(self.base.glob("*/*.safetensors"))}
+        files = [self.base] if self.base.is_file() else self.base.glob("*/*.safetensors")
+        settings = json.loads(as_json(self.stage)) | {"base": digest(files)}
         if isinstance(self.stage, LoraStage):
             settings["pictures"] = digest(Path(self.stage.pictures).glob("*"))
-        found = json.loads(file.read_text(encoding="utf-8")) if file.exists() else settings
+        # One that failed before it made anything claims nothing.
+        begun = file.exists() and any((self.folder / name).exists() for name in ("cache.pt", "state.pt"))
+        found = json.loads(file.read_text(encoding="utf-8")) if begun else settings
         if other := sorted(key for key in settings.keys() | found.keys() if settings.get(key) != found.get(key)):
             raise InputError(
                 f"{self.folder} holds a run of other settings ({', '.join(other)}): remove it or go elsewhere"
@@ -187,11 +200,9 @@ class Run:
             assign(self.ema, state["ema"])
             for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
                 optimizer.load_state_dict(saved)
-        if self.main:
-            self._cut_log()
 
     def _cut_log(self):
-        """Forget the steps after the saved one: they are taken again."""
+        """Forget the steps after the saved one, which are taken again, and a line that was cut off."""
         file = self.folder / "log.jsonl"
         lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
         with replaced(file) as new:
@@ -269,9 +280,7 @@ def learning_rate(stage: Stage, step: int) -> float:
 
 
 def computes_bfloat16(device: torch.device) -> bool:
-    """Whether the device has instructions for it. A CPU whose widest vectors are AVX2's emulates it at a fourth of
-    float32's speed.
-    """
+    """Whether it is worth it. A CPU whose widest vectors are AVX2's emulates it, at a fourth of float32's speed."""
     return device.type != "cpu" or torch.backends.cpu.get_cpu_capability() != "AVX2"
 
 

@@ -12,7 +12,7 @@ POINTS = 200  # of a curve; each is a mean
 
 
 def write_plot(log: Path, file: Path):
-    """Curves of every loss in a log of JSON lines, on a logarithmic axis."""
+    """Curves of every loss in a log of JSON lines with a line at least, on a logarithmic axis."""
     entries = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
     curves = {name: curve(entries, name) for name in COLOURS}
     curves = {name: points for name, points in curves.items() if points}

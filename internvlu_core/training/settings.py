@@ -73,6 +73,11 @@ class Stage:
     seed: int = 0
     save_every: int = 200  # steps
 
+    def __post_init__(self):
+        for name in ("samples", "steps", "batch", "accumulate", "save_every"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} is {getattr(self, name)}; it must be at least 1")
+
     def learns(self, network: str) -> bool:
         """Whether any parameter of "vae", "vlm" or "mmdit" is trained."""
         return any(prefix.partition(".")[0] == network for prefix in self.trained)

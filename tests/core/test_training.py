@@ -16,7 +16,8 @@ from helpers import relative
 from PIL import Image
 from safetensors.torch import load_file
 
-from internvlu_core import InputError, InternVLU, TextResult, synthesis
+from internvlu_core import CheckpointError, InputError, InternVLU, TextResult, synthesis
+from internvlu_core.convert import convert
 from internvlu_core.imaging import reference_pixels, vit_tiles
 from internvlu_core.prompt import CHAT_SYSTEM, DRAW_SYSTEM, EDIT_SYSTEM, Tokenizer
 from internvlu_core.sampler import flow_sigmas
@@ -608,6 +609,7 @@ def test_a_folder_of_pictures(awake, pictures):
     [
         (lambda folder: (folder / "a.png").unlink(), "a.txt needs one picture a.png"),
         (lambda folder: (folder / "b.txt").write_text(" "), "b.txt is empty"),
+        (lambda folder: (folder / "b.txt").write_text("naïve", encoding="latin-1"), "b.txt is not in UTF-8"),
         (lambda folder: (folder / "c.png").write_text("no picture"), "c.png cannot be read"),
         (lambda folder: [file.unlink() for file in folder.glob("*.txt")], "has no NAME.txt"),
     ],
@@ -616,6 +618,16 @@ def test_a_folder_that_cannot_be_learnt_from(awake, pictures, spoil, words):
     spoil(pictures)
     with pytest.raises(InputError, match=words):
         read_folder(pictures, awake.config.processor)
+
+
+def test_pictures_before_an_edit_are_taken_by_their_numbers(awake, pictures):
+    for number, grey in ((10, 40), (2, 30)):
+        Image.new("RGB", (48, 48), (grey,) * 3).save(pictures / f"c.before{number}.png")
+    Image.new("RGB", (48, 48)).save(pictures / "c.beforehand.png")
+    (pictures / "c.beforehand.txt").write_text("night", encoding="utf-8-sig")
+    other, edit = read_folder(pictures, awake.config.processor)[2:]
+    assert [image.mean() for image in edit.images[1:]] == [30, 40]
+    assert (other.task, other.prompt) == ("draw", "night")
 
 
 @pytest.mark.parametrize("network", ["mmdit", "vlm"])
@@ -767,6 +779,66 @@ def test_a_run_with_other_settings_is_refused(fresh, tmp_path):
     Run(picture_stage(), fresh, tmp_path)
     with pytest.raises(InputError, match="batch"):
         Run(picture_stage(batch=3), fresh, tmp_path)
+
+
+def test_a_run_that_made_nothing_claims_nothing(fresh, tmp_path):
+    with pytest.raises(CheckpointError):
+        Run(picture_stage(), tmp_path / "missing", tmp_path / "run")
+    with pytest.raises(InputError, match="mmdti"):
+        Run(picture_stage(trained=("mmdti.",)), fresh, tmp_path / "run")
+    assert Run(picture_stage(batch=3), fresh, tmp_path / "run").step == 0
+
+
+def test_what_cannot_be_written_in_the_end_is_refused_at_the_start(fresh, tmp_path):
+    (file,) = convert(fresh, tmp_path / "one.safetensors", "single")
+    with pytest.raises(InputError, match="released layout"):
+        Run(picture_stage(), file, tmp_path / "run")
+
+
+def test_adapters_of_two_single_files_are_two_runs(fresh, awake, pictures, tmp_path):
+    write_checkpoint(tmp_path / "awake", fresh, awake, ("mmdit.",), torch.float32)
+    stage = LoraStage(trained=("mmdit.",), pictures=str(pictures), batch=1, **LEARN)
+    folders = fresh, tmp_path / "awake"
+    bases = [convert(folder, tmp_path / f"{folder.name}.safetensors", "single")[0] for folder in folders]
+    Run(stage, bases[0], tmp_path / "run")
+    with pytest.raises(InputError, match="base"):
+        Run(stage, bases[1], tmp_path / "run")
+
+
+def test_writing_what_there_is_leaves_the_log_alone(fresh, tmp_path):
+    with pytest.raises(InputError, match="no saved step"):
+        Run(picture_stage(save_every=3), fresh, tmp_path).write()
+    Run(picture_stage(save_every=3), fresh, tmp_path).train()
+    log = tmp_path / "log.jsonl"
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    torch.save(state | {"step": 3}, tmp_path / "state.pt")  # as while step 4 of a running one is not saved yet
+    Run(picture_stage(save_every=3), fresh, tmp_path).write()
+    assert [entry["step"] for entry in entries(tmp_path)] == [1, 2, 3, 4] and log.stat().st_nlink == 1
+
+
+def test_a_gradient_that_is_not_finite_spoils_no_weights(fresh, tmp_path, monkeypatch):
+    run = Run(picture_stage(), fresh, tmp_path)
+    before = {name: parameter.detach().clone() for name, parameter in run.trained.items()}
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda *args: torch.tensor(torch.inf))
+    with pytest.raises(FloatingPointError, match=r"step 1 .* gradient of inf"):
+        run.train()
+    assert all(torch.equal(parameter, before[name]) for name, parameter in run.trained.items())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("samples=0", "samples is 0"),
+        ("save_every=0", "save_every is 0"),
+        ('domains=[["object",1]]', "'object'; there are objects"),
+        ("sides=[[32,32]]", "too small"),
+        ('kinds=["word"]', "kind 'word'"),
+    ],
+)
+def test_settings_that_cannot_be_are_named(fresh, tmp_path, capsys, change, message):
+    arguments = ["stage1", str(tmp_path), "--base", str(fresh), "--set", "samples=2", "--set", change]
+    assert command.main(arguments) == 2
+    assert message in capsys.readouterr().err
 
 
 def test_two_processes_equal_twice_the_accumulation(fresh, tmp_path):
