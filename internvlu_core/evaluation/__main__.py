@@ -14,6 +14,7 @@ import torch
 from ..__main__ import RUN_DTYPES
 from ..errors import CheckpointError, InputError
 from ..pipeline import InternVLU
+from ..synthesis import LEAST_SIDE
 from .benchmarks import BENCHMARKS, Run
 from .sampling import Settings
 from .toy import TASKS, evaluate
@@ -22,8 +23,7 @@ from .toy import TASKS, evaluate
 def main(arguments: list[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     try:
-        if options.benchmark and not options.out:
-            raise InputError("--benchmark needs --out: where its pictures or answers go")
+        check(options)
         model = InternVLU.from_pretrained(options.checkpoint, options.device, RUN_DTYPES[options.dtype])
         if options.benchmark:
             run_benchmark(model, options)
@@ -35,9 +35,25 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
+def check(options):
+    """What would otherwise be found after the model was loaded, or after all was drawn."""
+    if options.count < 1:
+        raise InputError(f"--count is {options.count}; it must be at least 1")
+    if options.benchmark and not options.out:
+        raise InputError("--benchmark needs --out: where its pictures or answers go")
+    if options.benchmark and options.benchmark[0] not in BENCHMARKS:
+        raise InputError(f"the benchmark {options.benchmark[0]!r} is unknown; there are {', '.join(BENCHMARKS)}")
+    if options.out:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+
+
 def score(model: InternVLU, options):
     config = model.config.mmdit
     size = options.width or config.image_width, options.height or config.image_height
+    factor = model.config.size_factor
+    if min(size) < LEAST_SIDE or any(side % factor for side in size):
+        wanted = f"sides must be multiples of {factor}, from {LEAST_SIDE} pixels on"
+        raise InputError(f"pictures of {size[0]}×{size[1]} cannot be judged: {wanted}")
     settings = Settings(size, options.steps, options.batch, options.all_scale, options.partial_scale)
     start = time.monotonic()
     results = evaluate(
@@ -65,8 +81,6 @@ def score(model: InternVLU, options):
 
 def run_benchmark(model: InternVLU, options):
     name, source = options.benchmark
-    if name not in BENCHMARKS:
-        raise InputError(f"the benchmark {name!r} is unknown; there are {', '.join(BENCHMARKS)}")
     run = Run(
         Path(source),
         options.out,

@@ -5,7 +5,7 @@ again, so that a run can be continued. Layouts as read by:
   GenEval    djghosh13/geneval, evaluation/evaluate_images.py
   DPG-Bench  TencentQQGYLab/ELLA, dpg_bench/compute_dpg_bench.py
   OCRBench   Yuliang-Liu/MultimodalOCR, OCRBench/scripts
-  MMMU       MMMU-Benchmark/MMMU, eval/main_eval.py
+  MMMU       MMMU-Benchmark/MMMU, eval/main_parse_and_eval.py
   MME        BradyFU/Awesome-Multimodal-Large-Language-Models, eval_tool/calculation.py
 """
 
@@ -13,7 +13,6 @@ import ast
 import io
 import json
 import re
-from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -113,13 +112,16 @@ def key(record: dict) -> tuple:
 
 def mmmu(model: InternVLU, run: Run):
     """Questions (parquet or JSON; a file, or a folder of them) → OUT/SUBJECT/output.json, a list of answers each."""
-    answers = defaultdict(list)
+    answers: dict[Path, list[dict]] = {}
     for path in [run.source] if run.source.is_file() else files(run.source, "*.parquet", "*.json"):
         for record in read_records(path):
             identity = str(field(record, "id", path))
-            answers[subject(identity)].append(answer_mmmu(model, run, record, path.parent))
-    for name, records in answers.items():
-        write_text(run.out / name / "output.json", json.dumps(records, indent=4, ensure_ascii=False))
+            out = run.out / subject(identity) / "output.json"
+            if out not in answers:
+                answers[out] = parse_json(read_text(out), out) if out.exists() else []
+            if identity not in [entry["id"] for entry in answers[out]]:
+                answers[out].append(answer_mmmu(model, run, record, path))
+                write_text(out, json.dumps(answers[out], indent=4, ensure_ascii=False))
 
 
 def subject(identity: str) -> str:
@@ -130,23 +132,33 @@ def subject(identity: str) -> str:
     return match.group(1)
 
 
-def answer_mmmu(model: InternVLU, run: Run, record: dict, folder: Path) -> dict:
-    """One entry of output.json."""
-    options = record.get("options") or []
-    options = ast.literal_eval(options) if isinstance(options, str) else list(options)
+def answer_mmmu(model: InternVLU, run: Run, record: dict, place: Path) -> dict:
+    """One entry of output.json. place: the file of the record."""
+    options = listed(record.get("options") or [], place)
     choices = {chr(ord("A") + i): option for i, option in enumerate(options)}
-    lines = [record["question"], *(f"({letter}) {option}" for letter, option in choices.items())]
+    lines = [field(record, "question", place), *(f"({letter}) {option}" for letter, option in choices.items())]
     lines.append(OPTION_PROMPT if choices else SHORT_PROMPT)
     prompt, numbers = numbered_images("\n".join(lines))
-    images = [record_image(record.get(f"image_{n}"), run.images or folder) for n in numbers]
+    images = [record_image(record.get(f"image_{n}"), run.images or place.parent) for n in numbers]
+    answer = record.get("answer")
+    if not choices and isinstance(answer, str) and answer.startswith("["):
+        answer = listed(answer, place)  # several right ones: the script that scores wants a list, the data have a text
     entry = {
-        "id": record["id"],
+        "id": str(record["id"]),
         "question_type": "multiple-choice" if choices else "short-answer",
-        "answer": record.get("answer"),
+        "answer": answer,
     }
     if choices:
         entry |= {"all_choices": list(choices), "index2ans": choices}
     return entry | {"response": run.answer(model, prompt, images)}
+
+
+def listed(value, place: Path) -> list:
+    """A list, or the text of one in Python's spelling."""
+    try:
+        return list(ast.literal_eval(value) if isinstance(value, str) else value)
+    except (ValueError, SyntaxError, TypeError) as error:
+        raise InputError(f"an entry of {place} has {value!r}, which is no list") from error
 
 
 def numbered_images(text: str) -> tuple[str, list[int]]:

@@ -111,7 +111,7 @@ def test_the_changed_area_has_no_say():
 
 
 def test_the_command_writes_json(tmp_path, capsys):
-    out = tmp_path / "scores.json"
+    out = tmp_path / "new" / "scores.json"
     tasks = ["--tasks", "words", "ask", "edit", "reason", "--count", "1", "--steps", "1"]
     size = ["--width", "64", "--height", "64", "--device", "cpu"]
     assert main([str(CHECKPOINT), *tasks, *size, "--dtype", "bf16", "--out", str(out)]) == 0
@@ -119,6 +119,15 @@ def test_the_command_writes_json(tmp_path, capsys):
     assert report["dtype"] == "torch.bfloat16"  # the checkpoint's own is float32
     assert set(report["scores"]) == {"words", "ask", "edit", "reason"} and report["size"] == [64, 64]
     assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [(["--count", "0"], "--count is 0"), (["--width", "32"], "32×"), (["--width", "72", "--height", "70"], "72×70")],
+)
+def test_what_cannot_be_judged_is_refused_before_it_is_drawn(capsys, arguments, message):
+    assert main([str(CHECKPOINT), "--device", "cpu", *arguments]) == 2
+    assert message in capsys.readouterr().err
 
 
 def test_evaluate_needs_a_model_for_all_tasks(model):
@@ -202,7 +211,7 @@ MMMU = [
         "answer": "A",
         "question_type": "multiple-choice",
     },
-    {"id": "validation_Art_1", "question": "Who made <image 1>?", "options": "[]", "answer": "me"},
+    {"id": "validation_Art_1", "question": "Who made <image 1>?", "options": "[]", "answer": "['me', 'I']"},
 ]
 
 
@@ -211,7 +220,7 @@ def check_mmmu(model, out):
     assert entry["all_choices"] == ["A", "B"] and entry["index2ans"]["A"] == "a bench" and entry["answer"] == "A"
     assert entry["response"] == "the word\tis\nCAT" and entry["question_type"] == "multiple-choice"
     entry = json.loads((out / "Art/output.json").read_text())[0]
-    assert entry["question_type"] == "short-answer" and "all_choices" not in entry
+    assert entry["question_type"] == "short-answer" and "all_choices" not in entry and entry["answer"] == ["me", "I"]
     question, levels = model.asked[0]
     assert question.startswith("What is in <image> after <image>?\n(A) a bench\n(B) it's <image>\n")
     assert levels == [2, 1, 1]
@@ -223,7 +232,17 @@ def test_mmmu_json(tmp_path):
     records = [record | {"image_1": "1.png", "image_2": {"path": "2.png"}} for record in MMMU]
     (tmp_path / "questions.json").write_text(json.dumps(records))
     model = Fake()
-    BENCHMARKS["mmmu"](model, Run(tmp_path / "questions.json", tmp_path / "out"))
+    (tmp_path / "2.png").rename(tmp_path / "hidden.png")
+    records.insert(0, records.pop())
+    (tmp_path / "questions.json").write_text(json.dumps(records))
+    run = Run(tmp_path / "questions.json", tmp_path / "out")
+    with pytest.raises(InputError, match="cannot read the picture"):
+        BENCHMARKS["mmmu"](model, run)
+    assert len(model.asked) == 1
+    (tmp_path / "hidden.png").rename(tmp_path / "2.png")
+    BENCHMARKS["mmmu"](model, run)  # goes on with the second
+    assert len(model.asked) == 2
+    model.asked.reverse()
     check_mmmu(model, tmp_path / "out")
 
 
@@ -268,6 +287,8 @@ def test_mme_files(tmp_path):
         ("ocrbench", '[{"image_path": "x.png", "question": "?"}]', "cannot read the picture"),
         ("mmmu", '[{"id": "a_B_1", "question": "<image 9>"}]', "<image 9>"),
         ("mmmu", '[{"id": "a_B_1", "question": "<image 1>"}]', "does not hold"),
+        ("mmmu", '[{"id": "a_B_1"}]', "no 'question'"),
+        ("mmmu", '[{"id": "a_B_1", "question": "?", "options": "[oops"}]', "which is no list"),
     ],
 )
 def test_broken_files_are_named(tmp_path, name, text, message):
