@@ -37,7 +37,7 @@ def plans(shapes: tuple[str, ...], count: int, odd: int) -> list:
     while len(found) < count:
         chance = Chance("teach", seed, SIZE)
         plan, seed = single(chance, shapes), seed + 2
-        if chance.wants(plan.key):
+        if chance.wants(plan.keys):
             found.append(plan)
     return found
 

@@ -1,6 +1,6 @@
 """Many pictures at once: prompts of equal length go through the MMDiT as one batch."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -43,9 +43,7 @@ class Order:
     seed: int = 0
 
 
-def draw_all(
-    model: InternVLU, orders: list[Order], settings: Settings, on_picture: Callable[[], None] | None = None
-) -> list[np.ndarray]:
+def draw_all(model: InternVLU, orders: list[Order], settings: Settings) -> list[np.ndarray]:
     """The orders' pictures, uint8 [H, W, 3], as generate draws them one by one (to rounding), in their order."""
     pictures: list[np.ndarray | None] = [None] * len(orders)
     for numbers, contexts in batches(model, orders, settings.batch):
@@ -54,8 +52,6 @@ def draw_all(
         latents = sample(model, contexts, noise, settings.steps, *scales)
         for i, picture in zip(numbers, imaging.to_pictures(model.decode(latents)), strict=True):
             pictures[i] = np.asarray(picture)
-            if on_picture:
-                on_picture()
     return pictures
 
 

@@ -114,7 +114,7 @@ def words(model: InternVLU, count: int, settings: Settings) -> dict:
 
 
 def reason(model: InternVLU, count: int, settings: Settings) -> dict:
-    """Pictures with the model's own thoughts before them, without any, and with the right ones."""
+    """Pictures with the model's own thoughts before them, and without any; how often the thoughts are right ones."""
     samples = unseen("reasoning", "reason", count, settings)
     thoughts = [think(model, sample) for sample in samples]
     reasoned = summary(samples, judge(draw(model, samples, settings, thoughts), samples))

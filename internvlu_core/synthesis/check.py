@@ -11,6 +11,7 @@ from .scene import RELATIONS, Thing, Truth, bands, place_of
 from .words import read_word
 
 MOVED = 0.07  # of the picture's side: how far an object may stray from where it must have stayed
+RESIZED = 0.25  # of its radius: how much larger or smaller it may be than the one that it must have kept
 SMALL, LARGE = 0.1425, 0.22  # radii, between those that are drawn
 MOST_OBJECTS = 12  # a picture with more is wrong, whatever they are
 
@@ -64,24 +65,25 @@ def judge_things(seen: list[Seen], truth: Truth, size: tuple[int, int]) -> dict[
         "shape": lambda thing, one: not thing.shape or thing.shape == one.shape,
         "colour": lambda thing, one: bool(one.colour) and thing.colour in ("", one.colour),
         "place": lambda thing, one: is_at(thing, one, size),
-        "size": lambda thing, one: thing.size == size_of(one) or not thing.size,
+        "size": has_size,
         "turn": lambda thing, one: thing.turn in (-1, one.turn),
     }
-    if len(seen) > MOST_OBJECTS:
-        return {"count": False} | dict.fromkeys(tests, False)
     if not things:
         return {"count": not seen}
     asked = {
         "place": any(thing.place or thing.at for thing in things),
-        "size": any(thing.size for thing in things),
+        "size": any(thing.size or thing.radius for thing in things),
         "turn": any(thing.turn >= 0 for thing in things),
     }
     tests = {name: test for name, test in tests.items() if asked.get(name, True)}
-    parts = {"count": len(seen) == len(things)}
-    parts |= {name: assign(things, seen, test) for name, test in tests.items()}
     if truth.relations:
-        parts["relation"] = assign(things, seen, tests["shape"], truth.relations, size)
-    parts["together"] = assign(things, seen, lambda t, s: all(f(t, s) for f in tests.values()), truth.relations, size)
+        tests["relation"] = tests["shape"]
+    tests["together"] = lambda thing, one: all(tests[name](thing, one) for name in tests if name != "together")
+    if len(seen) > MOST_OBJECTS:
+        return {"count": False} | dict.fromkeys(tests, False)
+    parts = {"count": len(seen) == len(things)}
+    for name, test in tests.items():
+        parts[name] = assign(things, seen, test, truth.relations if name in ("relation", "together") else (), size)
     return parts
 
 
@@ -89,6 +91,12 @@ def is_at(thing: Thing, one: Seen, size: tuple[int, int]) -> bool:
     if thing.at:
         return max(abs(one.x - thing.at[0]), abs(one.y - thing.at[1])) <= MOVED
     return not thing.place or place_of(one.x * size[0], one.y * size[1], size) == thing.place
+
+
+def has_size(thing: Thing, one: Seen) -> bool:
+    if thing.radius:
+        return abs(one.radius - thing.radius) <= RESIZED * thing.radius
+    return thing.size in ("", size_of(one))
 
 
 def size_of(one: Seen) -> str:

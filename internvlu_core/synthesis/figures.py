@@ -130,16 +130,20 @@ def read_line(picture, background) -> Read:
         return None
     left, top, right, bottom = extent(black[0])
     ticks = row_runs(ink(picture, background)[round(0.625 * len(picture))] > 0.4)
+    if len(ticks) != LAST_NUMBER + 1:
+        return None
+    apart = abs(np.array(ticks) / picture.shape[1] - np.linspace(*LINE, LAST_NUMBER + 1)).max()
     one = see(picture, rest[0][0], background)
-    if right - left < 0.75 or bottom - top > 0.25 or ticks != LAST_NUMBER + 1 or one.shape != "circle" or one.y > top:
+    if right - left < 0.75 or bottom - top > 0.25 or apart > 0.05 or one.shape != "circle" or one.y > top:
         return None
     values = numbers([(one.x - LINE[0]) / (LINE[1] - LINE[0]) * LAST_NUMBER], 0, LAST_NUMBER)
     return values and (values, (rest[0][1],))
 
 
-def row_runs(row: np.ndarray) -> int:
-    """How many runs of True are in a row."""
-    return int(row[0]) + int((row[1:] & ~row[:-1]).sum())
+def row_runs(row: np.ndarray) -> list[float]:
+    """The middles of the runs of True in a row, in pixels."""
+    edges = np.flatnonzero(np.diff(np.pad(row.astype(int), 1)))
+    return [(start + end) / 2 for start, end in zip(edges[::2], edges[1::2], strict=True)]
 
 
 # Clock: a black rim and one hand, 1…12
@@ -217,6 +221,8 @@ def read_balance(picture, background) -> Read:
     if any(len(set(names)) != 1 for names in sides):
         return None
     sink = beam_sink(black[0])
+    if sink is None or not all(rests_on_beam(part, sink) for part, _ in rest):
+        return None
     counts = tuple(map(len, sides))
     tilted = 0 if abs(sink) < 0.4 * SINK else int(np.sign(sink))
     if tilted != np.sign(counts[0] - counts[1]):
@@ -232,13 +238,20 @@ def is_weight(part: np.ndarray) -> bool:
     return max(wide, high) <= 1.4 * min(wide, high) and 0.5 * area <= part.sum() <= 1.8 * area
 
 
-def beam_sink(beam: np.ndarray) -> float:
-    """How far the left end of a beam is below its middle, as a fraction of the picture's height."""
+def rests_on_beam(weight: np.ndarray, sink: float) -> bool:
+    """Whether a weight is right above a beam whose left end is so far below its middle."""
+    left, _, right, bottom = extent(weight)
+    beam = PIVOT[1] - sink * ((left + right) / 2 - PIVOT[0]) / 0.42
+    return abs(bottom - (beam - 0.06)) <= WEIGHT
+
+
+def beam_sink(beam: np.ndarray) -> float | None:
+    """How far the left end of a beam is below its middle, as a fraction of the picture's height; None without one."""
     height, width = beam.shape
     rows = np.arange(height)[:, None] + 0.5
     left, right = (beam[:, round(a * width) : round(b * width)] for a, b in ((0.1, 0.25), (0.75, 0.9)))
     if not left.any() or not right.any():
-        return 0.0
+        return None
     low, high = ((rows * part).sum() / part.sum() for part in (left, right))
     return float(low - high) / height / 2 * 0.42 / 0.325  # measured at 0.325 from the middle, the ends are at 0.42
 
@@ -300,20 +313,21 @@ def read_stacks(picture, background) -> Read:
 
 def read_stack(picture: np.ndarray, part: np.ndarray) -> tuple[int, str] | None:
     """(height, colour) of the stack that looks most like this part, if one does."""
-    left, top, right, bottom = box_of(part)
+    left, _, right, bottom = box_of(part)
     size = picture.shape[1::-1]
     fits = []
     for count in range(1, HIGHEST + 1):
         for colour in COLOURS:
             drawn = canvas.blank(size, "white")
             paint_stack(drawn, colour, (left + right) / 2, bottom - 0.2, block_side(size), count)
-            window = slice(max(0, top - 2), bottom + 2), slice(max(0, left - 2), right + 2)
-            fits.append((float(abs(drawn[window] - picture[window]).mean()), count, colour))
+            either = part | (drawn < 250).any(-1)
+            fits.append((float(abs(drawn[either] - picture[either]).mean()), count, colour))
     error, count, colour = min(fits)
     return (count, colour) if error <= STACK_ERROR else None
 
 
-STACK_ERROR = 26.0  # mean RGB difference to the stack drawn anew; one block too many makes 40 and more
+# Mean RGB difference to the stack drawn anew: up to 21 after a blur, 27 and more for its flat silhouette.
+STACK_ERROR = 24.0
 
 
 def draw_front(values, colours, size):

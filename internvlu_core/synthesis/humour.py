@@ -23,10 +23,6 @@ def face(mood: str, colour: str, chance: Chance):
     return beside(f"{mood} face", colour, chance, "bottom", radius=0.235 * min(chance.size))
 
 
-def truth_of(kind: str, mood: str, colour: str, word: str) -> Truth:
-    return Truth(kind, (Thing(f"{mood} face", colour),), label=Label(word, "black", "bottom"))
-
-
 def meme(chance: Chance) -> Plan:
     """Half of the prompts leave the mood to whoever gets the joke."""
     word, colour, bare = chance.pick(tuple(MOOD_OF)), chance.pick(tuple(COLOURS)), chance.chance(0.5)
@@ -35,9 +31,9 @@ def meme(chance: Chance) -> Plan:
     prompt = chance.template(BARE if bare else DRAW).format(mood=mood, colour=said, word=word)
     return Plan(
         prompt,
-        truth_of("joke" if bare else "meme", mood, colour, word),
+        Truth("joke" if bare else "meme", (Thing(f"{mood} face", colour),), label=Label(word, "", "bottom")),
         lambda: ((), meme_picture(face(mood, colour, chance), written(word, "black", chance, "bottom"), chance)),
-        key=prompt,
+        keys=(prompt,),
     )
 
 

@@ -10,13 +10,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .canvas import BACKGROUNDS, COLOURS, NEW_SHAPES, OUTLINES, SHAPES, TURNED, coverage, unit_moments
+from .canvas import BACKGROUNDS, COLOURS, OUTLINES, TURNED, coverage, unit_moments
 
 PALETTE = np.array(list(COLOURS.values()), np.float32)
 LEAST_AREA = 0.0025  # of the picture: a smaller speck is no object
 COLOUR_ERROR = 60.0  # RGB distance up to which a colour still has its name
 PURE = 0.85  # share of an object's inner pixels that must have its colour
 LEAST_OVERLAP = 0.72  # soft intersection over union with the outline drawn anew
+FAINT = 45.0  # RGB distance to the background from which on a paler part counts, as an object without a colour
 FADED, STRONG = 0.75, 1.1  # how far a small object's colour may be mixed with the background, or overshoot
 
 
@@ -24,7 +25,7 @@ FADED, STRONG = 0.75, 1.1  # how far a small object's colour may be mixed with t
 class Seen:
     """One object: x, y, radius as fractions (radius of the shorter side). shape, colour: "" if it has no known one.
 
-    overlap: soft intersection over union with the named shape. box: (left, top, right, bottom) in pixels.
+    box: (left, top, right, bottom) in pixels.
     """
 
     shape: str
@@ -33,9 +34,7 @@ class Seen:
     y: float
     radius: float
     turn: int
-    overlap: float
     box: tuple[int, int, int, int]
-    area: float
 
 
 def background_of(picture: np.ndarray) -> np.ndarray:
@@ -135,7 +134,11 @@ def parts_of(picture: np.ndarray, background: np.ndarray) -> list[np.ndarray]:
 
 def colour_of(picture: np.ndarray, part: np.ndarray, background: np.ndarray) -> str:
     """The colour of an object, "" if it has none of the palette's, or several."""
-    pixels = picture[inner(part)]
+    return pure_colour(picture[inner(part)], background)
+
+
+def pure_colour(pixels: np.ndarray, background: np.ndarray) -> str:
+    """The palette's name that nearly all of the pixels [N, 3] have, or ""."""
     name = name_colour(np.median(pixels.astype(np.float32), axis=0), background)
     if not name:
         return ""
@@ -167,7 +170,6 @@ def overlap(alpha: np.ndarray, shape: str, turn: int) -> tuple[float, float, flo
 
 
 CANDIDATES = tuple((shape, turn) for shape in OUTLINES for turn in (range(4) if shape in TURNED else (0,)))
-PLAIN = tuple((shape, 0) for shape in SHAPES + NEW_SHAPES)
 
 
 def see(picture: np.ndarray, part: np.ndarray, background: np.ndarray) -> Seen:
@@ -187,11 +189,18 @@ def see(picture: np.ndarray, part: np.ndarray, background: np.ndarray) -> Seen:
         y / height,
         radius / min(width, height),
         turn,
-        best,
         (left, top, right, bottom),
-        float(alpha.sum()),
     )
 
 
+def faint_parts(picture: np.ndarray, background: np.ndarray, parts: list[np.ndarray]) -> list[np.ndarray]:
+    """What else is not background, away from the parts and their blurred rims: half-removed objects, pale ones."""
+    mask = np.linalg.norm(picture.astype(np.float32) - background, axis=-1) > FAINT
+    for part in parts:
+        mask &= ~grow(grow(part))
+    return [part for part in components(mask) if part.sum() >= LEAST_AREA * mask.size]
+
+
 def objects_in(picture: np.ndarray, background: np.ndarray) -> list[Seen]:
-    return [see(picture, part, background) for part in parts_of(picture, background)]
+    parts = parts_of(picture, background)
+    return [see(picture, part, background) for part in (*parts, *faint_parts(picture, background, parts))]

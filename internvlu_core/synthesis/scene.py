@@ -43,7 +43,7 @@ NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight
 QUESTION_FRAMES = ("now {}", "please tell me: {}", "look at the picture: {}", "and {}")
 REQUEST_FRAMES = ("please {}", "{}, please", "now {}", "I want you to {}")
 
-# Never shown to training, in any domain: seven of the 64 pairs, no shape or colour too often.
+# What no prompt or question of training names, in any domain: seven of the 64 pairs, no shape or colour too often.
 HELD_OUT_PAIRS = frozenset(
     {
         ("star", "green"),
@@ -63,7 +63,8 @@ class Thing:
     """One object. Empty fields were not asked for: anything goes.
 
     place: a key of PLACES. at: the centre (x, y) as fractions of the picture's sides, where it must have stayed.
-    size: "small" or "large". turn: quarter turns clockwise, −1 if not asked for.
+    size: "small" or "large". radius: the one that it must have kept, as a fraction of the picture's shorter side.
+    turn: quarter turns clockwise, −1 if not asked for.
     """
 
     shape: str = ""
@@ -71,6 +72,7 @@ class Thing:
     place: str = ""
     at: tuple[float, float] | tuple[()] = ()
     size: str = ""
+    radius: float = 0.0
     turn: int = -1
 
 
@@ -138,14 +140,15 @@ class Sample:
 class Plan:
     """A sample before it is drawn. paint(): (input pictures, target picture or None).
 
-    key: the text by whose checksum the split is chosen ("" if either may have it: no two of its scenes are alike).
+    keys: the texts by whose checksums the split is chosen, all of which it must have (none if either may have it: no
+    two of its scenes are alike).
     """
 
     prompt: str
     truth: Truth
     paint: Callable[[], tuple[tuple[np.ndarray, ...], np.ndarray | None]]
     words: str = ""
-    key: str = ""
+    keys: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -228,9 +231,9 @@ class Chance:
         """Training sees the rare ones more often: shapes on black were still blobs when those on white were right."""
         return self.pick(("grey", "black")) if self.chance(0.25 if self.evaluates else 0.6) else "white"
 
-    def wants(self, key: str) -> bool:
-        """Whether this split has the text: one in HELD_OUT_SHARE is evaluation's alone, by its checksum."""
-        return not key or (zlib.crc32(key.encode()) % HELD_OUT_SHARE == 0) == self.evaluates
+    def wants(self, keys: tuple[str, ...]) -> bool:
+        """Whether this split has the texts: one in HELD_OUT_SHARE is evaluation's alone, by its checksum."""
+        return all((zlib.crc32(key.encode()) % HELD_OUT_SHARE == 0) == self.evaluates for key in keys)
 
     # Places
 
@@ -319,14 +322,15 @@ def drawing(kind: str, prompt: str, objects: Callable[[], list], chance: Chance,
         prompt,
         Truth(kind, background=background if said else "", **truth),
         lambda: ((), draw(objects(), chance.size, background)),
-        key=prompt,
+        keys=(prompt,),
     )
 
 
 def kept(one: Placed, size: tuple[int, int]) -> Thing:
-    """The object as one that an edit must leave where it is."""
+    """The object as one that an edit must leave where it is, and as large."""
+    at = round(one.x / size[0], 4), round(one.y / size[1], 4)
     turn = one.turn if one.shape in canvas.TURNED else -1
-    return Thing(one.shape, one.colour, at=(round(one.x / size[0], 4), round(one.y / size[1], 4)), turn=turn)
+    return Thing(one.shape, one.colour, at=at, radius=round(one.radius / min(size), 4), turn=turn)
 
 
 def place_of(x: float, y: float, size: tuple[int, int]) -> str:

@@ -10,15 +10,14 @@ CORNERS = ("bottom left", "top left", "top right", "bottom right")  # of a right
 HOURS = tuple(range(1, 13))
 
 
-def figure(kind: str, name: str, prompt: str, values, colours, chance: Chance, before=None, words: str = "") -> Plan:
+def figure(kind: str, name: str, prompt: str, values, colours, chance: Chance, before=None) -> Plan:
     """The plan of a diagram; before: values and colours of the picture to edit, if it is an edit."""
     draw = FIGURES[name].draw
     return Plan(
         prompt,
         Truth(kind, figure=name, values=tuple(values), colours=tuple(colours)),
         lambda: (() if before is None else (draw(*before, chance.size),), draw(values, colours, chance.size)),
-        words,
-        key="" if before else prompt,
+        keys=() if before else (prompt,),
     )
 
 

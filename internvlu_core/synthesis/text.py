@@ -24,7 +24,7 @@ def _word(kind: str, chance: Chance, word: str) -> Plan:
         prompt,
         Truth(kind, label=Label(word, colour)),
         lambda: ((), draw((), chance.size, words=[written(word, colour, chance)])),
-        key=word,
+        keys=(word,),
     )
 
 
@@ -49,9 +49,9 @@ def caption(chance: Chance) -> Plan:
 
     return Plan(
         prompt,
-        Truth("caption", (thing,), label=Label(word, "black", where), held_out=held_out([thing])),
+        Truth("caption", (thing,), label=Label(word, "", where), held_out=held_out([thing])),
         paint,
-        key=word,
+        keys=(word,),
     )
 
 
@@ -69,7 +69,7 @@ def _edit(kind: str, chance: Chance, prompt: str, old: tuple, new: tuple) -> Pla
         prompt,
         Truth(kind, label=Label(new[0], new[1])),
         lambda: ((draw((), chance.size, words=[old]),), draw((), chance.size, words=[new])),
-        key=new[0],
+        keys=(old[0], new[0]),
     )
 
 
@@ -103,7 +103,7 @@ def change_caption(chance: Chance) -> Plan:
         lambda: tuple_of(
             draw([one], chance.size, words=[before]), draw([one], chance.size, words=[(new, *before[1:])])
         ),
-        key=new,
+        keys=(old, new),
     )
 
 
@@ -112,7 +112,13 @@ def tuple_of(before, after):
 
 
 def _ask(kind: str, chance: Chance, prompt: str, word: tuple, answer: str) -> Plan:
-    return Plan(prompt, Truth(kind, answers=(answer,)), lambda: ((draw((), chance.size, words=[word]),), None), answer)
+    return Plan(
+        prompt,
+        Truth(kind, answers=(answer,)),
+        lambda: ((draw((), chance.size, words=[word]),), None),
+        answer,
+        keys=(word[0],),
+    )
 
 
 def ask_word(chance: Chance) -> Plan:

@@ -4,7 +4,7 @@ import numpy as np
 from PIL import Image
 
 from .glyphs import SCRIPTS
-from .reading import box_of, components, ink, name_colour
+from .reading import box_of, components, ink, pure_colour
 
 ASPECT_ERROR = 0.14  # how far the box of n letters may be from the shape it should have
 LETTER_ERROR = 0.27  # mean difference of a letter's cells from its bitmap
@@ -14,7 +14,7 @@ SPECK = 3  # pixels: less ink than this in one place is noise
 
 
 def read_word(picture: np.ndarray, background: np.ndarray) -> tuple[str, str]:
-    """(word, colour's name) of the only ink in a picture, uint8 [H, W, 3]; "" for what cannot be read."""
+    """(word, colour's name) of the only ink in a picture, uint8 [H, W, 3]; "" for what cannot be read or is mixed."""
     alpha = ink(picture, background)
     mask = np.zeros(alpha.shape, bool)
     for part in components(alpha > 0.5):
@@ -23,8 +23,7 @@ def read_word(picture: np.ndarray, background: np.ndarray) -> tuple[str, str]:
     if not mask.any():
         return "", ""
     strong = mask & (alpha >= np.quantile(alpha[mask], 0.5))
-    colour = name_colour(np.median(picture[strong].astype(np.float32), axis=0), background)
-    return read_letters(alpha, box_of(mask)), colour
+    return read_letters(alpha, box_of(mask)), pure_colour(picture[strong], background)
 
 
 def read_letters(alpha: np.ndarray, box: tuple[int, int, int, int]) -> str:

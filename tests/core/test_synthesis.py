@@ -15,6 +15,7 @@ from internvlu_core.synthesis import (
     HELD_OUT_PAIRS,
     SHAPES,
     TASKS,
+    Label,
     Placed,
     Thing,
     Truth,
@@ -23,7 +24,9 @@ from internvlu_core.synthesis import (
     draw,
     make,
 )
+from internvlu_core.synthesis.figures import FIGURES
 from internvlu_core.synthesis.scene import PLACES, QUESTION_FRAMES, REQUEST_FRAMES, frames
+from internvlu_core.synthesis.words import read_word
 
 PAIRS = [(domain, task) for domain in DOMAINS for task in TASKS[domain]]
 WORDED = "ask", "caption"  # what is answered in words
@@ -64,7 +67,16 @@ def test_no_drawing_prompt_of_evaluation_is_in_training(domain):
 
 
 def test_words_of_evaluation_are_new():
-    train, unseen = ({s.truth.label.word for s in samples("text", "draw", 300, odd)} for odd in (0, 1))
+    """Those that are drawn, and those of which a picture is changed or asked about."""
+
+    def words(odd):
+        made = [s for task in ("draw", "edit", "ask") for s in samples("text", task, 200, odd)]
+        drawn = {s.truth.label.word for s in made if s.truth.label}
+        alone = [s.images[0] for s in made if s.images and s.truth.kind != "change caption"]
+        read = {read_word(picture, np.full(3, 255.0))[0] for picture in alone}
+        return (drawn | read) - {""}
+
+    train, unseen = words(0), words(1)
     assert len(unseen) > 100 and not train & unseen
 
 
@@ -199,6 +211,8 @@ def wrong_truths(truth):
             yield "place", swap(replace(thing, place=others(thing.place, PLACES)[i]))
         if thing.size:
             yield "size", swap(replace(thing, size=others(thing.size, ("small", "large"))[0]))
+        if thing.radius:
+            yield "resized", swap(replace(thing, radius=1.6 * thing.radius))
         if thing.turn >= 0:
             yield "turn", swap(replace(thing, turn=(thing.turn + 1) % 4))
         if thing.at:
@@ -212,7 +226,7 @@ def wrong_truths(truth):
     if truth.relations:
         yield "relation", replace(truth, relations=tuple((j, said, i) for i, said, j in truth.relations))
     if truth.background:
-        yield "background", replace(truth, background="white")
+        yield "background", replace(truth, background=others(truth.background, ("white", "grey", "black"))[0])
     if label:
         yield (
             "word",
@@ -221,7 +235,8 @@ def wrong_truths(truth):
         for letter in "AEIOU":
             if letter not in label.word and label.word[1] in "AEIOU":
                 yield "letter", replace(truth, label=replace(label, word=label.word[0] + letter + label.word[2]))
-        yield "word's colour", replace(truth, label=replace(label, colour=others(label.colour, COLOURS)[0]))
+        if label.colour:
+            yield "word's colour", replace(truth, label=replace(label, colour=others(label.colour, COLOURS)[0]))
     for i, value in enumerate(truth.values):
         yield "value", replace(truth, values=(*truth.values[:i], value + 1, *truth.values[i + 1 :]))
     if truth.colours:
@@ -260,6 +275,60 @@ def test_a_verdict_names_what_is_wrong():
     assert wrong(Thing("star", "blue"), Thing("circle", "red")) == {"together"}
     assert wrong(Thing("star", "red", "right"), Thing("circle", "blue")) == {"place", "together"}
     assert wrong(Thing("star", "red")) == {"count"}
+
+
+def test_what_an_edit_leaves_must_be_as_it_was():
+    sample = next(s for s in samples("objects", "edit", 60, 1, kind="remove") if len(s.truth.things) == 1)
+    assert check(sample.picture, sample.truth).right
+    thing, white = sample.truth.things[0], np.all(sample.picture > 250, axis=-1)
+    grey = np.where(white[..., None], np.uint8(128), sample.picture)
+    assert not check(grey, sample.truth).parts["background"]
+    at = Placed(thing.shape, thing.colour, thing.at[0] * 64, thing.at[1] * 64, 5)
+    assert not check(draw([at], (64, 64)), sample.truth).parts["size"]
+    ghost = (0.55 * sample.picture + 0.45 * sample.images[0]).astype(np.uint8)
+    assert not check(ghost, sample.truth).parts["count"]
+
+
+@pytest.mark.parametrize("rgb", [(255, 190, 190), (200, 220, 255), (210, 210, 210), (255, 255, 170)])
+def test_pale_objects_are_seen(rgb):
+    picture = draw([Placed("circle", "red", 16, 16, 9)], (64, 64))
+    truth = Truth("single", (Thing("circle", "red"),))
+    assert check(picture, truth).right
+    picture[34:58, 34:58] = rgb
+    assert not check(picture, truth).parts["count"]
+
+
+def test_a_word_of_two_colours_has_none():
+    def word(colour):
+        return draw((), (64, 64), words=[("CAT", colour, 4, 20, 3)])
+
+    truth = Truth("word", label=Label("CAT", "blue"))
+    mixed = word("blue")
+    assert check(mixed, truth).right
+    mixed[:, :21] = word("red")[:, :21]
+    assert check(mixed, truth).parts == {"word": True, "word colour": False}
+    assert check(word("red"), Truth("word", label=Label("CAT"))).right
+
+
+def test_figures_are_read_only_where_their_parts_are():
+    white, line = np.full(3, 255.0), FIGURES["number line"].draw((2,), ("red",), (64, 64))
+    assert FIGURES["number line"].read(line, white) == ((2,), ("red",))
+    bunched = line.copy()
+    bunched[38:49] = 255
+    bunched[42:45, 6:58] = 0
+    for x in range(6, 24, 3):
+        bunched[38:49, x] = 0
+    assert FIGURES["number line"].read(bunched, white) is None
+    for colour, rgb in COLOURS.items():
+        for count in (2, 4):
+            stack = FIGURES["stacks"].draw((count,), (colour,), (64, 64))
+            assert FIGURES["stacks"].read(stack, white) == ((count,), (colour,))
+            stack[(stack < 250).any(-1)] = rgb
+            assert FIGURES["stacks"].read(stack, white) is None
+    places = (("red", 6, 6), ("red", 16, 6), ("blue", 48, 58), ("blue", 58, 58))
+    disc = Placed("circle", "black", 32, 40, 9)
+    picture = draw([disc, *(Placed("circle", colour, x, y, 3.7) for colour, x, y in places)], (64, 64))
+    assert FIGURES["balance"].read(picture, white) is None
 
 
 def test_touching_and_two_coloured_objects_are_refused():
