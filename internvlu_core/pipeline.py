@@ -69,7 +69,8 @@ class InternVLU:
     ) -> "InternVLU":
         """Load a checkpoint: a folder in the released layout, or what the converter makes of it (see source.py).
 
-        dtype: a floating-point dtype, or "auto" for the checkpoint's own where the device computes in it;
+        dtype: a floating-point dtype, or "auto" for the checkpoint's own where the device computes in it (a CPU of AVX2
+        at most emulates bfloat16: there float32 is several times as fast, in twice the memory);
         torch.float8_e4m3fn keeps the matrices of the repeated layers in 8 bits, with a factor a row, and computes in
         what "auto" means. device_map="auto": weights that do not fit the device stay in main memory and are moved when
         they are used. max_memory: bytes of weights that may be on the device at once, or a text such as "5GB"; by

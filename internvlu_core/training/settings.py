@@ -47,8 +47,9 @@ class Stage:
     truths, in turn ("" for any).
     sides: picture sizes (width, height), taken in turn.
     samples: how many are made; an epoch is one pass over them. batch: samples a micro-batch; accumulate: micro-batches
-    per process and step. muon: attention's and MLPs' matrices learn by Muon, all else by AdamW. warmup: steps; decay:
-    the last fraction of all steps, in which the learning rate falls to 0.
+    per process and step. muon: attention's and MLPs' matrices learn by Muon, all else by AdamW (torch's Muon computes
+    in bfloat16, which makes it 18 times as slow on a CPU that emulates it). warmup: steps; decay: the last fraction of
+    all steps, in which the learning rate falls to 0.
     """
 
     trained: tuple[str, ...]
