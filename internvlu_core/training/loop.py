@@ -6,12 +6,13 @@ import math
 import time
 from collections.abc import Iterable
 from dataclasses import replace
+from datetime import timedelta
 from functools import partial
 from itertools import chain
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, InitProcessGroupKwargs
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from tqdm import tqdm
@@ -42,7 +43,8 @@ class Run:
         which the result is written.
         """
         self.stage, self.base, self.folder, self.dtype = stage, base, folder, dtype
-        self.accelerator = Accelerator()
+        # The others wait while the main process makes the cache: on GPUs for 10 minutes only, if nothing else is said.
+        self.accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=1))])
         self.device = self.accelerator.device
         self.autocast = stage.autocast and computes_bfloat16(self.device)
         self.main = self.accelerator.is_main_process

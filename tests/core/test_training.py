@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections import Counter
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -859,6 +860,10 @@ def test_two_processes_equal_twice_the_accumulation(fresh, tmp_path):
         assert {key: one[key] for key in ("loss", "text", "flow", "norm") if key in one} == pytest.approx(
             {key: two[key] for key in ("loss", "text", "flow", "norm") if key in two}, rel=1e-4
         )
+
+
+def test_processes_wait_while_one_makes_a_large_cache(fresh, tmp_path):
+    assert Run(picture_stage(), fresh, tmp_path).accelerator.init_handler.timeout >= timedelta(hours=12)
 
 
 def test_recomputing_activations_changes_no_gradient(fresh, tmp_path):
