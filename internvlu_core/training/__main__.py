@@ -10,9 +10,12 @@ teaches an adapter from pictures NAME.png with captions NAME.txt, or with instru
 they were followed on. --set 'trained=["vlm.language_model."]' adapts the language model instead of the MMDiT.
 
 A stage starts from the checkpoint of the stage before it in the same folder RUNS and goes on where it was killed. For
-several GPUs or processes put `accelerate launch` in front, and `-m` behind it. On a CPU set OMP_NUM_THREADS=1 and
-start a process per core: the networks are too small for threads (on 2 cores a step of stage 1 took 0.44 s with two
-threads, 0.29 s with one).
+several GPUs put `accelerate launch` in front, and `-m` behind it. On a CPU, where that starts one process only, start
+one per core:
+
+    OMP_NUM_THREADS=1 torchrun --standalone --nproc-per-node 2 -m internvlu_core.training stage1 RUNS
+
+The networks are too small for threads (on 2 cores a step of stage 1 took 0.44 s with two threads, 0.29 s with one).
 """
 
 import argparse
