@@ -47,6 +47,11 @@ REPLACE_TOO = ("make the {old} {new}", "put {new} where the {old} is", "draw {ne
 PRACTISED_SIZES = ("", "small", "small", "large")
 PRACTISED_SHAPES = ("star", "star", "cross", "cross", "ring")  # beside all others
 
+# Two objects of which a prompt says no more than "and" stand in the order in which it names them. Anywhere, each place
+# is half the one and half the other until late in sampling, and then both often got one shape: 0.71 were right of two
+# with their places free, 0.96 of two with a relation in the prompt.
+IN_ORDER = ("left of", "above")
+
 
 # Pictures
 
@@ -81,12 +86,16 @@ def attribution(chance: Chance) -> Plan:
 
 
 def _group(kind: str, chance: Chance, pairs, noun) -> Plan:
-    """Objects anywhere; noun(shape, colour) says what of them the prompt names."""
+    """One object anywhere, or two in reading order; noun(shape, colour) says what of them the prompt names."""
     nouns = [noun(*pair) for pair in pairs]
     prompt = chance.template(DRAW).format(" and ".join(map(with_article, nouns)))
     named = [(shape, colour if colour in said else "") for (shape, colour), said in zip(pairs, nouns, strict=True)]
     things = tuple(Thing(*pair) for pair in named)
-    return drawing(kind, prompt, lambda: chance.scatter(pairs), chance, things=things, held_out=held_out(things))
+
+    def objects():
+        return related(chance, pairs, chance.pick(IN_ORDER)) if len(pairs) == 2 else chance.scatter(pairs)
+
+    return drawing(kind, prompt, objects, chance, things=things, held_out=held_out(things))
 
 
 def counting(chance: Chance) -> Plan:

@@ -224,17 +224,16 @@ CPU = {
         warmup=50,
         decay=0.85,
     ),
-    # Words are there and so are two objects of which it is said which is where; two that are anywhere are not, nor is
-    # every outline of a single one.
+    # Words are there and so are two objects of which it is said which is where; two of which it is not are not, nor is
+    # every outline of a single one, and those take longest.
     "pairs": PictureStage(
         trained=("mmdit.",),
         tasks=(("draw", 24), ("edit/objects", 3), ("reason", 2)),
         domains=(("objects", 21), ("text", 3), ("reasoning", 1)),
         kinds=(
-            *("two", "single", "counting", "two", "single", "attribution"),
-            *("two", "single", "counting", "two", "single", "position"),
-            *("two", "attribution", "counting", "two", "single", "attribution"),
-            *("two", "single", "counting"),
+            *("single", "two", "single", "counting", "attribution", "single", "two"),
+            *("single", "counting", "single", "position", "attribution", "single", "two"),
+            *("single", "counting", "single", "two", "attribution", "single", "counting"),
             *("word",) * 3,
             *("move", "replace", "", "", ""),
         ),

@@ -124,6 +124,16 @@ def test_a_form_is_framed_by_what_it_is():
         assert frames(alone) == ("{}",)
 
 
+@pytest.mark.parametrize("kind", ["two", "attribution"])
+def test_two_objects_stand_in_the_order_in_which_they_are_named(kind):
+    def shows(sample, relation):
+        return check(sample.picture, replace(sample.truth, relations=((0, relation, 1),))).right
+
+    made = samples("objects", "draw", 60, kind=kind)
+    rights = [[shows(sample, relation) for sample in made] for relation in ("left of", "above")]
+    assert all(map(any, zip(*rights, strict=True))) and all(20 < sum(right) < 40 for right in rights)
+
+
 def test_backgrounds_are_practised_more_than_evaluated():
     shares = [
         np.mean([bool(s.truth.background) for s in samples("objects", "draw", 300, odd, kind="single")])
