@@ -55,7 +55,7 @@ def test_it_writes_words_that_it_never_saw(model):
 
 
 def test_it_gives_each_of_two_objects_its_own_place_and_colour(model):
-    for kind in ("position", "attribution"):
+    for kind in ("position", "attribution", "two"):
         task, _ = draw(model, "objects", "draw", 20, kind)
         assert task["score"] >= 0.75, (kind, task["parts"])
 
