@@ -16,8 +16,6 @@ sys.path.insert(0, str(WORKFLOWS.parent / "scripts"))
 import toy
 
 COUNT = 8
-# 6 to 8 were right where this was written, but machines differ in how they round bfloat16. By chance hardly ever 2 are.
-LEAST = 5
 
 
 def samples(domain: str, task: str, kind: str | None, images: bool) -> list:
@@ -39,31 +37,33 @@ def run(server, tmp_path, name: str, sample, seed: int):
 
 
 @pytest.mark.parametrize(
-    ("name", "domain", "task", "kind"),
+    ("name", "domain", "task", "kind", "least"),
     [
-        ("text_to_image", "objects", "draw", "single"),
-        ("text_to_image", "objects", "draw", "counting"),
-        ("text_to_image", "objects", "draw", "position"),
-        ("text_to_image", "objects", "draw", "attribution"),
-        ("text_to_image", "text", "draw", "word"),
-        ("ksampler", "objects", "draw", "single"),
-        ("edit", "objects", "edit", "recolour"),
-        ("advanced_sampling", "objects", "edit", "remove"),
-        ("reason_then_draw", "reasoning", "reason", None),
-        ("reason_then_edit", "reasoning", "reason", None),
+        ("text_to_image", "objects", "draw", "single", 6),
+        ("text_to_image", "objects", "draw", "counting", 7),
+        ("text_to_image", "objects", "draw", "position", 6),
+        ("text_to_image", "objects", "draw", "attribution", 6),
+        ("text_to_image", "text", "draw", "word", 6),
+        ("ksampler", "objects", "draw", "single", 6),
+        ("edit", "objects", "edit", "recolour", 7),
+        ("advanced_sampling", "objects", "edit", "remove", 7),
+        ("reason_then_draw", "reasoning", "reason", None, 7),
+        ("reason_then_edit", "reasoning", "reason", None, 7),
     ],
 )
-def test_pictures_show_what_their_prompts_say(server, tmp_path, name, domain, task, kind):
+def test_pictures_show_what_their_prompts_say(server, tmp_path, name, domain, task, kind, least):
     made = samples(domain, task, kind, "edit" in name or name == "advanced_sampling")
     results = [run(server, tmp_path, name, sample, seed) for seed, sample in enumerate(made)]
     pictures = [np.asarray(picture_of(server, result, "6")) for result in results]
     verdicts = [check(picture, sample.truth) for picture, sample in zip(pictures, made, strict=True)]
-    assert sum(verdict.right for verdict in verdicts) >= LEAST, verdicts
+    assert sum(verdict.right for verdict in verdicts) >= least, verdicts
 
 
-@pytest.mark.parametrize("kind", ["describe", "colour", "shape", "where", "relation"])
-def test_questions_are_answered(server, tmp_path, kind):
+@pytest.mark.parametrize(
+    ("kind", "least"), [("describe", 5), ("colour", 5), ("shape", 5), ("where", 5), ("relation", 5)]
+)
+def test_questions_are_answered(server, tmp_path, kind, least):
     made = samples("objects", "ask", kind, True)
     answers = [next(server.texts(run(server, tmp_path, "ask", sample, 0))) for sample in made]
     rights = [check_answer(answer, sample.truth).right for answer, sample in zip(answers, made, strict=True)]
-    assert sum(rights) >= LEAST, answers
+    assert sum(rights) >= least, answers
