@@ -3,11 +3,14 @@
 from comfy_api.latest import ComfyExtension, io
 
 from . import folders, lora
+from .ask import InternVLUAsk
 from .boxes import InternVLUBoxes
 from .clip import InternVLUCLIPNode
 from .edit import InternVLUEdit, InternVLUEditRestore
+from .encode import InternVLUEncode
 from .latents import InternVLUEmptyLatent
 from .loader import InternVLULoader, InternVLUModelLoader, InternVLUVLMLoader
+from .reason import InternVLUReason
 from .sampling import (
     InternVLUGuidance,
     InternVLUGuider,
@@ -15,7 +18,6 @@ from .sampling import (
     InternVLUSamplerSelect,
     InternVLUScheduler,
 )
-from .text import InternVLUAsk, InternVLUEncode, InternVLUReason
 
 
 class InternVLUExtension(ComfyExtension):

@@ -54,16 +54,16 @@ def test_unreadable_boxes_and_batches_are_errors(boxes_node):
 
 def test_answers_keep_their_marks(boxes_node, model, monkeypatch):
     """What Ask gives is what Boxes reads; the core's text, as the official one, has no special tokens."""
-    text = importlib.import_module(f"{PACK}.nodes.text")
-    vlm = object.__new__(text.as_vlm.__globals__["ComfyVLM"])
+    ask = importlib.import_module(f"{PACK}.nodes.ask")
+    vlm = object.__new__(ask.as_vlm.__globals__["ComfyVLM"])
     vlm.config, vlm.tokenizer, vlm.reader = model.config, model.tokenizer, model.reader
     tokenizer = model.tokenizer
     pieces = [tokenizer.id(piece) if piece in MARKERS else tokenizer.encode(piece) for piece in PIECES]
     ids = [token for piece in pieces for token in (piece if isinstance(piece, list) else [piece])]
     result = TextResult(tokenizer.decode(ids), (*ids, tokenizer.stop_ids[0]))
     monkeypatch.setattr(vlm, "generate", lambda *args: result, raising=False)
-    monkeypatch.setattr(text.InternVLUAsk, "hidden", SimpleNamespace(unique_id=None), raising=False)
-    output = text.InternVLUAsk.execute(vlm, "Where?", max_new_tokens=8, seed=0)
+    monkeypatch.setattr(ask.InternVLUAsk, "hidden", SimpleNamespace(unique_id=None), raising=False)
+    output = ask.InternVLUAsk.execute(vlm, "Where?", max_new_tokens=8, seed=0)
     assert output.result == ("".join(PIECES),) and output.ui["text"] == ["".join(PIECES)]
     # Without a box it is the official text: a mark alone may stand in the middle of a character.
     assert vlm.decode(ids[:3]) == tokenizer.decode(ids[:3])

@@ -1,0 +1,69 @@
+"""InternVL-U Reason: the model thinks in words about the picture to draw."""
+
+from comfy_api.latest import io
+
+from ..internvlu_core.errors import InputError
+from .clip import as_vlm, vlm_input
+from .images import image_inputs
+from .schema import CATEGORY, aliases
+from .text import decoding_inputs, prompt_input, settings, split, system_input
+from .vlm import Reasoning, TextStream
+
+EMPTY_PIN = "the reasoning is pinned, but its text is empty; write one, or unpin it"
+
+
+class InternVLUReason(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="InternVLUReason",
+            display_name="InternVL-U Reason",
+            **aliases("think", "thinking", "chain of thought", "cot", "reasoning"),
+            category=CATEGORY,
+            description="Lets the model think in words about the picture to draw. Connect the result to Encode.",
+            is_output_node=True,
+            hidden=[io.Hidden.unique_id],
+            inputs=[
+                vlm_input(),
+                prompt_input("prompt", "What to draw, or what to change: the same text as in Encode."),
+                *decoding_inputs(max_new_tokens=200),
+                *image_inputs("The picture to edit: the same as in Encode."),
+                system_input(),
+                io.String.Input(
+                    "text",
+                    multiline=True,
+                    default="",
+                    optional=True,
+                    tooltip="The reasoning. Edit it and pin it to draw from your own words.",
+                ),
+                io.Boolean.Input(
+                    "pinned",
+                    default=False,
+                    optional=True,
+                    tooltip="On: the text above is the reasoning, and nothing is generated.",
+                ),
+            ],
+            outputs=[
+                Reasoning.Output(display_name="reasoning", tooltip="Text and tokens, for Encode."),
+                io.String.Output(display_name="text", tooltip="The text alone."),
+            ],
+        )
+
+    @classmethod
+    def validate_inputs(cls, text=None, pinned=False):
+        # A text that comes over a link is not there yet.
+        return EMPTY_PIN if pinned is True and text is not None and not text.strip() else True
+
+    @classmethod
+    def execute(cls, vlm, prompt, system_prompt="", text="", pinned=False, **inputs) -> io.NodeOutput:
+        vlm = as_vlm(vlm)
+        if pinned:
+            if not text.strip():
+                raise InputError(EMPTY_PIN)
+            result = vlm.as_generated(text)
+            return io.NodeOutput(result, text, ui={"text": [text], "tokens": [len(result.token_ids) - 1]})
+        pictures, options = split(inputs)
+        full = vlm.reader.prompts.full(prompt, len(pictures), system_prompt or None)
+        stream = TextStream(cls.hidden.unique_id)
+        result = vlm.generate(full, vlm.see(pictures), settings(**options), stream, keep=True)
+        return io.NodeOutput(result, result.text, ui=stream.ui(result.text))
