@@ -253,7 +253,7 @@ def host(request, browser, tmp_path_factory):
     packs = {"debug_pack": ROOT / "tests" / "comfy" / "debug_pack"}
     env = {"OMP_NUM_THREADS": "1"}
     with ComfyServer(find_comfyui(), base, ROOT, arguments, env=env, extra_packs=packs) as server:
-        for picture in (ROOT / "workflows" / "input").glob("*.png"):
+        for picture in (ROOT / "tests" / "pictures").glob("*.png"):
             server.upload_image(picture)
         yield SimpleNamespace(open=lambda **options: Ui(browser, server, request.param, **options), server=server)
 

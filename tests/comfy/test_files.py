@@ -80,7 +80,7 @@ def comfy(tmp_path_factory, native, hub):
     environment = {"HF_ENDPOINT": hub.url, "HF_TOKEN": "hf_secret", "HF_HUB_OFFLINE": "0"}
     arguments = ["--extra-model-paths-config", str(places)]
     with ComfyServer(os.environ["COMFYUI_PATH"], base, ROOT, arguments, environment) as server:
-        for picture in (ROOT / "workflows" / "input").glob("*.png"):
+        for picture in (ROOT / "tests" / "pictures").glob("*.png"):
             server.upload_image(picture)
         yield server
 

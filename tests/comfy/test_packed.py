@@ -36,7 +36,7 @@ def packed(server) -> list[str]:
 
 def test_draws_and_edits(fresh):
     """With the pictures that the pack itself brings along."""
-    fresh.upload_image(fresh.pack_dir / "workflows" / "input" / "photo.png")
+    fresh.upload_image(ROOT / "tests" / "pictures" / "photo.png")
     for name in ("text_to_image", "edit"):
         prompt = workflow(name, steps=2)
         for node in prompt.values():
