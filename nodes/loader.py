@@ -91,10 +91,10 @@ class InternVLULoader(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, checkpoint, weight_dtype):
+    def validate_inputs(cls, checkpoint):
+        # ComfyUI marks every input that is an argument here, and checks the others itself.
         try:
             download.resolve(checkpoint)
-            check_dtype(weight_dtype)
         except ValueError as error:
             return str(error)
         return True

@@ -479,6 +479,7 @@ WORKFLOWS = {
 SHOWN_ONLY = {"PreviewAny"}  # what the graph has for people; the API's answer holds the text anyway
 
 BUILD = """async ([prompt, bypassed]) => {
+  app.clean();  // else nodes take over previews of those that had their ids before
   app.loadApiJson(prompt, "workflow");
   await new Promise((done) => setTimeout(done, 500));
   for (const node of app.graph.nodes) {

@@ -13,9 +13,25 @@ VIRTUAL = {"MarkdownNote", "Note"}
 WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
 
 
+# Small pictures for the tests' sake, of tests/pictures/, for the samples that the workflows name.
+PICTURES = {
+    "internvlu_landscape.png": "photo.png",
+    "internvlu_poster.png": "tall.png",
+    "internvlu_house_mask.png": "mask.png",
+}
+
+
+def shipped(name: str) -> dict:
+    """A shipped workflow in API format, as it is."""
+    return json.loads((WORKFLOWS / "api" / f"{name}.json").read_text(encoding="utf-8"))
+
+
 def workflow(name: str, /, **inputs) -> dict:
-    """A shipped workflow in API format, with these inputs, see change."""
-    prompt = json.loads((WORKFLOWS / "api" / f"{name}.json").read_text(encoding="utf-8"))
+    """A shipped workflow in API format, with small pictures, and with these inputs, see change."""
+    prompt = shipped(name)
+    for node in prompt.values():
+        if node["class_type"] in ("LoadImage", "LoadImageMask"):
+            node["inputs"]["image"] = PICTURES.get(node["inputs"]["image"], node["inputs"]["image"])
     change(prompt, **inputs)
     return prompt
 
