@@ -579,7 +579,7 @@ SAVE = """(alone) => {
 
 @contextmanager
 def browser_page():
-    """A browser page on a real ComfyUI that has a checkpoint of the workflows' name and the example pictures."""
+    """A page of a browser on a real ComfyUI that has a checkpoint of the workflows' name, and that server."""
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
         base = Path(folder)
         (base / "models" / "internvl_u").mkdir(parents=True)
@@ -598,7 +598,7 @@ def browser_page():
             page.goto(server.url)
             page.wait_for_function("() => !!window.LiteGraph?.registered_node_types?.InternVLULoader")
             page.wait_for_timeout(2000)
-            yield page
+            yield page, server
 
 
 def build(page, spec: dict) -> dict:
@@ -644,7 +644,7 @@ def steady(graph: dict, name: str) -> dict:
 
 
 def main(names: list[str]) -> None:
-    with browser_page() as page:
+    with browser_page() as (page, _):
         for name in names or WORKFLOWS:
             spec = WORKFLOWS[name]
             api = build(page, spec)

@@ -18,11 +18,11 @@ _COMMON = {
     "InternVLUGuider": SCALES,
     "RandomNoise": {"noise_seed": SEED},
     "KSampler": {"cfg": 2.5, "seed": SEED},  # which it does not damp where it is largest
-    "LoadImage": {"image": "toy.png"},
-    "LoadImageMask": {"image": "toy_mask.png"},
+    "LoadImage": {"image": "internvlu_toy.png"},
+    "LoadImageMask": {"image": "internvlu_toy_mask.png"},
 }
 
-# The text of each workflow; toy.png shows a blue circle on the left and a yellow star on the right.
+# The text of each workflow; internvlu_toy.png shows a blue circle on the left and a yellow star on the right.
 _TEXTS = {
     "text_to_image": "a red heart in the top left",
     "ksampler": "a red heart in the top left",
