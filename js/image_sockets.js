@@ -1,33 +1,31 @@
-// Shows one free image socket more than are connected, instead of all eight at once. The nodes have all of them in
-// Python, so graphs and API prompts mean the same without this file.
+// Draws one free image socket more than are connected, instead of all eight. Every node has all of them at all times, in
+// the order of the schema: the frontend restores links by a socket's position when it pastes, converts to a subgraph or
+// unpacks one. So nothing is added or removed here; unused sockets only lie under the free one, and are not drawn.
+// ComfyUI's Vue nodes draw all eight.
 import { app } from "../../scripts/app.js";
-import { inputLabel } from "./i18n.js";
 
 const numberOf = (socket) => Number(/^image(\d+)$/.exec(socket.name)?.[1] ?? 0);
+const nothing = () => {};
 
-function refresh(node, sockets) {
+function unused(node) {
   const connected = node.inputs.filter((_, slot) => node.isInputConnected(slot)).map(numberOf);
-  const wanted = Math.min(Math.max(0, ...connected) + 1, sockets.length);
-  for (let i = node.inputs.length - 1; i >= 0; i--) {
-    if (numberOf(node.inputs[i]) > wanted) node.removeInput(i);
-  }
-  const present = new Set(node.inputs.map(numberOf));
-  for (let number = 1; number <= wanted; number++) {
-    if (!present.has(number)) insert(node, sockets[number - 1]);
-  }
-  node.setDirtyCanvas(true, true);
+  const shown = Math.max(0, ...connected) + 1;
+  return node.inputs.filter((socket) => numberOf(socket) > shown);
 }
 
-// Behind the image sockets that are there; sockets below move down, and their links with them.
-function insert(node, { name, tooltip }) {
-  const position = node.inputs.findLastIndex((input) => numberOf(input)) + 1;
-  const links = node.inputs.map((_, slot) => node.getInputLink(slot));
-  const label = { localized_name: inputLabel(node.comfyClass, name) };
-  node.addInput(name, "IMAGE", { tooltip, shape: 7, ...label }); // hollow, as optional inputs are
-  node.inputs.splice(position, 0, node.inputs.pop());
-  // From the last: newer frontends know a link by its slot, and a slot can have only one.
-  for (let slot = links.length - 1; slot >= position; slot--) {
-    if (links[slot]) links[slot].target_slot = slot + 1;
+function layOut(node) {
+  const hidden = new Set(unused(node));
+  const { NODE_SLOT_HEIGHT: height } = LiteGraph;
+  const column = node.inputs.filter((socket) => !socket.widget && !hidden.has(socket));
+  const free = column.findLastIndex(numberOf); // of which there is one, or all are connected
+  for (const socket of node.inputs.filter(numberOf)) {
+    if (hidden.has(socket)) {
+      socket.pos = [height / 2, (free + 0.7) * height];
+      socket.draw = nothing;
+    } else if (socket.draw === nothing) {
+      socket.pos = undefined;
+      delete socket.draw;
+    }
   }
 }
 
@@ -35,24 +33,22 @@ app.registerExtension({
   name: "InternVL-U.ImageSockets",
 
   beforeRegisterNodeDef(nodeType, nodeData) {
-    if (!nodeData.name.startsWith("InternVLU")) return;
-    const optional = nodeData.input?.optional ?? {};
-    const sockets = Object.entries(optional)
-      .map(([name, [, options]]) => ({ name, tooltip: options?.tooltip }))
-      .filter(numberOf);
-    if (!sockets.length) return;
-
-    const { onNodeCreated, onConnectionsChange } = nodeType.prototype;
-    nodeType.prototype.onNodeCreated = function (...args) {
-      const result = onNodeCreated?.apply(this, args);
-      // Not before a saved graph has made its links, which it does in the same turn.
-      setTimeout(() => this.graph && refresh(this, sockets));
-      return result;
+    if (!nodeData.name.startsWith("InternVLU") || !nodeData.input?.optional?.image2) return;
+    const { arrange, computeSize, onSerialize } = nodeType.prototype;
+    // Before every drawing, so that what is drawn follows from the links alone, whatever has changed them.
+    nodeType.prototype.arrange = function (...args) {
+      layOut(this);
+      return arrange.apply(this, args);
     };
-    nodeType.prototype.onConnectionsChange = function (...args) {
-      const result = onConnectionsChange?.apply(this, args);
-      if (!app.configuringGraph) setTimeout(() => this.graph && refresh(this, sockets));
-      return result;
+    nodeType.prototype.computeSize = function (...args) {
+      const size = computeSize.apply(this, args);
+      if (!LiteGraph.vueNodesMode) size[1] -= unused(this).length * LiteGraph.NODE_SLOT_HEIGHT;
+      return size;
+    };
+    // Where a socket is drawn is no part of the workflow.
+    nodeType.prototype.onSerialize = function (saved) {
+      onSerialize?.call(this, saved);
+      for (const socket of saved.inputs ?? []) if (numberOf(socket)) delete socket.pos;
     };
   },
 });
