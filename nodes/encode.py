@@ -7,9 +7,10 @@ from ..internvlu_core.errors import InputError
 from .clip import as_vlm, vlm_input
 from .conditioning import conditioning
 from .images import collect, from_pil, image_inputs
+from .notice import tell
 from .schema import CATEGORY, aliases
 from .text import prompt_input, system_input
-from .vlm import Reasoning
+from .thought import Reasoning
 
 
 class InternVLUEncode(io.ComfyNode):
@@ -22,11 +23,16 @@ class InternVLUEncode(io.ComfyNode):
             category=CATEGORY,
             description="Turns a prompt, with pictures to edit and reasoning if any, into the three conditionings "
             "that guide InternVL-U.",
+            hidden=[io.Hidden.unique_id],
             inputs=[
                 vlm_input(),
-                prompt_input("prompt", "What to draw, or what to change. <image> marks where a picture belongs."),
+                prompt_input(
+                    "prompt",
+                    "What to draw, or what to change. <image> marks where a picture belongs. Leave it empty to use the "
+                    "prompt of the reasoning.",
+                ),
                 io.Vae.Input("vae", optional=True, tooltip="Needed with pictures: they are read as latents too."),
-                *image_inputs("A picture to edit or to refer to."),
+                *image_inputs("A picture to edit or to refer to. None connected: those of the reasoning."),
                 Reasoning.Input("reasoning", optional=True, tooltip="From InternVL-U Reason."),
                 io.String.Input(
                     "reasoning_text",
@@ -85,6 +91,11 @@ class InternVLUEncode(io.ComfyNode):
         if reasoning is not None and reasoning_text is not None:
             raise InputError("reasoning and reasoning_text are both connected; use one of them")
         pictures = collect(images)
+        if reasoning is not None:
+            prompt, pictures, differences = reasoning.complete(prompt, pictures)
+            for difference in differences:
+                tell(cls.hidden.unique_id, difference)
+            reasoning = reasoning.result
         if pictures and vae is None:
             raise InputError("pictures are connected but no VAE; connect the loader's VAE")
         references = [from_pil(imaging.resize_reference(p, vlm.config.processor)) for p in pictures]

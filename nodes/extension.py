@@ -2,7 +2,7 @@
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import folders, lora, samples
+from . import folders, lora, metadata, samples
 from .ask import InternVLUAsk
 from .boxes import InternVLUBoxes
 from .clip import InternVLUCLIPNode
@@ -24,6 +24,7 @@ class InternVLUExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         folders.register()
         lora.install()
+        metadata.install()
         samples.install()
         return [
             InternVLULoader,

@@ -3,11 +3,13 @@
 from comfy_api.latest import io
 
 from ..internvlu_core.errors import InputError
+from . import metadata
 from .clip import as_vlm, vlm_input
 from .images import image_inputs
 from .schema import CATEGORY, aliases
 from .text import decoding_inputs, prompt_input, settings, split, system_input
-from .vlm import Reasoning, TextStream
+from .thought import Reasoning, Thought
+from .vlm import TextStream
 
 EMPTY_PIN = "the reasoning is pinned, but its text is empty; write one, or unpin it"
 
@@ -22,12 +24,12 @@ class InternVLUReason(io.ComfyNode):
             category=CATEGORY,
             description="Lets the model think in words about the picture to draw. Connect the result to Encode.",
             is_output_node=True,
-            hidden=[io.Hidden.unique_id],
+            hidden=[io.Hidden.unique_id, io.Hidden.prompt, io.Hidden.extra_pnginfo],
             inputs=[
                 vlm_input(),
-                prompt_input("prompt", "What to draw, or what to change: the same text as in Encode."),
+                prompt_input("prompt", "What to draw, or to change. Encode uses it too if its own prompt is empty."),
                 *decoding_inputs(max_new_tokens=200),
-                *image_inputs("The picture to edit: the same as in Encode."),
+                *image_inputs("A picture to edit. Encode uses it too if none is connected there."),
                 system_input(),
                 io.String.Input(
                     "text",
@@ -57,13 +59,16 @@ class InternVLUReason(io.ComfyNode):
     @classmethod
     def execute(cls, vlm, prompt, system_prompt="", text="", pinned=False, **inputs) -> io.NodeOutput:
         vlm = as_vlm(vlm)
-        if pinned:
-            if not text.strip():
-                raise InputError(EMPTY_PIN)
-            result = vlm.as_generated(text)
-            return io.NodeOutput(result, text, ui={"text": [text], "tokens": [len(result.token_ids) - 1]})
+        if pinned and not text.strip():
+            raise InputError(EMPTY_PIN)
         pictures, options = split(inputs)
-        full = vlm.reader.prompts.full(prompt, len(pictures), system_prompt or None)
-        stream = TextStream(cls.hidden.unique_id)
-        result = vlm.generate(full, vlm.see(pictures), settings(**options), stream, keep=True)
-        return io.NodeOutput(result, result.text, ui=stream.ui(result.text))
+        if pinned:
+            result = vlm.as_generated(text)
+            ui = {"text": [text], "tokens": [len(result.token_ids) - 1]}
+        else:
+            full = vlm.reader.prompts.full(prompt, len(pictures), system_prompt or None)
+            stream = TextStream(cls.hidden.unique_id)
+            result = vlm.generate(full, vlm.see(pictures), settings(**options), stream, keep=True)
+            ui = stream.ui(result.text)
+        metadata.add(cls.hidden.prompt, cls.hidden.extra_pnginfo, cls.hidden.unique_id, result.text)
+        return io.NodeOutput(Thought(result, prompt, tuple(pictures)), result.text, ui=ui)

@@ -26,7 +26,6 @@ from .dtypes import choose_dtypes
 from .mmdit import assign
 
 Vlm = io.Custom("INTERNVLU_VLM")
-Reasoning = io.Custom("INTERNVLU_REASONING")
 
 
 def attention(q, k, v, is_causal=False):

@@ -154,9 +154,9 @@ class ComfyServer:
         response.raise_for_status()
         return response.json()["name"]
 
-    def queue(self, prompt, client_id=""):
+    def queue(self, prompt, client_id="", extra_data=None):
         """Returns the prompt's id at once. Raises ComfyError if the prompt, or any output node of it, is invalid."""
-        body = {"prompt": prompt, "client_id": client_id}
+        body = {"prompt": prompt, "client_id": client_id, "extra_data": extra_data or {}}
         response = self.http.post(f"{self.url}/prompt", json=body, timeout=60)
         if response.status_code != 400:
             response.raise_for_status()
@@ -170,21 +170,21 @@ class ComfyServer:
         """Stops the running prompt; may be called from `on_event`."""
         self.http.post(f"{self.url}/interrupt", json={}, timeout=60).raise_for_status()
 
-    def run(self, prompt, timeout=300, on_event=None):
+    def run(self, prompt, timeout=300, on_event=None, extra_data=None):
         """Runs a prompt to its end and returns its Result; `on_event(type, data)` sees every event as it arrives.
 
-        Events of type "preview" carry an encoded picture as bytes.
+        Events of type "preview" carry an encoded picture as bytes. extra_data: what a browser posts beside the prompt.
         Raises ComfyError (invalid, or a node failed), ComfyInterrupted, TimeoutError (after interrupting the prompt),
         RuntimeError with the end of the log if the server went away.
         """
-        return asyncio.run(self._run(prompt, timeout, on_event or (lambda kind, data: None)))
+        return asyncio.run(self._run(prompt, timeout, on_event or (lambda kind, data: None), extra_data))
 
-    async def _run(self, prompt, timeout, on_event):
+    async def _run(self, prompt, timeout, on_event, extra_data):
         client_id = uuid.uuid4().hex
         socket_url = f"{self.url}/ws?clientId={client_id}"
         # Connected before the prompt is posted: ComfyUI sends no event twice.
         async with aiohttp.ClientSession() as session, session.ws_connect(socket_url, max_msg_size=0) as websocket:
-            result = Result(self.queue(prompt, client_id))
+            result = Result(self.queue(prompt, client_id, extra_data))
             listening = asyncio.ensure_future(self._listen(websocket, result, on_event))
             done, _ = await asyncio.wait([listening], timeout=timeout)
             if not done:

@@ -19,7 +19,8 @@ EYES = "vision_model.encoder.layers.0.attn.proj.weight"
 @pytest.fixture(scope="module")
 def host():
     load_pack()
-    names = {"config": "internvlu_core.config"} | {name: f"nodes.{name}" for name in ("clip", "loader", "text", "vlm")}
+    names = {"config": "internvlu_core.config"}
+    names |= {name: f"nodes.{name}" for name in ("clip", "encode", "loader", "reason", "text", "vlm")}
     return SimpleNamespace(**{key: importlib.import_module(f"{PACK}.{name}") for key, name in names.items()})
 
 
@@ -52,20 +53,21 @@ def read(parts):
 
 
 def reason(host, monkeypatch, vlm, **inputs):
-    monkeypatch.setattr(host.text.InternVLUReason, "hidden", SimpleNamespace(unique_id=None), raising=False)
+    hidden = SimpleNamespace(unique_id=None, prompt={}, extra_pnginfo=None)
+    monkeypatch.setattr(host.reason.InternVLUReason, "hidden", hidden, raising=False)
     options = {"max_new_tokens": 20, "seed": 3, "temperature": 1.5}
-    return host.text.InternVLUReason.execute(vlm, WORDS, **options, **inputs).result[0]
+    return host.reason.InternVLUReason.execute(vlm, WORDS, **options, **inputs).result[0]
 
 
 def encode(host, read, vlm, **inputs):
     """The full branch, and how many tokens it and the others took."""
     before = read.tokens
-    full = host.text.InternVLUEncode.execute(vlm, WORDS, **inputs).result[0]
+    full = host.encode.InternVLUEncode.execute(vlm, WORDS, **inputs).result[0]
     return full[0][0], read.tokens - before
 
 
 def forgetful(reasoning):
-    return replace(reasoning, memory=None)
+    return replace(reasoning, result=replace(reasoning.result, memory=None))
 
 
 def with_lora(host, vlm, key):
@@ -117,9 +119,9 @@ def test_where_weights_cannot_be_told_nothing_is_remembered(host, monkeypatch, p
         inputs = {"tiles": parts.vlm.see([host.text.collect({"image1": image})[0]])}
         features = [parts.vlm.reader.see(**inputs, device="cpu", dtype=torch.float32) for _ in range(2)]
         assert read.tiles == 3 and torch.equal(features[0][0], features[1][0])
-        again = parts.vlm.reader.context(WORDS, features[0], [], device="cpu", reasoning=reasoning)
+        again = parts.vlm.reader.context(WORDS, features[0], [], device="cpu", reasoning=reasoning.result)
         tokens = read.tokens
-        expected = parts.vlm.reader.context(WORDS, features[0], [], device="cpu", reasoning=forgetful(reasoning))
+        expected = parts.vlm.reader.context(WORDS, features[0], [], device="cpu", reasoning=forgetful(reasoning).result)
     assert torch.equal(again.full.hidden, expected.full.hidden)
     assert read.tokens - tokens > len(parts.vlm.reader.prompts.full(WORDS, 1, None))
 
@@ -127,7 +129,7 @@ def test_where_weights_cannot_be_told_nothing_is_remembered(host, monkeypatch, p
 def test_a_memory_waits_where_weights_wait(host, monkeypatch, parts):
     vlm = parts.vlm
     monkeypatch.setattr(vlm.patcher, "offload_device", torch.device("meta"))
-    memory = reason(host, monkeypatch, vlm).memory.transcript
+    memory = reason(host, monkeypatch, vlm).result.memory.transcript
     assert {t.device.type for t in (memory.inputs, memory.hidden, *memory.cache.keys, *memory.cache.values)} == {"meta"}
     prompt = vlm.reader.prompts.chat("What is this?", [], None)
     assert vlm.generate(prompt, [], host.text.TextSettings(2)).memory is None

@@ -1,0 +1,131 @@
+"""Reasoning on its way: it carries its prompt and pictures to Encode, and its words into what is saved."""
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+from comfy_server import ComfyError
+from graphs import change
+from PIL import Image
+
+SAVED = Path(__file__).resolve().parents[1] / "saved" / "0.1" / "api" / "reason_then_edit.json"
+KEY = "internvlu_reasoning"
+
+
+def edit(**inputs) -> dict:
+    """Reason, then edit: 7 loads the picture, 8 reasons, 2 encodes, 6 saves."""
+    prompt = json.loads(SAVED.read_text(encoding="utf-8"))
+    change(prompt, **{"steps": 1, "max_new_tokens": 12} | inputs)
+    prompt["3"] = {"class_type": "InternVLUEmptyLatent", "inputs": {"width": 64, "height": 64, "batch_size": 1}}
+    prompt["4"]["inputs"]["latent_image"] = ["3", 0]
+    prompt["6"]["inputs"]["images"] = ["5", 0]
+    del prompt["10"]
+    return prompt
+
+
+@pytest.fixture
+def run(server):
+    """run(prompt, workflow) → (the saved picture as PIL, its metadata decoded, the result)"""
+
+    def run(prompt: dict, graph: dict | None = None):
+        result = server.run(prompt, extra_data=graph and {"extra_pnginfo": {"workflow": graph}})
+        content = [content for _, content in server.image_files(result)][-1]
+        picture = Image.open(io.BytesIO(content))
+        return picture, {key: json.loads(text) for key, text in picture.text.items()}, result
+
+    return run
+
+
+def notices(result) -> str:
+    return " ".join(str(data) for kind, data in result.events if kind.startswith("binary") or kind == "preview")
+
+
+def test_encode_takes_prompt_and_pictures_from_the_reasoning(run):
+    drawn, _, _ = run(edit())
+    short = edit()
+    short["2"]["inputs"]["prompt"] = "  "
+    del short["2"]["inputs"]["image1"]
+    taken, _, result = run(short)
+    assert taken.tobytes() == drawn.tobytes()
+    assert "made for" not in notices(result)
+
+    # Its own ones count where there are any; what differs is said.
+    other = edit()
+    other["2"]["inputs"]["prompt"] = "Something else"
+    drawn_otherwise, _, result = run(other)
+    assert drawn_otherwise.tobytes() != drawn.tobytes()
+    assert f"made for another prompt, {edit()['8']['inputs']['prompt']!r}" in notices(result)
+    assert "other pictures" not in notices(result)
+    other = edit()
+    other["9"] = {"class_type": "LoadImage", "inputs": {"image": "tall.png"}}
+    other["2"]["inputs"]["image1"] = ["9", 0]
+    _, _, result = run(other)
+    assert "other pictures" in notices(result) and "another prompt" not in notices(result)
+
+
+def test_pictures_of_the_reasoning_need_a_vae_too(run):
+    prompt = edit()
+    del prompt["2"]["inputs"]["image1"], prompt["2"]["inputs"]["vae"]
+    with pytest.raises(ComfyError, match="no VAE"):
+        run(prompt)
+
+
+def test_pinned_reasoning_carries_them_as_well(run):
+    pinned = {"text": "A red sky.", "pinned": True}
+    full, short = edit(), edit()
+    for prompt in (full, short):
+        prompt["8"]["inputs"] |= pinned
+    short["2"]["inputs"]["prompt"] = ""
+    del short["2"]["inputs"]["image1"]
+    assert run(full)[0].tobytes() == run(short)[0].tobytes()
+
+
+def test_saved_pictures_hold_the_reasoning(run):
+    """Whether the node ran, was cached, or the picture was saved a second time only."""
+    graph = {"nodes": [], "extra": {"ds": {}, KEY: {"8": "of an earlier run", "99": "of another node"}}}
+    prompt = edit(prompt="Make the sky green")
+    _, saved, result = run(prompt, graph)
+    (text,) = result.outputs["8"]["text"]
+    assert text and saved[KEY] == {"8": text}
+    assert saved["workflow"]["extra"] == {"ds": {}, KEY: {"8": text}}
+
+    prompt["4"]["inputs"]["seed"] = 5
+    _, saved, result = run(prompt, graph)
+    assert "8" in result.cached
+    assert saved[KEY] == saved["workflow"]["extra"][KEY] == {"8": text}
+    assert result.outputs["8"]["text"] == [text]
+
+    prompt["6"]["inputs"]["filename_prefix"] = "saved again"
+    _, saved, result = run(prompt, graph)
+    assert {"8", "4"} <= set(result.cached)
+    assert saved["workflow"]["extra"][KEY] == {"8": text}
+
+    # Of other words it holds those, also while the earlier result is still known.
+    prompt["8"]["inputs"] |= {"text": "My own words.", "pinned": True}
+    _, saved, _ = run(prompt, graph)
+    assert saved["workflow"]["extra"][KEY] == {"8": "My own words."}
+    # Without a workflow, as programs post prompts.
+    _, saved, _ = run(prompt | {"6": {**prompt["6"], "inputs": prompt["6"]["inputs"] | {"filename_prefix": "api"}}})
+    assert saved[KEY] == {"8": "My own words."} and "workflow" not in saved
+
+
+def test_several_reasonings_of_one_node(run):
+    """One that ran for each picture of a list: a paragraph each, and no more of them after another run."""
+    prompt = edit()
+    prompt["9"] = {"class_type": "LoadImage", "inputs": {"image": "tall.png"}}
+    prompt["11"] = {"class_type": "ImageBatch", "inputs": {"image1": ["7", 0], "image2": ["9", 0]}}
+    prompt["12"] = {"class_type": "RebatchImages", "inputs": {"images": ["11", 0], "batch_size": 1}}
+    prompt["8"]["inputs"]["image1"] = ["12", 0]
+    for tokens in (11, 10):
+        prompt["8"]["inputs"]["max_new_tokens"] = tokens
+        _, saved, result = run(prompt)
+        texts = result.outputs["8"]["text"]
+        assert len(texts) == 2 and saved[KEY]["8"] == "\n\n".join(texts)
+
+
+@pytest.mark.parametrize("extra_data", [None, {}, {"extra_pnginfo": None}, {"extra_pnginfo": {"workflow": "?"}}])
+def test_strange_extra_data_is_no_obstacle(server, extra_data):
+    prompt = edit(prompt=f"Make it {extra_data}")
+    ((_, content),) = server.image_files(server.run(prompt, extra_data=extra_data))
+    assert json.loads(Image.open(io.BytesIO(content)).text[KEY]).keys() == {"8"}
