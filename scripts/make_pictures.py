@@ -167,7 +167,7 @@ def tile(picture: Image.Image, side: int) -> Image.Image:
 
 def inset(card: Image.Image, picture: Image.Image, place: tuple[int, int], side: int = 150) -> None:
     """A smaller picture on the card, with a frame."""
-    card.paste("#ffffff", (place[0] - 5, place[1] - 5, place[0] + side + 5, place[1] + side + 5))
+    card.paste(INK, (place[0] - 3, place[1] - 3, place[0] + side + 3, place[1] + side + 3))
     card.paste(tile(picture, side), place)
 
 
@@ -244,7 +244,9 @@ def card_of(server, name: str) -> Image.Image:
     pictures, texts = result(server, name, CARD_TEXTS.get(name))
     card = tile(pictures[0], SIDE)
     if name == "toy_world":
-        write(card, [(CARD_TEXTS[name], "#1f6fd0"), (f"→ {texts[0]}", INK)], 290)
+        card = Image.new("RGB", (SIDE, SIDE), "#dfe6ee")
+        card.paste(tile(pictures[0], 280), (60, 5))
+        write(card, [(CARD_TEXTS[name], "#1f6fd0"), (f"It saw: {texts[0]}", INK)], 290)
     elif name == "text_to_image":
         write(card, [(CARD_TEXTS[name], "#1f6fd0")], 350)
     elif name.startswith("reason"):
@@ -255,9 +257,9 @@ def card_of(server, name: str) -> Image.Image:
         inset(card, shapes, (20, 20), 110)
         inset(card, sample("toy"), (150, 20), 110)
     elif name in ("edit", "advanced_sampling", "image_to_image", "edit_with_mask"):
-        inset(card, shapes, (20, 230))
+        inset(card, shapes, (20, 272), 108)
         if name == "edit_with_mask":
-            inset(card, sample("toy_mask"), (190, 230))
+            inset(card, sample("toy_mask"), (142, 272), 108)
     elif name == "second_pass":
         inset(card, tile(pictures[0], 32), (20, 290), 90)
     if name in CARD_LABELS:
@@ -266,7 +268,7 @@ def card_of(server, name: str) -> Image.Image:
 
 
 CARD_TEXTS = {
-    "toy_world": "a red heart in the top left",
+    "toy_world": "a red heart in the bottom right",
     "text_to_image": "a yellow star right of a blue ring",
     "edit": "make the star red",
     "edit_with_mask": "make the star green",

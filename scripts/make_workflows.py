@@ -213,7 +213,7 @@ WORKFLOWS = {
         "title": "01 InternVL-U Toy, needs no download",
         "prompt": {
             "1": loader(toy.CHECKPOINT.name),
-            "2": encode("a red heart in the top left"),
+            "2": encode("a red heart in the bottom right"),
             "3": empty(**toy.SIZE),
             "4": sampler(["3", 0]),
             "5": node("VAEDecode", samples=["4", 0], vae=["1", 2]),

@@ -213,7 +213,7 @@ def test_what_is_written_into_a_subgraph_stays(ui, name):
     assert first == second
     ui.load(saved)
 
-    ui.js(f"() => app.graph.convertToSubgraph(new Set([{HOST}]))")
+    ui.js(f"() => {{ app.graph.convertToSubgraph(new Set([{HOST}])); }}")
     ui.settle()
     assert meaning(ui.api()) == after
     for _ in range(2):
