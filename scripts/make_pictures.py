@@ -230,7 +230,7 @@ def card_of(server, name: str) -> Image.Image:
         landscape = sample("landscape")
         prompt = {key: dict(value) for key, value in EXTRA["InternVLUBoxes"].items()}
         picture = server.images(finished(server, prompt))
-        found = next(image for image in picture if image.size == landscape.size and image.convert("L").getextrema()[1])
+        found = next(image.convert("RGB") for image in picture if len(image.convert("RGB").getcolors(2**24)) > 2)
         card = tile(found.crop((352, 96, 1024, 768)), SIDE)
         write(card, [("“the house”", "#b3261e")], 340)
         return card
@@ -241,7 +241,8 @@ def card_of(server, name: str) -> Image.Image:
         whole.paste(card)
         write(whole, [("describe the picture", "#1f6fd0"), (answer, INK)], 220)
         return whole
-    pictures, texts = result(server, name, CARD_TEXTS.get(name))
+    # Of lora, whose adapter is the user's own, without one.
+    pictures, texts = result(server, "text_to_image" if name == "lora" else name, CARD_TEXTS.get(name))
     card = tile(pictures[0], SIDE)
     if name == "toy_world":
         card = Image.new("RGB", (SIDE, SIDE), "#dfe6ee")
@@ -250,12 +251,14 @@ def card_of(server, name: str) -> Image.Image:
     elif name == "text_to_image":
         write(card, [(CARD_TEXTS[name], "#1f6fd0")], 350)
     elif name.startswith("reason"):
+        card = Image.new("RGB", (SIDE, SIDE), "#eee3cd")
+        card.paste(tile(pictures[0], 260), (70, 5))
         write(card, [(toy.inputs(name)["InternVLUReason"]["prompt"], "#1f6fd0"), (texts[0], "#6a5a2a")], 270, 20, 36)
         if "edit" in name:
-            inset(card, shapes, (20, 20), 110)
+            inset(card, shapes, (14, 14), 90)
     elif name == "two_references":
-        inset(card, shapes, (20, 20), 110)
-        inset(card, sample("toy"), (150, 20), 110)
+        for left in (20, 142):
+            inset(card, shapes, (left, 272), 108)
     elif name in ("edit", "advanced_sampling", "image_to_image", "edit_with_mask"):
         inset(card, shapes, (20, 272), 108)
         if name == "edit_with_mask":
@@ -282,9 +285,9 @@ CARD_TEXTS = {
 CARD_LABELS = {
     "edit": "Edit",
     "edit_with_mask": "Mask",
-    "two_references": "2 → 1",
+    "two_references": "Two pictures",
     "image_to_image": "Image to image",
-    "second_pass": "× 2",
+    "second_pass": "Second pass",
     "ksampler": "KSampler",
     "lora": "LoRA",
     "advanced_sampling": "In parts",
