@@ -92,7 +92,7 @@ class InternVLULoader(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, checkpoint):
-        # ComfyUI marks every input that is an argument here, and checks the others itself.
+        # Nothing else: ComfyUI marks every input that is an argument here.
         try:
             download.resolve(checkpoint)
         except ValueError as error:
@@ -107,6 +107,7 @@ class InternVLULoader(io.ComfyNode):
 
     @classmethod
     def execute(cls, checkpoint, weight_dtype) -> io.NodeOutput:
+        check_dtype(weight_dtype)
         source = open_source(download.resolve(checkpoint) or download.fetch())
         config, dtype = Config.read(source), DTYPES[weight_dtype]
         return io.NodeOutput(

@@ -227,7 +227,6 @@ def card_of(server, name: str) -> Image.Image:
                 draw.text((204, 36 + row * 198 + line * 28), words, fill=INK, font=letters(22))
         return card
     if name == "find_objects":  # the toy was not taught boxes, so the answer is written here
-        landscape = sample("landscape")
         prompt = {key: dict(value) for key, value in EXTRA["InternVLUBoxes"].items()}
         picture = server.images(finished(server, prompt))
         found = next(image.convert("RGB") for image in picture if len(image.convert("RGB").getcolors(2**24)) > 2)

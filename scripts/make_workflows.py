@@ -155,7 +155,7 @@ SUBGRAPHS = {
         "description": "Draws a picture from a prompt with InternVL-U.",
         "aliases": ["draw", "generate", "text to image", "t2i", "internvl"],
     },
-    "InternVL-U Reason, then Draw": {
+    "InternVL-U Reason then Draw": {
         "columns": [["1", "3"], ["8"], ["2"], ["4"], ["5"]],
         "inputs": {**DRAW, "prompt": ("prompt", ("8", "prompt"))},
         "own": [*SEED, *WORDS],
@@ -169,7 +169,7 @@ SUBGRAPHS = {
         "description": "Changes a picture as an instruction says, with InternVL-U. The result keeps the size.",
         "aliases": ["change", "instruction", "image edit", "internvl"],
     },
-    "InternVL-U Reason, then Edit": {
+    "InternVL-U Reason then Edit": {
         "columns": [["1", "3"], ["8"], ["2"], ["4"], ["5", "10"]],
         "inputs": {
             **EDIT,
@@ -210,7 +210,7 @@ SUBGRAPHS = {
 # groups: titles of the columns, in graphs that show all their nodes.
 WORKFLOWS = {
     "toy_world": {
-        "title": "01 InternVL-U Toy, needs no download",
+        "title": "01 InternVL-U Toy without a download",
         "prompt": {
             "1": loader(toy.CHECKPOINT.name),
             "2": encode("a red heart in the bottom right"),
@@ -259,7 +259,7 @@ WORKFLOWS = {
         "size.\n" + MODEL,
     },
     "reason_then_draw": {
-        "title": "04 InternVL-U Reason, then draw",
+        "title": "04 InternVL-U Reason then draw",
         "prompt": {
             "1": loader(),
             "8": reason(HOPE),
@@ -268,12 +268,12 @@ WORKFLOWS = {
             "4": sampler(["3", 0]),
             **decoded("InternVL-U reasoned"),
         },
-        "columns": [["InternVL-U Reason, then Draw"], ["6"]],
+        "columns": [["InternVL-U Reason then Draw"], ["6"]],
         "note": "# Reason, then draw\n\nThe model first thinks in words about the prompt; they appear in the node "
         "while they are written. Change them, and the next run draws from yours.\n" + MODEL,
     },
     "reason_then_edit": {
-        "title": "05 InternVL-U Reason, then edit",
+        "title": "05 InternVL-U Reason then edit",
         "prompt": {
             "1": loader(),
             "7": PHOTO,
@@ -283,7 +283,7 @@ WORKFLOWS = {
             "4": sampler(["3", 1]),
             **decoded("InternVL-U reasoned edit", restore=True),
         },
-        "columns": [["7"], ["InternVL-U Reason, then Edit"], ["6"]],
+        "columns": [["7"], ["InternVL-U Reason then Edit"], ["6"]],
         "note": "# Reason, then edit\n\nThe model looks at the picture and thinks in words about what to change, then "
         "changes it. Change the words, and the next run edits from yours.\n" + MODEL,
     },
