@@ -8,8 +8,8 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .errors import CheckpointError
-from .guidance import SCALES, SCALES_REASONED
+from .errors import CheckpointError, check_number
+from .guidance import MAX_SCALE, SCALES, SCALES_REASONED
 from .source import Source, open_source
 
 # The chat template of the released checkpoints. Its texts are constants of the training and live in prompt.py.
@@ -286,6 +286,19 @@ class MMDiTConfig:
     @property
     def hidden_size(self) -> int:
         return self.num_heads * self.head_dim
+
+    def guidance(
+        self, reasoned: bool, all_scale: float | None = None, partial_scale: float | None = None
+    ) -> tuple[float, float]:
+        """(all_scale, partial_scale) as given; for None the checkpoint's own, those for reasoned prompts if it is one.
+
+        Raises InputError for what cannot be a scale.
+        """
+        own = self.scales_reasoned if reasoned else self.scales
+        used = own[0] if all_scale is None else all_scale, own[1] if partial_scale is None else partial_scale
+        for name, value in zip(("all_scale", "partial_scale"), used, strict=True):
+            check_number(name, value, lambda v: abs(v) <= MAX_SCALE, f"a number from -{MAX_SCALE} to {MAX_SCALE}")
+        return float(used[0]), float(used[1])
 
 
 @dataclass(frozen=True)

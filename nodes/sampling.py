@@ -15,9 +15,8 @@ from comfy_execution.graph import ExecutionBlocker
 from tqdm.auto import trange
 
 from ..internvlu_core.errors import InputError
-from ..internvlu_core.guidance import ALL_SCALE, PARTIAL_SCALE
 from ..internvlu_core.sampler import MAX_STEPS, dpmpp_2m, flow_sigmas
-from .guider import DualGuider, patch_model
+from .guider import AUTOMATIC, DualGuider, patch_model
 from .images import from_pil
 from .plot import plot_guidance
 from .schema import CATEGORY, MAX_SEED, aliases
@@ -39,17 +38,15 @@ def sample_dpmpp_2m(model, x, sigmas, extra_args=None, callback=None, disable=No
 
 
 def scale_inputs() -> list[io.Float.Input]:
-    limits = {"min": 0.0, "max": 100.0, "step": 0.1}
+    limits = {"default": AUTOMATIC, "min": AUTOMATIC, "max": 100.0, "step": 0.1}
     return [
         io.Float.Input(
             "all_scale",
-            default=ALL_SCALE,
             tooltip="How strongly the prompt guides. 4.5; after reasoning 3.5.",
             **limits,
         ),
         io.Float.Input(
             "partial_scale",
-            default=PARTIAL_SCALE,
             tooltip="How strongly the pictures guide. 2; after reasoning 1.5. No effect without pictures.",
             **limits,
         ),
@@ -132,8 +129,7 @@ class InternVLUSampler(io.ComfyNode):
     ) -> io.NodeOutput:
         guider = DualGuider(model)
         guider.trace = [] if guidance_plot else None
-        guider.set_conds(full, partial, unconditional)
-        guider.set_scales(all_scale, partial_scale)
+        guider.set_conds(full, partial, unconditional, all_scale, partial_scale)
         sigmas = denoise_sigmas(steps, shift_of(model.get_model_object("model_sampling")), denoise)
 
         samples = comfy.sample.fix_empty_latent_channels(model, latent_image["samples"])
@@ -152,7 +148,9 @@ class InternVLUSampler(io.ComfyNode):
         if not guidance_plot:
             return io.NodeOutput(latent, ExecutionBlocker(None))
         plot = from_pil(
-            plot_guidance([pair.tolist() for pair in guider.trace], sigmas.tolist(), all_scale, partial_scale)
+            plot_guidance(
+                [pair.tolist() for pair in guider.trace], sigmas.tolist(), guider.all_scale, guider.partial_scale
+            )
         )
         return io.NodeOutput(latent, plot, ui=ui.PreviewImage(plot, cls=cls))
 
@@ -173,8 +171,7 @@ class InternVLUGuider(io.ComfyNode):
     @classmethod
     def execute(cls, model, full, partial, unconditional, all_scale, partial_scale) -> io.NodeOutput:
         guider = DualGuider(model)
-        guider.set_conds(full, partial, unconditional)
-        guider.set_scales(all_scale, partial_scale)
+        guider.set_conds(full, partial, unconditional, all_scale, partial_scale)
         return io.NodeOutput(guider)
 
 
