@@ -71,12 +71,12 @@ def check_wiring(full: list[dict], partial: list[dict], unconditional: list[dict
     sees = [any(any(values.get("image_mask", ())) for values in conds) for conds in (full, partial, unconditional)]
     if sees[1] and not sees[0]:
         raise InputError(
-            "the partial conditioning sees pictures, the full one none; connect all three from one InternVL-U Encode "
-            "(is one of another Encode without pictures, or are the wires swapped?)"
+            "“images only” (partial) sees pictures, “positive” (full) none; connect all three from one InternVL-U "
+            "Encode (is one of another Encode without pictures, or are the wires swapped?)"
         )
     if sees[2] and not sees[1]:
         raise InputError(
-            "the unconditional conditioning sees pictures, the partial one none; are these two wires swapped?"
+            "“negative” (unconditional) sees pictures, “images only” (partial) none; are these two wires swapped?"
         )
 
 

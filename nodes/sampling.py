@@ -42,20 +42,26 @@ def scale_inputs() -> list[io.Float.Input]:
     return [
         io.Float.Input(
             "all_scale",
-            tooltip="How strongly the prompt guides. 4.5; after reasoning 3.5.",
+            display_name="prompt strength",
+            tooltip="How strongly the prompt guides. Below 0 automatic: the checkpoint's own value (the released one's "
+            "is 4.5, after reasoning 3.5).",
             **limits,
         ),
         io.Float.Input(
             "partial_scale",
-            tooltip="How strongly the pictures guide. 2; after reasoning 1.5. No effect without pictures.",
+            display_name="image strength",
+            tooltip="How strongly the pictures guide. Below 0 automatic: the checkpoint's own value (the released "
+            "one's is 2, after reasoning 1.5). No effect without pictures.",
             **limits,
         ),
     ]
 
 
 def conditioning_inputs() -> list[io.Conditioning.Input]:
+    names = {"full": "positive", "partial": "images only", "unconditional": "negative"}
     return [
-        io.Conditioning.Input(name, tooltip="From InternVL-U Encode.") for name in ("full", "partial", "unconditional")
+        io.Conditioning.Input(name, display_name=label, tooltip="From InternVL-U Encode.")
+        for name, label in names.items()
     ]
 
 
@@ -84,7 +90,7 @@ class InternVLUSampler(io.ComfyNode):
         return io.Schema(
             node_id="InternVLUSampler",
             display_name="InternVL-U Sample",
-            **aliases("ksampler", "sample", "draw", "generate image"),
+            **aliases("ksampler", "sample", "draw", "generate image", "text to image", "any2any"),
             category=CATEGORY,
             description="Draws with the official sampler, DPM-Solver++(2M), and the official three-branch guidance.",
             inputs=[
@@ -99,6 +105,7 @@ class InternVLUSampler(io.ComfyNode):
                 denoise,
                 io.Boolean.Input(
                     "guidance_plot",
+                    display_name="guidance plot",
                     default=False,
                     optional=True,
                     tooltip="Draw how strongly the prompt and the pictures guided each step.",
@@ -183,11 +190,11 @@ class InternVLUGuidance(io.ComfyNode):
             display_name="InternVL-U Guidance",
             **aliases("cfg", "patch model", "ksampler guidance"),
             category=CATEGORY,
-            description="Gives a stock KSampler or CFGGuider the three-branch guidance: connect full as positive and "
-            "unconditional as negative there; its cfg is the all_scale.",
+            description="Gives a stock KSampler or CFGGuider the three-branch guidance: connect positive and negative "
+            "of InternVL-U Encode there; its cfg is the prompt strength.",
             inputs=[
                 model_input(),
-                io.Conditioning.Input("partial", tooltip="From InternVL-U Encode."),
+                conditioning_inputs()[1],
                 scale_inputs()[1],
             ],
             outputs=[io.Model.Output(tooltip="For a KSampler or a CFGGuider.")],

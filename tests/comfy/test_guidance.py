@@ -372,7 +372,7 @@ def test_text_to_image_in_an_edit(bench, route):
     assert_equal(latents, bench.official(bench.dual(bench.context()), x=bench.noise(latents.shape)))
 
     s = edit_and_text(bench)
-    with pytest.raises(ComfyError, match="partial conditioning sees pictures, the full one none"):
+    with pytest.raises(ComfyError, match=r"“images only” .partial. sees pictures, “positive” .full. none"):
         bench.run(s.g, latent=ROUTES[route](s, s.model, full=s.text[0]))
 
 
@@ -380,8 +380,8 @@ def test_text_to_image_in_an_edit(bench, route):
 def test_swapped_conditionings(bench, route):
     """In an edit an error. In text to image nothing tells a prompt from a blank one: the formula as it is wired."""
     for swap, words in [
-        (("full", "unconditional"), "partial conditioning sees pictures, the full one none"),
-        (("partial", "unconditional"), "unconditional conditioning sees pictures, the partial one none"),
+        (("full", "unconditional"), "“images only” .partial. sees pictures, “positive” .full. none"),
+        (("partial", "unconditional"), "“negative” .unconditional. sees pictures, “images only” .partial. none"),
     ]:
         s = bench.graph(edit=True)
         changes = {swap[0]: getattr(s, swap[1]), swap[1]: getattr(s, swap[0])}
