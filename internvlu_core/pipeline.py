@@ -13,7 +13,7 @@ from . import float8, guidance, imaging, weights
 from .config import Config
 from .context import Branch, Context, Reader, TextResult
 from .decoding import MAX_SEED, MAX_SETTING, TextSettings, within
-from .errors import InputError, check_integer, check_number, check_text
+from .errors import InputError, check_integer, check_text
 from .mmdit import MMDiT, Prepared, pack
 from .prompt import Tokenizer
 from .sampler import dpmpp_2m, flow_sigmas, sigma_to_timestep
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from .offload import Offload
 
 MAX_SIDE = 16_384  # pixels; also the largest side that ComfyUI's nodes accept
-MAX_SCALE = 1e6  # a guidance scale; the useful ones are below 20
 MAX_IMAGES = 4096  # pictures a call; as ComfyUI's batches
 
 OnToken = Callable[[int, str], None]  # (number of tokens so far, their text)
@@ -257,9 +256,7 @@ class InternVLU:
         """
         prompt, images = check_text("prompt", prompt), _as_list(images)
         height, width = self._size(height, width, images)
-        scales = self.config.mmdit.scales if reasoning is None else self.config.mmdit.scales_reasoned
-        all_scale = _scale("all_scale", all_scale, scales[0])
-        partial_scale = _scale("partial_scale", partial_scale, scales[1])
+        scales = self.config.mmdit.guidance(reasoning is not None, all_scale, partial_scale)
         sigmas = flow_sigmas(steps, self.config.mmdit.flow_shift)
         noise = self._noise(height, width, seed, num_images, latents)
         context = self.encode(
@@ -271,7 +268,7 @@ class InternVLU:
             negative=negative,
             partial_negative=partial_negative,
         )
-        result = self.sample(context, noise, sigmas, all_scale, partial_scale, callback)
+        result = self.sample(context, noise, sigmas, *scales, callback)
         pictures = imaging.to_pictures(self.decode(result))
         if pictures[0].size != (width, height):
             pictures = [picture.resize((width, height), Image.Resampling.LANCZOS) for picture in pictures]
@@ -410,9 +407,3 @@ def _as_list(images) -> list[Image.Image]:
 
 def _as_system(value) -> str | None:
     return None if value is None else check_text("system_prompt", value)
-
-
-def _scale(name: str, value: float | None, default: float) -> float:
-    value = default if value is None else value
-    check_number(name, value, lambda v: abs(v) <= MAX_SCALE, f"a number from -{MAX_SCALE} to {MAX_SCALE}")
-    return float(value)

@@ -113,7 +113,7 @@ app.registerExtension({
     {
       id: OWN_ON_EDIT,
       category: ["InternVL-U", "Reason", "PinOnEdit"],
-      name: "Pin the reasoning when its text is edited",
+      name: "Use my own words when the reasoning is edited",
       tooltip: "InternVL-U Reason then draws from the edited words instead of generating new ones.",
       type: "boolean",
       defaultValue: true,

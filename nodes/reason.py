@@ -11,7 +11,7 @@ from .text import decoding_inputs, prompt_input, settings, split, system_input
 from .thought import Reasoning, Thought
 from .vlm import TextStream
 
-EMPTY_PIN = "the reasoning is pinned, but its text is empty; write one, or unpin it"
+EMPTY_PIN = '"my own words" is on, but the text is empty; write one, or switch it off'
 
 
 class InternVLUReason(io.ComfyNode):
@@ -20,7 +20,7 @@ class InternVLUReason(io.ComfyNode):
         return io.Schema(
             node_id="InternVLUReason",
             display_name="InternVL-U Reason",
-            **aliases("think", "thinking", "chain of thought", "cot", "reasoning"),
+            **aliases("think", "thinking", "chain of thought", "cot", "reasoning", "multimodal"),
             category=CATEGORY,
             description="Lets the model think in words about the picture to draw. Connect the result to Encode.",
             is_output_node=True,
@@ -36,10 +36,11 @@ class InternVLUReason(io.ComfyNode):
                     multiline=True,
                     default="",
                     optional=True,
-                    tooltip="The reasoning. Edit it and pin it to draw from your own words.",
+                    tooltip="The reasoning. Edit it, and the picture is drawn from your own words.",
                 ),
                 io.Boolean.Input(
                     "pinned",
+                    display_name="my own words",
                     default=False,
                     optional=True,
                     tooltip="On: the text above is the reasoning, and nothing is generated.",
