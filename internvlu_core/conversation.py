@@ -50,6 +50,11 @@ def as_history(history) -> History:
     return history
 
 
+def pictures_of(history: History) -> list[Image.Image]:
+    """All pictures of the turns, in order."""
+    return [image for turn in history for image in turn.images]
+
+
 def read_turns(text: str, images=()) -> History:
     """The turns of a text as write_turns makes it, empty for an empty one. images: of the first turn.
 

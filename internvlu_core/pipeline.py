@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from . import float8, guidance, imaging, weights
 from .config import Config
 from .context import Branch, Context, Reader, TextResult
-from .conversation import Turn, as_history, as_images
+from .conversation import Turn, as_history, as_images, pictures_of
 from .decoding import MAX_SEED, MAX_SETTING, TextSettings, within
 from .errors import InputError, check_integer, check_number, check_text
 from .mmdit import MMDiT, Prepared, pack
@@ -158,8 +158,7 @@ class InternVLU:
         settings = TextSettings(max_new_tokens, num_beams, temperature, top_p, top_k, seed)
         check_integer("max_tiles", max_tiles, 1, MAX_SETTING)
         history = as_history(history)
-        pictures = [image for turn in history for image in turn.images] + as_images(images)
-        tiles = self._tiles(pictures, min(max_tiles, self.config.processor.max_tiles))
+        tiles = self._tiles(pictures_of(history) + as_images(images), min(max_tiles, self.config.processor.max_tiles))
         chat = self.reader.prompts.chat(
             check_text("prompt", prompt), [len(t) for t in tiles], _as_system(system_prompt), history
         )

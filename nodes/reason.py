@@ -65,5 +65,5 @@ class InternVLUReason(io.ComfyNode):
         pictures, options = split(inputs)
         full = vlm.reader.prompts.full(prompt, len(pictures), system_prompt or None)
         stream = TextStream(cls.hidden.unique_id)
-        result = vlm.generate(full, vlm.see(pictures), settings(**options), stream, keep=True)
+        result = vlm.write(full, vlm.see(pictures), settings(**options), stream, keep=True)
         return io.NodeOutput(result, result.text, ui=stream.ui(result.text))
