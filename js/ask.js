@@ -105,9 +105,12 @@ class AnswerView extends View {
     this.head = element("div", { className: "internvlu-bar" }, label, this.fresh);
     this.root = element("div", { className: "internvlu-panel" }, this.head, this.log, area, this.bar);
 
-    for (const widget of [findWidget(node, "go_on"), this.talk.widget]) {
-      chain(widget, "callback", () => this.refreshLog());
-    }
+    chain(this.talk.widget, "callback", () => this.refreshLog());
+    chain(findWidget(node, "go_on"), "callback", () => {
+      // Who wants to go on means: from the answer that is shown.
+      if (this.talk.isOn && !this.talk.text && this.alone) this.talk.turns = this.alone;
+      this.refreshLog();
+    });
     chain(node, "onConnectionsChange", () => this.refreshLog());
     chain(node, "onConfigure", () => {
       this.asked = undefined;
@@ -128,9 +131,12 @@ class AnswerView extends View {
     this.writes = false;
     super.finish(output);
     // Several answers, one for each item of a list, are no conversation.
-    if (output.conversation?.length !== 1) return this.refreshLog();
-    this.asked = undefined;
-    this.talk.turns = turnsOf(output.conversation[0]);
+    if (output.conversation?.length === 1) {
+      const turns = turnsOf(output.conversation[0]);
+      this.asked = undefined;
+      if (this.talk.isOn) this.talk.turns = turns;
+      else this.alone = turns;
+    }
     this.refreshLog();
   }
 
@@ -147,7 +153,7 @@ class AnswerView extends View {
 
   begin() {
     this.talk.turns = [];
-    this.asked = undefined;
+    this.asked = this.alone = undefined;
     this.area.value = "";
     this.node.properties.answers = [];
     this.say("");

@@ -43,6 +43,7 @@ class InternVLUAsk(io.ComfyNode):
                 ),
                 io.Boolean.Input(
                     "go_on",
+                    display_name="continue the conversation",
                     default=False,
                     optional=True,
                     tooltip="On: a new question continues the conversation in this node. The pictures belong to its "
@@ -87,5 +88,5 @@ class InternVLUAsk(io.ComfyNode):
         stream = TextStream(cls.hidden.unique_id, question=question)
         answer = vlm.decode(vlm.write(chat, tiles, settings(**options), stream).token_ids)
         turn = Turn(question, answer, pictures)
-        grown = {"conversation": [write_turns((*here, turn))]} if go_on else {}
-        return io.NodeOutput(answer, (*history, turn), ui=stream.ui(answer) | grown)
+        conversation = write_turns((*here, turn))
+        return io.NodeOutput(answer, (*history, turn), ui=stream.ui(answer) | {"conversation": [conversation]})

@@ -61,7 +61,7 @@ class TextStream:
         now = time.monotonic()
         self.first = self.first or now
         # From the first token on: what comes before it is loading and reading the prompt.
-        self.tokens, self.rate = tokens, (tokens - 1) / max(now - self.first, 1e-6)
+        self.tokens, self.rate = tokens, (tokens - 1) / (now - self.first) if now > self.first else 0.0
         if self.sent is None or now - self.sent >= self.INTERVAL:
             self.sent = now
             self._send(text())

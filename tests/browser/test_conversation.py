@@ -110,6 +110,19 @@ def test_a_conversation(ui):
     assert conversation(ui) == "" and ui.page.locator(ANSWER).is_visible()
 
 
+def test_going_on_from_an_answer(ui):
+    """Who asks first and then wants to go on."""
+    ui.load(graph_of("ask"))
+    ui.make_small()
+    ui.look_at(ASK)
+    ui.run()
+    question, first = ui.get(ASK, "question"), answered(ui)
+    ui.set(ASK, go_on=True)
+    assert shown(ui) == turns((question, first))
+    ask_next(ui, "Why?")
+    assert shown(ui) == turns((question, first), ("Why?", answered(ui)))
+
+
 def test_a_conversation_streams_at_its_end(ui):
     ui.load(graph_of("ask"))
     ui.look_at(ASK)
@@ -241,3 +254,34 @@ def test_seeds(ui):
     assert ui.posted[-1] == ui.posted[-2] and ui.posted[-1]["8"]["inputs"]["seed"] == 0 and "8" in ui.cached()
     ui.set(ASK, temperature=1.0, seed=6, control_after_generate="fixed")
     assert ui.api()["8"]["inputs"]["seed"] == 6
+
+
+def test_a_conversation_in_vue_nodes(ui):
+    ui.set_setting("Comfy.VueNodes.Enabled", True)
+    try:
+        ui.load(graph_of("ask"))
+        ui.make_small()
+        ui.look_at(ASK)
+        assert not ui.page.locator(TALK).is_visible()
+        assert ui.page.locator("[data-widget-name=conversation]").count() == 0
+        ui.look_at(ASK, scale=0.6)
+        ui.set(ASK, go_on=True)
+        ask_next(ui, "What is this?")
+        first = answered(ui)
+        ask_next(ui, "Why?")
+        assert shown(ui) == turns(("What is this?", first), ("Why?", answered(ui)))
+        ui.shot("vue_conversation")
+        position = ui.js("() => [...app.graph.nodes.find((node) => node.type === 'InternVLUAsk').pos]")
+        # Words can be marked: dragging over them does not move the node.
+        box = ui.page.locator(f"{TALK} .internvlu-answer p").last.bounding_box()
+        ui.page.mouse.move(box["x"] + 1, box["y"] + 5)
+        ui.page.mouse.down()
+        ui.page.mouse.move(box["x"] + box["width"] - 2, box["y"] + box["height"] - 3, steps=4)
+        ui.page.mouse.up()
+        assert ui.js("() => getSelection().toString().length") > 0
+        assert ui.js("() => [...app.graph.nodes.find((node) => node.type === 'InternVLUAsk').pos]") == position
+        ui.page.get_by_role("button", name="New conversation").click()
+        assert shown(ui) == []
+        assert conversation(ui) == ""
+    finally:
+        ui.set_setting("Comfy.VueNodes.Enabled", False)
