@@ -103,7 +103,7 @@ class AnswerView extends View {
     this.fresh = element("button", { type: "button", textContent: words("new_conversation") });
     this.fresh.addEventListener("click", () => this.begin());
     this.head = element("div", { className: "internvlu-bar" }, label, this.fresh);
-    this.root = element("div", { className: "internvlu-panel" }, this.head, this.log, area, this.bar);
+    this.root = element("div", { className: "internvlu-panel" }, this.log, area, this.bar);
 
     chain(this.talk.widget, "callback", () => this.refreshLog());
     chain(findWidget(node, "go_on"), "callback", () => {
@@ -165,8 +165,10 @@ class AnswerView extends View {
 
   refreshLog() {
     const on = this.talk.isOn;
-    this.head.hidden = this.log.hidden = !on;
+    this.log.hidden = !on;
     this.area.hidden = on;
+    if (!on) this.head.remove();
+    else if (!this.root.contains(this.head)) this.root.prepend(this.head);
     if (!on) return;
     const turns = this.asked === undefined ? this.talk.turns : this.talk.before(this.asked);
     if (this.asked !== undefined) turns.push({ question: this.asked, answer: this.area.value });
