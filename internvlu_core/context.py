@@ -103,8 +103,7 @@ class Reader:
     def _see(self, tiles: Tensor, device, dtype, weights) -> Tensor:
         if weights is None:
             return self.vlm.see(tiles.to(device, dtype)).flatten(0, 1)
-        pixels = hashlib.sha256(tiles.contiguous().view(torch.uint8).cpu().numpy()).digest()
-        key = pixels, tiles.shape, torch.device(device), dtype, weights
+        key = *fingerprint(tiles), torch.device(device), dtype, weights
         tokens = self.seen.pop(key, None)
         if tokens is None:
             tokens = self.vlm.see(tiles.to(device, dtype)).flatten(0, 1)
@@ -241,6 +240,11 @@ class Reader:
         cache = memory.transcript.cache.copy(known, length, x.device)
         tail = [self.vlm.language_model(token, select, cache) for token in x[:, known:].split(1, dim=1)]
         return torch.cat([memory.transcript.hidden[:known].to(x.device), *(torch.cat(s, dim=-1)[0] for s in tail)])
+
+
+def fingerprint(tiles: Tensor) -> tuple[bytes, torch.Size]:
+    """The same for the same picture."""
+    return hashlib.sha256(tiles.contiguous().view(torch.uint8).cpu().numpy()).digest(), tiles.shape
 
 
 class _Weights:

@@ -69,7 +69,7 @@ class InternVLUReason(io.ComfyNode):
         else:
             full = vlm.reader.prompts.full(prompt, len(pictures), system_prompt or None)
             stream = TextStream(cls.hidden.unique_id)
-            result = vlm.generate(full, vlm.see(pictures), settings(**options), stream, keep=True)
+            result = vlm.write(full, vlm.see(pictures), settings(**options), stream, keep=True)
             ui = stream.ui(result.text)
         metadata.add(cls.hidden.prompt, cls.hidden.extra_pnginfo, cls.hidden.unique_id, result.text)
         return io.NodeOutput(Thought(result, prompt, tuple(pictures)), result.text, ui=ui)
