@@ -13,6 +13,7 @@ from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from . import hub
+from .conversation import History, Turn, read_turns, write_turns
 from .convert import FORMS, convert
 from .errors import CheckpointError, InputError
 from .pipeline import InternVLU
@@ -30,11 +31,17 @@ def main(arguments: list[str] | None = None) -> int:
             return 0
         images = [open_image(path) for path in options.image]
         outputs = output_paths(options) if options.command == "generate" else []
+        history = read_history(options, images) if options.command == "answer" else None
         model = load(options)
         if options.command == "generate":
             generate(model, options, images, outputs)
-        else:
+        elif history is None:
             print(write(model, options, images).text)
+        else:
+            images = [] if history else images  # they are those of its first turn
+            text = write(model, options, images, history=history).text
+            print(text)
+            write_history(options.history, (*history, Turn(options.prompt, text, images)))
     except (CheckpointError, InputError, hub.DownloadError, FloatingPointError, torch.OutOfMemoryError) as error:
         print(f"internvlu_core: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
@@ -51,10 +58,30 @@ def load(options) -> InternVLU:
     return InternVLU.from_pretrained(options.checkpoint, options.device, RUN_DTYPES[options.dtype], **memory)
 
 
-def write(model: InternVLU, options, images: list[Image.Image]):
+def read_history(options, images: list[Image.Image]) -> History | None:
+    """The turns in the file of --history, if it is there yet; None without this option."""
+    path = options.history
+    if path is None:
+        return None
+    if not path.parent.is_dir():
+        raise InputError(f"cannot write {path}: there is no folder {path.parent}")
+    try:
+        return read_turns(path.read_text(encoding="utf-8") if path.exists() else "", images)
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot read {path}: {error}") from error
+
+
+def write_history(path: Path, history: History):
+    try:
+        path.write_text(write_turns(history), encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error}") from error
+
+
+def write(model: InternVLU, options, images: list[Image.Image], **extra):
     """Answer or reason, with a bar that counts tokens."""
     method = model.answer if options.command == "answer" else model.reason
-    extra = {"max_tiles": options.max_tiles} if options.command == "answer" else {}
+    extra |= {"max_tiles": options.max_tiles} if options.command == "answer" else {}
     with Progress(options.max_new_tokens, "token") as progress:
         return method(
             options.prompt,
@@ -209,6 +236,12 @@ def parser() -> argparse.ArgumentParser:
             sub.add_argument("--top-k", type=int, default=0)
         if command == "answer":
             sub.add_argument("--max-tiles", type=int, default=1, metavar="N", help="tiles an image may be cut into")
+            sub.add_argument(
+                "--history",
+                type=Path,
+                metavar="FILE",
+                help="a conversation as JSON to go on with, made if not there; the images are those of its first turn",
+            )
     sub = commands.add_parser("convert", help="write a checkpoint as three files, as one file or as a folder")
     sub.add_argument("source", help="checkpoint folder, file, or folder with the three files")
     sub.add_argument("target", help="where to; for three files ComfyUI's models folder, say")

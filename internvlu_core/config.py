@@ -8,8 +8,8 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .errors import CheckpointError
-from .guidance import SCALES, SCALES_REASONED
+from .errors import CheckpointError, check_number
+from .guidance import MAX_SCALE, SCALES, SCALES_REASONED
 from .source import Source, open_source
 
 # The chat template of the released checkpoints. Its texts are constants of the training and live in prompt.py.
@@ -28,6 +28,8 @@ SAMPLER = {
 
 # Bounds that no real checkpoint reaches: a JSON that asks for a billion layers is an error, not an endless load.
 MAX_LAYERS, MAX_INTEGER, MAX_NUMBER = 1024, 2**24, 1e30
+
+LEAST_AREA, MOST_AREA = 1 / 4, 8  # of pictures, where that of the checkpoint's own size is 1; see Config.is_far
 
 
 class Section:
@@ -287,6 +289,37 @@ class MMDiTConfig:
     def hidden_size(self) -> int:
         return self.num_heads * self.head_dim
 
+    def guidance(
+        self, reasoned: bool, all_scale: float | None = None, partial_scale: float | None = None
+    ) -> tuple[float, float]:
+        """(all_scale, partial_scale) as given; for None the checkpoint's own, those for reasoned prompts if it is one.
+
+        Raises InputError for what cannot be a scale.
+        """
+        own = self.scales_reasoned if reasoned else self.scales
+        used = own[0] if all_scale is None else all_scale, own[1] if partial_scale is None else partial_scale
+        for name, value in zip(("all_scale", "partial_scale"), used, strict=True):
+            check_number(name, value, lambda v: abs(v) <= MAX_SCALE, f"a number from -{MAX_SCALE} to {MAX_SCALE}")
+        return float(used[0]), float(used[1])
+
+
+@dataclass(frozen=True)
+class Preview:
+    """Rough colours of normalised latents without the VAE: (red, green, blue) = latent pixel · factors + bias, in -1…1.
+
+    Ours: `latent_preview` of `vae/config.json`, which scripts/fit_preview.py writes for a VAE that is not the
+    released one.
+    """
+
+    factors: tuple[tuple[float, float, float], ...]  # one of each latent channel
+    bias: tuple[float, float, float]
+
+    @classmethod
+    def read(cls, vae: Section, channels: int) -> "Preview":
+        section = vae.section("latent_preview")
+        colours = (section.numbers(colour, channels) for colour in ("red", "green", "blue"))
+        return cls(tuple(zip(*colours, strict=True)), section.numbers("bias", 3))
+
 
 @dataclass(frozen=True)
 class VAEConfig:
@@ -298,6 +331,7 @@ class VAEConfig:
     latent_channels: int
     latents_mean: tuple[float, ...]
     latents_std: tuple[float, ...]
+    preview: "Preview | None" = None  # None: that of the released VAE, which everybody knows
 
     @classmethod
     def read(cls, root: Section) -> "VAEConfig":
@@ -313,6 +347,7 @@ class VAEConfig:
             latent_channels=latent_channels,
             latents_mean=root.numbers("latents_mean", latent_channels),
             latents_std=root.positive_numbers("latents_std", latent_channels),
+            preview=None if root.get("latent_preview", None) is None else Preview.read(root, latent_channels),
         )
 
     @property
@@ -433,6 +468,14 @@ class Config:
         """(frames, rows, columns) of the tokens of one ViT tile."""
         side = self.processor.tile_size // self.vision.patch_size // self.vision.fold
         return (1, side, side)
+
+    def is_far(self, height: int, width: int) -> bool:
+        """Whether a picture of this size is far from those that the checkpoint was made for.
+
+        The released checkpoint says 512 × 512, and was trained at up to four times that area.
+        """
+        times = height * width / (self.mmdit.image_height * self.mmdit.image_width)
+        return not LEAST_AREA <= times <= MOST_AREA
 
     @property
     def size_factor(self) -> int:

@@ -4,7 +4,7 @@ import copy
 import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -46,13 +46,15 @@ class Branch:
     """Conditioning of one branch.
 
     hidden: [T, C], select layers concatenated. image_mask: [T], which positions are ViT tokens. image_grids: their
-    grids (frames, rows, columns) in order. references: normalised latents [1, z, h_i, w_i], one per image.
+    grids (frames, rows, columns) in order. references: normalised latents [1, z, h_i, w_i], one per image. reasoned:
+    whether reasoning was given, for which a checkpoint has scales of its own.
     """
 
     hidden: Tensor
     image_mask: Tensor
     image_grids: list[Grid] = field(default_factory=list)
     references: list[Tensor] = field(default_factory=list)
+    reasoned: bool = False
 
 
 @dataclass(frozen=True)
@@ -101,8 +103,7 @@ class Reader:
     def _see(self, tiles: Tensor, device, dtype, weights) -> Tensor:
         if weights is None:
             return self.vlm.see(tiles.to(device, dtype)).flatten(0, 1)
-        pixels = hashlib.sha256(tiles.contiguous().view(torch.uint8).cpu().numpy()).digest()
-        key = pixels, tiles.shape, torch.device(device), dtype, weights
+        key = *fingerprint(tiles), torch.device(device), dtype, weights
         tokens = self.seen.pop(key, None)
         if tokens is None:
             tokens = self.vlm.see(tiles.to(device, dtype)).flatten(0, 1)
@@ -176,8 +177,9 @@ class Reader:
 
         words, pads = self.reasoned(full, max(len(partial), len(blank)), reasoning, whole_reasoning)
         unconditional = self.read(blank, [], [], device)
+        read = self._branch(full, words, pads, features, references, device, getattr(reasoning, "memory", None))
         return Context(
-            full=self._branch(full, words, pads, features, references, device, getattr(reasoning, "memory", None)),
+            full=replace(read, reasoned=reasoning is not None),
             partial=self.read(partial, features, references, device) if n else unconditional,
             unconditional=unconditional,
         )
@@ -238,6 +240,11 @@ class Reader:
         cache = memory.transcript.cache.copy(known, length, x.device)
         tail = [self.vlm.language_model(token, select, cache) for token in x[:, known:].split(1, dim=1)]
         return torch.cat([memory.transcript.hidden[:known].to(x.device), *(torch.cat(s, dim=-1)[0] for s in tail)])
+
+
+def fingerprint(tiles: Tensor) -> tuple[bytes, torch.Size]:
+    """The same for the same picture."""
+    return hashlib.sha256(tiles.contiguous().view(torch.uint8).cpu().numpy()).digest(), tiles.shape
 
 
 class _Weights:

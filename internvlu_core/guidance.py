@@ -3,9 +3,10 @@
 import torch
 from torch import Tensor
 
-# Defaults of the official pipeline, (all_scale, partial_scale): plain, and after reasoning.
-SCALES = ALL_SCALE, PARTIAL_SCALE = 4.5, 2.0
-SCALES_REASONED = 3.5, 1.5
+# Those of the released checkpoint, (all_scale, partial_scale): plain, and after reasoning. What a checkpoint has, and
+# which of them count, MMDiTConfig.guidance says.
+SCALES, SCALES_REASONED = (4.5, 2.0), (3.5, 1.5)
+MAX_SCALE = 1e6  # the useful ones are below 20
 
 EARLY_TIMESTEP = 930  # above it, large differences are damped
 DAMPING = 0.4

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from . import float8, guidance, imaging, weights
 from .config import Config
 from .context import Branch, Context, Reader, TextResult
+from .conversation import Turn, as_history, as_images, pictures_of
 from .decoding import MAX_SEED, MAX_SETTING, TextSettings, within
-from .errors import InputError, check_integer, check_number, check_text
+from .errors import InputError, check_integer, check_text
 from .mmdit import MMDiT, Prepared, pack
 from .prompt import Tokenizer
 from .sampler import dpmpp_2m, flow_sigmas, sigma_to_timestep
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from .offload import Offload
 
 MAX_SIDE = 16_384  # pixels; also the largest side that ComfyUI's nodes accept
-MAX_SCALE = 1e6  # a guidance scale; the useful ones are below 20
 MAX_IMAGES = 4096  # pictures a call; as ComfyUI's batches
 
 OnToken = Callable[[int, str], None]  # (number of tokens so far, their text)
@@ -144,18 +144,22 @@ class InternVLU:
         seed: int | None = None,
         max_tiles: int = 1,
         on_token: OnToken | None = None,
+        history: Iterable[Turn] | None = None,
     ) -> TextResult:
         """Answer a question, about images if any are given.
 
         images: PIL pictures; `<image>` in the prompt says where each belongs (missing ones go in front).
         temperature 0 is greedy. max_tiles: how many ViT tiles a picture may be cut into (documents, charts).
-        on_token may raise to cancel. Raises InputError naming the value that cannot be used.
+        on_token may raise to cancel. history: the turns before, whose pictures are seen again; to go on, append
+        Turn(prompt, result.text, images) to it. max_tiles and system_prompt are those of the whole conversation.
+        Raises InputError naming the value that cannot be used.
         """
         settings = TextSettings(max_new_tokens, num_beams, temperature, top_p, top_k, seed)
         check_integer("max_tiles", max_tiles, 1, MAX_SETTING)
-        tiles = self._tiles(_as_list(images), min(max_tiles, self.config.processor.max_tiles))
+        history = as_history(history)
+        tiles = self._tiles(pictures_of(history) + as_images(images), min(max_tiles, self.config.processor.max_tiles))
         chat = self.reader.prompts.chat(
-            check_text("prompt", prompt), [len(t) for t in tiles], _as_system(system_prompt)
+            check_text("prompt", prompt), [len(t) for t in tiles], _as_system(system_prompt), history
         )
         return self._continue(chat, tiles, settings, on_token)
 
@@ -175,7 +179,7 @@ class InternVLU:
     ) -> TextResult:
         """Think in words about the picture to draw; the result is generate's `reasoning`. Arguments as in answer."""
         settings = TextSettings(max_new_tokens, num_beams, temperature, top_p, top_k, seed)
-        tiles = self._tiles(_as_list(images))
+        tiles = self._tiles(as_images(images))
         full = self.reader.prompts.full(check_text("prompt", prompt), len(tiles), _as_system(system_prompt))
         return self._continue(full, tiles, settings, on_token, keep=self.device)
 
@@ -208,7 +212,7 @@ class InternVLU:
         blank prompt of the unconditional branch; partial_negative (experimental): the same for the branch that sees
         the images, without effect when there are none. Raises InputError naming the value that cannot be used.
         """
-        prompt, images = check_text("prompt", prompt), _as_list(images)
+        prompt, images = check_text("prompt", prompt), as_images(images)
         reasoning = check_text("reasoning", reasoning) if isinstance(reasoning, str) else reasoning
         pixels = [imaging.reference_pixels(image, self.config.processor) for image in images]
         references = [self._encode_reference(p) for p in pixels]
@@ -255,11 +259,9 @@ class InternVLU:
         [num_images, z, h, w]; latents: that tensor itself. callback may raise to cancel. Raises InputError naming the
         value that cannot be used.
         """
-        prompt, images = check_text("prompt", prompt), _as_list(images)
+        prompt, images = check_text("prompt", prompt), as_images(images)
         height, width = self._size(height, width, images)
-        scales = self.config.mmdit.scales if reasoning is None else self.config.mmdit.scales_reasoned
-        all_scale = _scale("all_scale", all_scale, scales[0])
-        partial_scale = _scale("partial_scale", partial_scale, scales[1])
+        scales = self.config.mmdit.guidance(reasoning is not None, all_scale, partial_scale)
         sigmas = flow_sigmas(steps, self.config.mmdit.flow_shift)
         noise = self._noise(height, width, seed, num_images, latents)
         context = self.encode(
@@ -271,7 +273,7 @@ class InternVLU:
             negative=negative,
             partial_negative=partial_negative,
         )
-        result = self.sample(context, noise, sigmas, all_scale, partial_scale, callback)
+        result = self.sample(context, noise, sigmas, *scales, callback)
         pictures = imaging.to_pictures(self.decode(result))
         if pictures[0].size != (width, height):
             pictures = [picture.resize((width, height), Image.Resampling.LANCZOS) for picture in pictures]
@@ -398,21 +400,5 @@ def _device(device: str | torch.device) -> torch.device:
     return usable
 
 
-def _as_list(images) -> list[Image.Image]:
-    if images is None:
-        return []
-    if isinstance(images, Image.Image):
-        return [images]
-    if not isinstance(images, Iterable):
-        raise InputError(f"images must be a list of PIL pictures, not {type(images).__name__}")
-    return list(images)
-
-
 def _as_system(value) -> str | None:
     return None if value is None else check_text("system_prompt", value)
-
-
-def _scale(name: str, value: float | None, default: float) -> float:
-    value = default if value is None else value
-    check_number(name, value, lambda v: abs(v) <= MAX_SCALE, f"a number from -{MAX_SCALE} to {MAX_SCALE}")
-    return float(value)

@@ -4,12 +4,14 @@ A prompt is built as a list of stretches: special tokens by id, text as plain ch
 parser that knows special tokens, so `<|im_end|>` typed by a user is ten ordinary characters.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from .conversation import History
 from .errors import CheckpointError, InputError, check_text
 from .vlm import SPECIAL_TOKENS
 
@@ -120,9 +122,17 @@ class PromptBuilder:
     def __init__(self, tokenizer: Tokenizer, tokens_per_tile: int, max_tokens: int):
         self.tokenizer, self.tokens_per_tile, self.max_tokens = tokenizer, tokens_per_tile, max_tokens
 
-    def chat(self, prompt: str, tiles: list[int], system_prompt: str | None) -> Prompt:
-        """A question; tiles: how many ViT tiles each image has."""
-        return self._build(CHAT_SYSTEM if system_prompt is None else system_prompt, self._user(prompt, tiles))
+    def chat(self, prompt: str, tiles: list[int], system_prompt: str | None, history: History = ()) -> Prompt:
+        """A question, behind the turns so far. tiles: how many ViT tiles each image has, those of the turns first."""
+        tiles, earlier = list(tiles), []
+        for number, turn in enumerate(history, 1):
+            seen, tiles = tiles[: len(turn.images)], tiles[len(turn.images) :]
+            try:
+                earlier.append((self._user(turn.question, seen), turn.answer))
+            except InputError as error:
+                raise InputError(f"turn {number} of the history: {error}") from error
+        system = CHAT_SYSTEM if system_prompt is None else system_prompt
+        return self._build(system, self._user(prompt, tiles), earlier)
 
     def full(self, prompt: str, num_images: int, system_prompt: str | None) -> Prompt:
         return self._build(self._draw_system(num_images, system_prompt), self._user(prompt, [1] * num_images))
@@ -158,11 +168,14 @@ class PromptBuilder:
             stretches += [[self.tokenizer.id(IMG)], context, [self.tokenizer.id(IMG_END)], following]
         return stretches
 
-    def _build(self, system: str, user: list) -> Prompt:
+    def _build(self, system: str, user: list, earlier: Sequence[tuple[list, str]] = ()) -> Prompt:
+        """user: stretches of the question; earlier: those of each question before it, and its answer."""
         turn, end = [self.tokenizer.id(IM_START)], [self.tokenizer.id(IM_END)]
-        first, *rest = user
         before = [turn, "system\n" + system, end, "\n"]
-        after = [turn, "user\n" + first, *rest, end, "\n", turn, "assistant\n"]
+        after = []
+        for (first, *rest), answer in (*earlier, (user, None)):
+            after += [turn, "user\n" + first, *rest, end, "\n", turn, "assistant\n" + (answer or "")]
+            after += [] if answer is None else [end, "\n"]
         start = sum(len(self._ids(stretch)) for stretch in before)
         ids, image_mask = [], []
         context = self.tokenizer.id(IMG_CONTEXT)
@@ -172,7 +185,8 @@ class PromptBuilder:
             # Text cannot yield the id of <IMG_CONTEXT>, so where it stands the builder put it.
             image_mask += [token == context for token in stretch_ids]
         if len(ids) > self.max_tokens:
-            raise InputError(f"the prompt is {len(ids)} tokens long; this checkpoint reads at most {self.max_tokens}")
+            what = "conversation, with its pictures and the new question," if earlier else "prompt"
+            raise InputError(f"the {what} is {len(ids)} tokens long; this checkpoint reads at most {self.max_tokens}")
         return Prompt(tuple(ids), tuple(image_mask), start)
 
     def _ids(self, stretch: str | list[int]) -> list[int]:

@@ -21,7 +21,7 @@ app.registerExtension({
     const loaded = () => global.getLocaleMessage(language());
     for (let wait = 0; wait < 50 && !loaded().g; wait++) await new Promise((done) => setTimeout(done, 100));
     if (loaded().nodeDefs?.InternVLULoader) return;
-    const { internvlu, nodeDefs, settings } = locales[language()];
-    global.mergeLocaleMessage(language(), { internvlu, nodeDefs, settings });
+    const { internvlu, nodeDefs, settings, settingsCategories } = locales[language()];
+    global.mergeLocaleMessage(language(), { internvlu, nodeDefs, settings, settingsCategories });
   },
 });

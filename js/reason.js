@@ -1,68 +1,119 @@
-// The words of InternVL-U Reason appear in its own `text` widget, where they can be edited and pinned.
+// The words of InternVL-U Reason appear in its own `text` widget, where a person can make them their own.
 import { app } from "../../scripts/app.js";
-import { addBar, chain, findWidget, isLinked } from "./dom.js";
+import { addBar, chain, findWidget } from "./dom.js";
 import { words } from "./i18n.js";
-import { View, following, showOutput } from "./stream.js";
+import { areasOf, findPath, holder, pathsOf, rootGraph } from "./instances.js";
+import { View, beforeDrawing, following, showOutput } from "./stream.js";
 
-const PIN_ON_EDIT = "InternVLU.Text.PinOnEdit";
+const KIND = "InternVLUReason";
+const OWN_ON_EDIT = "InternVLU.Text.PinOnEdit";
+const SAVED = "internvlu_reasoning"; // in a saved workflow's `extra`: the words of its run, by execution id
 
-function addPinning(node) {
+const isOwn = (path) => {
+  const pinned = holder(path, "pinned");
+  return !pinned.linked && pinned.widget.value === true;
+};
+
+// While words come in they are on the page only: what is saved, queued or undone meanwhile has the words before.
+const before = new WeakMap(); // widget → its value
+
+function showDraft(path, words) {
+  const { widget } = holder(path, "text");
+  if (!before.has(widget)) before.set(widget, widget.value);
+  for (const area of areasOf(path, "text")) following(area, () => (area.value = words));
+}
+
+function put(path, words) {
+  showDraft(path, words);
+  const { widget } = holder(path, "text");
+  before.delete(widget);
+  if (widget.value !== words) widget.value = words;
+}
+
+function write(words, path, done) {
+  const text = holder(path, "text");
+  // A person's own words stay, unless they come over a link and are shown here only.
+  if (!text.widget || (isOwn(path) && !text.linked)) return;
+  if (!done) return showDraft(path, words);
+  put(path, words);
+  // As a change of its own, so that undoing the next one does not take the words away.
+  const tracker = app.extensionManager.workflow?.activeWorkflow?.changeTracker;
+  (tracker?.captureCanvasState ?? tracker?.checkState)?.call(tracker);
+}
+
+function makeOwn(path, words) {
+  const text = holder(path, "text");
+  const pinned = holder(path, "pinned");
+  if (text.linked) return;
+  if (text.widget.value !== words) text.widget.value = words; // as a subgraph's Vue node of older frontends does not
+  if (pinned.linked || pinned.widget.value === true) return;
+  if (!text.widget.value?.trim() || !app.extensionManager.setting.get(OWN_ON_EDIT)) return;
+  pinned.widget.value = true;
+  pinned.widget.callback?.(true, app.canvas, pinned.node);
+}
+
+function addWords(node) {
   const text = findWidget(node, "text");
-  const pinned = findWidget(node, "pinned");
-  if (!text || !pinned) return;
-  const isPinned = () => pinned.value === true && !isLinked(node, "pinned");
-
-  // The Vue node draws a text area of its own, beside our bar.
-  const area = () =>
-    view.bar.closest(".lg-node-widgets")?.querySelector('[data-widget-name="text"] textarea') ?? text.element;
-  let last = text.value;
-  const view = new View(node, {
-    read: () => text.value,
-    write(words) {
-      // Pinned words are the person's own, unless they come over a link and are shown here only.
-      if ((isPinned() && !isLinked(node, "text")) || words === text.value) return;
-      last = words;
-      following(area(), () => (text.value = words));
-    },
-    separator: "\n\n",
-  });
-  view.pinned = isPinned;
-  text.element.dir = "auto";
-  text.element.placeholder = words("reasoning_appears_here");
-
-  // The prompt says no words that the run does not use, so that running again finds the cached result.
-  text.serializeValue = () => (pinned.value === true || isLinked(node, "pinned") ? text.value : "");
-
-  const refresh = () => {
-    view.bar.classList.toggle("internvlu-pinned", isPinned());
-    text.element.classList.toggle("internvlu-pinned-text", isPinned());
-    view.refresh();
-    node.setDirtyCanvas(true, true);
+  if (!text || !findWidget(node, "pinned")) return;
+  const view = new View(node, { read: () => holder(path(), "text").widget?.value ?? "", write, separator: "\n\n" });
+  // Of several instances of a subgraph, the one that ran last.
+  const path = () => {
+    if (node.graph === rootGraph()) return [node];
+    return (view.path ??= [...pathsOf(KIND)].find((path) => path.at(-1) === node) ?? [node]);
   };
-  chain(text, "callback", () => {
-    const edited = text.value !== last;
-    last = text.value;
-    if (!edited || app.configuringGraph || pinned.value || isLinked(node, "text") || isLinked(node, "pinned")) return;
-    if (!text.value.trim() || !app.extensionManager.setting.get(PIN_ON_EDIT)) return;
-    pinned.value = true;
-    pinned.callback?.(true);
+  view.pinned = () => isOwn(path());
+
+  // Older frontends keep the value in the element.
+  const { getValue } = text.options;
+  text.options.getValue = () => (before.has(text) ? before.get(text) : getValue());
+  text.element.addEventListener("input", () => before.delete(text), true);
+
+  beforeDrawing(node, () => {
+    const own = view.pinned();
+    for (const area of areasOf(path(), "text")) {
+      area.toggleAttribute("data-internvlu-own", own);
+      area.placeholder = words("reasoning_appears_here");
+      area.dir = "auto";
+    }
+    if (own === view.wasOwn) return;
+    view.wasOwn = own;
+    view.bar.classList.toggle("internvlu-pinned", own);
+    view.refresh();
   });
-  chain(pinned, "callback", refresh);
-  chain(node, "onConfigure", refresh);
-  chain(node, "onConnectionsChange", refresh);
+  chain(findWidget(node, "pinned"), "callback", () => node.setDirtyCanvas(true, true));
   node.badges?.push(
-    () => new LGraphBadge({ text: isPinned() ? words("pinned") : "", fgColor: "#1e1400", bgColor: "#f0a830" }),
+    () => new LGraphBadge({ text: view.pinned() ? words("pinned") : "", fgColor: "#1e1400", bgColor: "#f0a830" }),
   );
   addBar(node, "internvlu_status", view.bar, 42);
 }
+
+// A person's edit, wherever the text is shown; not before the frontend has taken note of it.
+document.addEventListener("input", ({ target }) => {
+  if (target?.tagName !== "TEXTAREA") return;
+  setTimeout(() => {
+    for (const path of pathsOf(KIND)) {
+      if (areasOf(path, "text").includes(target)) makeOwn(path, target.value);
+    }
+  });
+});
+
+// The prompt says no words that the run does not use, so that running again finds the cached result.
+const { graphToPrompt } = app;
+app.graphToPrompt = async function (...args) {
+  const prompt = await graphToPrompt.apply(this, args);
+  for (const { class_type, inputs } of Object.values(prompt.output ?? {})) {
+    if (class_type === KIND && inputs.pinned === false && typeof inputs.text === "string") inputs.text = "";
+  }
+  return prompt;
+};
 
 app.registerExtension({
   name: "InternVL-U.Reason",
   settings: [
     {
-      id: PIN_ON_EDIT,
+      id: OWN_ON_EDIT,
       category: ["InternVL-U", "Reason", "PinOnEdit"],
-      name: "Pin the reasoning when its text is edited",
+      name: "Use my own words when the reasoning is edited",
       tooltip: "InternVL-U Reason then draws from the edited words instead of generating new ones.",
       type: "boolean",
       defaultValue: true,
@@ -70,8 +121,21 @@ app.registerExtension({
   ],
 
   nodeCreated(node) {
-    if (node.comfyClass !== "InternVLUReason") return;
-    addPinning(node);
+    if (node.comfyClass !== KIND) return;
+    addWords(node);
     showOutput(node);
+  },
+
+  // A saved picture has the words that it was drawn with; when its prompt was queued, the box had others.
+  afterConfigureGraph() {
+    const { extra } = rootGraph();
+    const saved = extra?.[SAVED];
+    if (!saved) return;
+    delete extra[SAVED];
+    for (const [id, words] of Object.entries(saved)) {
+      const path = findPath(id);
+      if (path?.at(-1)?.comfyClass !== KIND || isOwn(path)) continue;
+      if (holder(path, "text").widget) put(path, words);
+    }
   },
 });

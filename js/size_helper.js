@@ -5,7 +5,8 @@ import { addBar, chain, element, findWidget, isLinked } from "./dom.js";
 import { words } from "./i18n.js";
 
 const GRID = 16; // pixels a token
-const CLASSES = [512, 768, 1024]; // of an area of about so many pixels squared
+const CLASSES = [64, 128, 256, 512, 768, 1024]; // of an area of about so many pixels squared
+const SLACK = 1.2; // how far an area may be from its class's
 const RATIOS = ["1:1", "16:9", "9:16", "4:3", "3:4", "3:2", "2:3", "5:4", "4:5", "7:5", "5:7"];
 const CUSTOM = "custom";
 
@@ -23,12 +24,16 @@ function aspectOf(ratio) {
   return across / down;
 }
 
-// The class nearest in area, and the ratio if this is exactly its size.
+const apart = (a, b) => Math.abs(Math.log(a / b));
+const nearest = (values, distance) => values.reduce((best, next) => (distance(next) < distance(best) ? next : best));
+
+// The class nearest in area, if it is near, and the ratio if this is exactly its size. Small classes have one size for
+// several ratios: then it is the one that the size is nearest to.
 function recognise(width, height) {
-  const distance = (sizeClass) => Math.abs(Math.log((width * height) / sizeClass ** 2));
-  const sizeClass = CLASSES.reduce((best, next) => (distance(next) < distance(best) ? next : best));
-  const fits = (ratio) => sizeOf(aspectOf(ratio), sizeClass).join() === [width, height].join();
-  return [RATIOS.find(fits) ?? CUSTOM, sizeClass];
+  const sizeClass = nearest(CLASSES, (each) => apart(width * height, each ** 2));
+  const fitting = RATIOS.filter((ratio) => sizeOf(aspectOf(ratio), sizeClass).join() === [width, height].join());
+  const ratio = fitting.length ? nearest(fitting, (each) => apart(width / height, aspectOf(each))) : CUSTOM;
+  return [ratio, apart(width * height, sizeClass ** 2) < Math.log(SLACK) ? sizeClass : CUSTOM];
 }
 
 function addHelper(node) {
@@ -37,9 +42,9 @@ function addHelper(node) {
   const [width, height] = sides;
 
   const options = (values) => values.map((value) => element("option", { value, textContent: value }));
-  const custom = element("option", { value: CUSTOM, textContent: words("custom") });
-  const ratio = element("select", { title: words("aspect_ratio") }, custom, ...options(RATIOS));
-  const sizeClass = element("select", { title: words("size_class") }, ...options(CLASSES));
+  const custom = () => element("option", { value: CUSTOM, textContent: words("custom") });
+  const ratio = element("select", { title: words("aspect_ratio") }, custom(), ...options(RATIOS));
+  const sizeClass = element("select", { title: words("size_class") }, custom(), ...options(CLASSES));
   const swap = element("button", { type: "button", textContent: "⇄", title: words("swap_width_and_height") });
   const lock = element("button", { type: "button", innerHTML: PADLOCK, title: words("lock_ratio") });
   const info = element("output");
@@ -71,11 +76,12 @@ function addHelper(node) {
 
   function choose() {
     const wanted = ratio.value === CUSTOM ? width.value / height.value : aspectOf(ratio.value);
-    set(...sizeOf(wanted, Number(sizeClass.value)));
+    const side = sizeClass.value === CUSTOM ? Math.sqrt(width.value * height.value) : Number(sizeClass.value);
+    set(...sizeOf(wanted, side));
     if (aspect) aspect = wanted;
   }
   ratio.addEventListener("change", () => (ratio.value === CUSTOM ? refresh() : choose()));
-  sizeClass.addEventListener("change", choose);
+  sizeClass.addEventListener("change", () => (sizeClass.value === CUSTOM ? refresh() : choose()));
   swap.addEventListener("click", () => {
     if (aspect) aspect = 1 / aspect;
     set(height.value, width.value);

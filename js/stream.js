@@ -1,14 +1,16 @@
 // Shows the text of a node while it is being written. Without this file the nodes work the same, and show it nowhere.
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
-import { chain, element } from "./dom.js";
+import { element } from "./dom.js";
 import { words } from "./i18n.js";
+import { findPath } from "./instances.js";
 
 const views = new WeakMap(); // node → its View
 const writing = new Set(); // views whose node is at it
 let run = 0;
 
-// What a node shows: `write(text)` puts the words where they belong, the bar says how many there are.
+// What a node shows. The bar says how many words there are; the words are put where they belong by
+// `write(text, path, done)`: for the node of this path (see instances.js), as far as they have come or whole.
 export class View {
   constructor(node, { read, write, separator, keep }) {
     this.write = write;
@@ -23,28 +25,31 @@ export class View {
   }
 
   // One event of the stream. Each text begins with an empty one.
-  stream({ text, tokens, tokens_per_second: rate }) {
+  stream({ text, tokens, tokens_per_second: rate }, path) {
+    this.path = path;
     if (this.run !== run) this.texts = [];
     if (!tokens || !this.texts.length) this.texts.push(text);
     this.texts[this.texts.length - 1] = text;
     this.run = run;
     writing.add(this);
-    this.write(this.texts.join(this.separator));
+    this.write(this.texts.join(this.separator), path, false);
     this.say(this.count([tokens], [rate]));
   }
 
   // The node's output, which ComfyUI also sends when nothing was generated because it was cached.
-  finish({ text, tokens, tokens_per_second: rates }) {
+  finish({ text, tokens, tokens_per_second: rates }, path) {
     if (!text) return;
+    this.path = path;
     writing.delete(this);
     this.texts = [...text];
-    this.write(this.texts.join(this.separator));
+    this.write(this.texts.join(this.separator), path, true);
     this.say(this.count(tokens ?? [], rates ?? []));
     this.keep(this.texts);
   }
 
   // The run ended early: what is there stays.
   breakOff(how) {
+    this.write(this.texts.join(this.separator), this.path, true);
     this.say([words(how), this.counted].filter(Boolean).join(" · "));
     this.keep(this.texts);
   }
@@ -94,32 +99,72 @@ export function following(area, change) {
   });
 }
 
-// Execution ids name the way through subgraphs: "12:5" is node 5 in the subgraph of node 12.
-function findNode(id) {
-  let graph = app.rootGraph ?? app.graph;
-  let node;
-  for (const part of String(id).split(":")) {
-    node = graph?.getNodeById(part) ?? graph?.getNodeById(Number(part));
-    graph = node?.subgraph;
-  }
-  return node;
+// A run belongs to the workflow that it was queued from, which need not be open any more when its words come.
+const workflow = () => app.extensionManager.workflow?.activeWorkflow;
+const queuedFrom = new Map(); // prompt id → workflow
+const missed = new WeakMap(); // workflow → outputs by execution id, to be shown when it is opened again
+let prompt = null;
+
+const { queuePrompt } = api;
+api.queuePrompt = async function (...args) {
+  const from = workflow();
+  const answer = await queuePrompt.apply(this, args);
+  if (answer?.prompt_id && from) queuedFrom.set(answer.prompt_id, from);
+  return answer;
+};
+
+function elsewhere() {
+  const from = queuedFrom.get(prompt);
+  return from && from !== workflow() ? from : null;
 }
 
-const viewOf = (id) => views.get(findNode(id) ?? {});
+function show(id, output) {
+  const path = findPath(id);
+  views.get(path?.at(-1) ?? {})?.finish(output, path);
+}
 
-api.addEventListener("execution_start", () => run++);
-api.addEventListener("internvlu.text", ({ detail }) => viewOf(detail.node)?.stream(detail));
+api.addEventListener("execution_start", ({ detail }) => {
+  run++;
+  prompt = detail?.prompt_id;
+});
+api.addEventListener("internvlu.text", ({ detail }) => {
+  const path = elsewhere() ? null : findPath(detail.node);
+  views.get(path?.at(-1) ?? {})?.stream(detail, path);
+});
+api.addEventListener("executed", ({ detail }) => {
+  const id = detail.display_node ?? detail.node;
+  const from = elsewhere();
+  if (!from) show(id, detail.output ?? {});
+  else missed.set(from, (missed.get(from) ?? new Map()).set(id, detail.output ?? {}));
+});
 for (const [event, how] of [["execution_interrupted", "stopped"], ["execution_error", "failed"]]) {
   api.addEventListener(event, () => {
     for (const view of writing) view.breakOff(how);
     writing.clear();
+    queuedFrom.delete(prompt);
   });
 }
+api.addEventListener("execution_success", () => queuedFrom.delete(prompt));
 
-// Called when a node is made: its `add` gave it a View.
+// Called when a node is made and has its View.
 export function showOutput(node) {
-  chain(node, "onExecuted", (output) => views.get(node)?.finish(output ?? {}));
   // Of a new node; a saved one has a size of its own, which it gets after this.
   const [width, height] = node.computeSize();
   node.setSize([Math.max(width, 400), height + 120]);
+  // Before every drawing: only then it is known which workflow is open.
+  beforeDrawing(node, () => {
+    const outputs = missed.get(workflow() ?? {});
+    if (!outputs) return;
+    missed.delete(workflow());
+    queueMicrotask(() => outputs.forEach((output, id) => show(id, output)));
+  });
+}
+
+// Run `extra` before each time that a node is drawn.
+export function beforeDrawing(node, extra) {
+  const { arrange } = node;
+  node.arrange = function (...args) {
+    extra();
+    return arrange.apply(this, args);
+  };
 }

@@ -2,11 +2,13 @@
 
 from comfy_api.latest import io
 
+from ..internvlu_core.conversation import Turn, as_history, pictures_of, read_turns, write_turns
+from ..internvlu_core.errors import InputError
 from .clip import as_vlm, vlm_input
 from .images import image_inputs
 from .schema import CATEGORY, aliases
 from .text import decoding_inputs, prompt_input, settings, split, system_input
-from .vlm import TextStream
+from .vlm import History, TextStream
 
 
 class InternVLUAsk(io.ComfyNode):
@@ -34,16 +36,57 @@ class InternVLUAsk(io.ComfyNode):
                 ),
                 *image_inputs("A picture to ask about."),
                 system_input(),
+                History.Input(
+                    "history",
+                    optional=True,
+                    tooltip="The conversation before this question, with its pictures, from another Ask.",
+                ),
+                io.Boolean.Input(
+                    "go_on",
+                    display_name="continue the conversation",
+                    default=False,
+                    optional=True,
+                    tooltip="On: a new question continues the conversation in this node. The pictures belong to its "
+                    "first question.",
+                ),
+                io.String.Input(
+                    "conversation",
+                    default="",
+                    optional=True,
+                    socketless=True,
+                    tooltip="What was said in this node so far, as JSON. The node's panel fills it in and shows it.",
+                ),
             ],
-            outputs=[io.String.Output(display_name="answer", tooltip="The answer.")],
+            outputs=[
+                io.String.Output(display_name="answer", tooltip="The answer."),
+                History.Output(
+                    display_name="history", tooltip="The conversation up to this answer, for another Ask to continue."
+                ),
+            ],
         )
 
     @classmethod
-    def execute(cls, vlm, question, max_tiles=1, system_prompt="", **inputs) -> io.NodeOutput:
+    def validate_inputs(cls, go_on=False, conversation=""):
+        # What comes over a link is not there yet.
+        try:
+            read_turns(conversation if go_on is True else "")
+        except InputError as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def execute(
+        cls, vlm, question, max_tiles=1, system_prompt="", history=None, go_on=False, conversation="", **inputs
+    ) -> io.NodeOutput:
         vlm = as_vlm(vlm)
         pictures, options = split(inputs)
-        tiles = vlm.see(pictures, min(max_tiles, vlm.config.processor.max_tiles))
-        chat = vlm.reader.prompts.chat(question, [len(t) for t in tiles], system_prompt or None)
-        stream = TextStream(cls.hidden.unique_id)
-        answer = vlm.decode(vlm.generate(chat, tiles, settings(**options), stream).token_ids)
-        return io.NodeOutput(answer, ui=stream.ui(answer))
+        here = read_turns(conversation, pictures) if go_on else ()
+        pictures = [] if here else pictures
+        history = as_history(history) + here
+        tiles = vlm.see(pictures_of(history) + pictures, min(max_tiles, vlm.config.processor.max_tiles))
+        chat = vlm.reader.prompts.chat(question, [len(t) for t in tiles], system_prompt or None, history)
+        stream = TextStream(cls.hidden.unique_id, question=question)
+        answer = vlm.decode(vlm.write(chat, tiles, settings(**options), stream).token_ids)
+        turn = Turn(question, answer, pictures)
+        conversation = write_turns((*here, turn))
+        return io.NodeOutput(answer, (*history, turn), ui=stream.ui(answer) | {"conversation": [conversation]})

@@ -16,7 +16,9 @@ class InternVLUBoxes(io.ComfyNode):
         return io.Schema(
             node_id="InternVLUBoxes",
             display_name="InternVL-U Boxes",
-            **aliases("grounding", "detect", "bounding box", "bbox", "object detection"),
+            **aliases(
+                "grounding", "detect", "bounding box", "bbox", "object detection", "segmentation", "locate", "mask"
+            ),
             category=CATEGORY,
             description="Reads the boxes in an answer: as numbers, as a mask, and drawn on the picture.",
             inputs=[
@@ -24,7 +26,7 @@ class InternVLUBoxes(io.ComfyNode):
                     "answer",
                     multiline=True,
                     default="",
-                    tooltip="From InternVL-U Ask. Without boxes in it, the mask is empty.",
+                    tooltip="From InternVL-U Ask. Without boxes in it, the mask is empty, and the node says so.",
                 ),
                 io.Image.Input("image", tooltip="The picture that was asked about."),
             ],
@@ -48,4 +50,5 @@ class InternVLUBoxes(io.ComfyNode):
         for left, top, right, bottom in corners:
             mask[:, top:bottom, left:right] = 1
         sizes = [[left, top, right - left, bottom - top] for left, top, right, bottom in corners]
-        return io.NodeOutput(sizes, mask, from_pil(draw_boxes(to_pil(image[0]), boxes)))
+        picture = from_pil(draw_boxes(to_pil(image[0]), boxes))
+        return io.NodeOutput(sizes, mask, picture, ui={"boxes": [len(boxes)]})

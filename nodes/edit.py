@@ -30,8 +30,8 @@ class InternVLUEdit(io.ComfyNode):
     def define_schema(cls):
         return io.Schema(
             node_id="InternVLUEdit",
-            display_name="InternVL-U Edit",
-            **aliases("inpaint", "mask", "image edit", "fit size"),
+            display_name="InternVL-U Fit Picture for Editing",
+            **aliases("inpaint", "mask", "image edit", "fit size", "resize", "scale image"),
             category=CATEGORY,
             description="Brings a picture to the size at which the model edits best, and remembers how to undo that.",
             inputs=[
@@ -45,7 +45,7 @@ class InternVLUEdit(io.ComfyNode):
             outputs=[
                 io.Image.Output(display_name="image", tooltip="The picture at the model's size, for VAE Encode."),
                 io.Latent.Output(display_name="latent", tooltip="For the sampler."),
-                EditType.Output(display_name="edit", tooltip="For InternVL-U Edit Restore."),
+                EditType.Output(display_name="edit", tooltip="For InternVL-U Restore Size."),
                 io.Int.Output(display_name="width", tooltip="Of the latent, in pixels."),
                 io.Int.Output(display_name="height", tooltip="Of the latent, in pixels."),
             ],
@@ -54,7 +54,9 @@ class InternVLUEdit(io.ComfyNode):
     @classmethod
     def execute(cls, vlm, vae, image, mask=None) -> io.NodeOutput:
         if len(image) != 1:
-            raise InputError(f"{len(image)} pictures are connected to InternVL-U Edit; it edits one at a time")
+            raise InputError(
+                f"{len(image)} pictures are connected to InternVL-U Fit Picture for Editing; it takes one at a time"
+            )
         vlm = as_vlm(vlm)
         resized = from_pil(imaging.resize_reference(to_pil(image[0]), vlm.config.processor))
         height, width = resized.shape[1:3]
@@ -72,12 +74,12 @@ class InternVLUEditRestore(io.ComfyNode):
     def define_schema(cls):
         return io.Schema(
             node_id="InternVLUEditRestore",
-            display_name="InternVL-U Edit Restore",
+            display_name="InternVL-U Restore Size",
             **aliases("paste back", "composite", "original size"),
             category=CATEGORY,
             description="Brings an edited picture back to the original's size; outside the mask it is the original.",
             inputs=[
-                EditType.Input("edit", tooltip="From InternVL-U Edit."),
+                EditType.Input("edit", display_name="edit info", tooltip="From InternVL-U Fit Picture for Editing."),
                 io.Image.Input("image", tooltip="The edited picture, from VAE Decode."),
             ],
             outputs=[io.Image.Output(tooltip="At the original's size.")],

@@ -7,8 +7,7 @@ from ..internvlu_core.errors import InputError
 from .clip import as_vlm, vlm_input
 from .conditioning import conditioning
 from .images import collect, from_pil, image_inputs
-from .notice import tell
-from .schema import CATEGORY, aliases
+from .schema import CATEGORY, advanced, aliases
 from .text import prompt_input, system_input
 from .thought import Reasoning
 
@@ -19,11 +18,10 @@ class InternVLUEncode(io.ComfyNode):
         return io.Schema(
             node_id="InternVLUEncode",
             display_name="InternVL-U Encode",
-            **aliases("prompt", "text encode", "conditioning", "edit instruction"),
+            **aliases("prompt", "text encode", "conditioning", "edit instruction", "image edit", "multimodal"),
             category=CATEGORY,
             description="Turns a prompt, with pictures to edit and reasoning if any, into the three conditionings "
             "that guide InternVL-U.",
-            hidden=[io.Hidden.unique_id],
             inputs=[
                 vlm_input(),
                 prompt_input(
@@ -36,32 +34,42 @@ class InternVLUEncode(io.ComfyNode):
                 Reasoning.Input("reasoning", optional=True, tooltip="From InternVL-U Reason."),
                 io.String.Input(
                     "reasoning_text",
+                    display_name="reasoning as text",
                     optional=True,
                     force_input=True,
                     tooltip="Reasoning as plain text, used whole; instead of the reasoning input.",
                 ),
-                io.Boolean.Input(
-                    "whole_reasoning",
-                    default=False,
-                    optional=True,
-                    tooltip="Off: the reasoning's tokens are cut as the official pipeline cuts them. On: used whole.",
+                advanced(
+                    io.Boolean.Input(
+                        "whole_reasoning",
+                        display_name="whole reasoning",
+                        default=False,
+                        optional=True,
+                        tooltip="Off: the reasoning's tokens are cut as the official pipeline cuts them. On: used "
+                        "whole.",
+                    )
                 ),
                 system_input(),
                 io.String.Input(
                     "negative",
+                    display_name="negative prompt",
                     multiline=True,
                     dynamic_prompts=True,
                     default="",
                     optional=True,
                     tooltip="What the picture should not be. Empty: the blank prompt that the model was trained with.",
                 ),
-                io.String.Input(
-                    "partial_negative",
-                    multiline=True,
-                    dynamic_prompts=True,
-                    default="",
-                    optional=True,
-                    tooltip="Experimental: the same for the branch that sees the pictures. Without pictures no effect.",
+                advanced(
+                    io.String.Input(
+                        "partial_negative",
+                        display_name="negative for images",
+                        multiline=True,
+                        dynamic_prompts=True,
+                        default="",
+                        optional=True,
+                        tooltip="Experimental: the same for the branch that sees the pictures. Without pictures no "
+                        "effect.",
+                    )
                 ),
             ],
             outputs=[
@@ -92,9 +100,7 @@ class InternVLUEncode(io.ComfyNode):
             raise InputError("reasoning and reasoning_text are both connected; use one of them")
         pictures = collect(images)
         if reasoning is not None:
-            prompt, pictures, differences = reasoning.complete(prompt, pictures)
-            for difference in differences:
-                tell(cls.hidden.unique_id, difference)
+            prompt, pictures = reasoning.complete(prompt, pictures)
             reasoning = reasoning.result
         if pictures and vae is None:
             raise InputError("pictures are connected but no VAE; connect the loader's VAE")

@@ -1,7 +1,6 @@
 """Three-branch guidance in ComfyUI: as a guider of its own, and as a patch for stock samplers and guiders."""
 
 import logging
-import math
 from functools import cache
 
 import comfy.model_patcher
@@ -15,6 +14,8 @@ from ..internvlu_core.guidance import combine, strengths
 from ..internvlu_core.sampler import TIMESTEPS
 from .mmdit import InternVLUModel
 
+AUTOMATIC = -1.0  # what a widget says for the checkpoint's own scale; so does every other negative value
+
 
 class DualGuider(comfy.samplers.CFGGuider):
     """The core's combine over ComfyUI's evaluation of conditionings. Raises InputError for another model's MODEL.
@@ -27,16 +28,16 @@ class DualGuider(comfy.samplers.CFGGuider):
         check_model(model)
         self.trace: list[torch.Tensor] | None = None
 
-    def set_conds(self, full, partial, unconditional):
+    def set_conds(self, full, partial, unconditional, all_scale: float, partial_scale: float):
+        """Scales below 0 are automatic."""
         check_wiring(*([values for _, values in conds] for conds in (full, partial, unconditional)))
+        self.all_scale, self.partial_scale = scales_for(
+            self.model_patcher, [values for _, values in full], all_scale, partial_scale
+        )
         conds = {"positive": full, "negative": unconditional}
         if not same_conditioning(partial, unconditional):
             conds["partial"] = partial
         self.inner_set_conds(conds)
-
-    def set_scales(self, all_scale: float, partial_scale: float):
-        self.all_scale = check_scale("all_scale", all_scale)
-        self.partial_scale = check_scale("partial_scale", partial_scale)
 
     def predict_noise(self, x, timestep, model_options=None, seed=None):
         """Denoised x0 for x at σ = timestep [B]."""
@@ -53,10 +54,16 @@ def check_model(model: comfy.model_patcher.ModelPatcher):
         raise InputError(f"this guidance is InternVL-U's; the MODEL is a {type(model.model).__name__}")
 
 
-def check_scale(name: str, value: float) -> float:
-    if not math.isfinite(value):
-        raise InputError(f"{name} is {value!r}; it must be a finite number")
-    return value
+def scales_for(
+    model: comfy.model_patcher.ModelPatcher, full: list[dict], all_scale: float, partial_scale: float
+) -> tuple[float, float]:
+    """(all_scale, partial_scale) as a node has them; a negative one is automatic.
+
+    full: the values of the conditioning, which say whether it came from reasoning.
+    """
+    given = (None if scale < 0 else scale for scale in (all_scale, partial_scale))
+    reasoned = any(values.get("reasoned") for values in full)
+    return model.model.diffusion_model.config.guidance(reasoned, *given)
 
 
 def check_wiring(full: list[dict], partial: list[dict], unconditional: list[dict]):
@@ -64,12 +71,12 @@ def check_wiring(full: list[dict], partial: list[dict], unconditional: list[dict
     sees = [any(any(values.get("image_mask", ())) for values in conds) for conds in (full, partial, unconditional)]
     if sees[1] and not sees[0]:
         raise InputError(
-            "the partial conditioning sees pictures, the full one none; connect all three from one InternVL-U Encode "
-            "(is one of another Encode without pictures, or are the wires swapped?)"
+            "“images only” (partial) sees pictures, “positive” (full) none; connect all three from one InternVL-U "
+            "Encode (is one of another Encode without pictures, or are the wires swapped?)"
         )
     if sees[2] and not sees[1]:
         raise InputError(
-            "the unconditional conditioning sees pictures, the partial one none; are these two wires swapped?"
+            "“negative” (unconditional) sees pictures, “images only” (partial) none; are these two wires swapped?"
         )
 
 
@@ -135,10 +142,10 @@ def predict(
 def patch_model(model: comfy.model_patcher.ModelPatcher, partial: list, partial_scale: float):
     """A clone of MODEL under which any sampler with a positive and a negative conditioning guides by three branches.
 
-    The sampler's cfg becomes all_scale.
+    The sampler's cfg becomes all_scale. A partial_scale below 0 is automatic.
     """
     check_model(model)
-    check_scale("partial_scale", partial_scale)
+    scales_for(model, [], AUTOMATIC, partial_scale)  # an error now rather than in the sampler
     if any("hooks" in values for _, values in partial):
         # ComfyUI registers the hooks of a sampler's own conditionings before anything here is asked.
         raise InputError("InternVL-U Guidance cannot follow hooks on partial; InternVL-U Guider can")
@@ -152,9 +159,10 @@ def patch_model(model: comfy.model_patcher.ModelPatcher, partial: list, partial_
         check_wiring(guider.conds["positive"], [values for _, values in partial], guider.conds["negative"])
         if not alias(guider.conds["negative"], partial):
             guider.conds["partial"] = convert_cond(partial)
+        scale = scales_for(model, guider.conds["positive"], AUTOMATIC, partial_scale)[1]
 
         def predict_noise(x, timestep, model_options=None, seed=None):
-            return predict(guider, x, timestep, model_options or {}, guider.cfg, partial_scale)
+            return predict(guider, x, timestep, model_options or {}, guider.cfg, scale)
 
         # On the guider itself, not as a wrapper around its method: wrappers of other nodes then go around this one,
         # in whatever order the nodes stand.

@@ -71,7 +71,7 @@ class InternVLULoader(io.ComfyNode):
         return io.Schema(
             node_id="InternVLULoader",
             display_name="InternVL-U Load",
-            **aliases("loader", "internvl", "internvl-u loader", "load checkpoint", "unified model"),
+            **aliases("loader", "internvl", "load checkpoint", "unified", "multimodal", "any2any", "any to any"),
             category=CATEGORY,
             description="Loads an InternVL-U checkpoint from models/internvl_u. If you choose so, downloads it first.",
             inputs=[
@@ -178,7 +178,7 @@ class InternVLUVLMLoader(_FileLoader):
         return io.Schema(
             node_id="InternVLUVLMLoader",
             display_name="InternVL-U Load VLM",
-            **aliases("loader", "load text encoder", "vision language model"),
+            **aliases("loader", "load text encoder", "vision language model", "multimodal"),
             category=CATEGORY,
             description="Loads the vision-language model from a file of its own.",
             inputs=cls.inputs("In models/text_encoders: made by `python -m internvlu_core convert`."),

@@ -22,6 +22,7 @@ from ..internvlu_core.mmdit import MMDiT, pack
 from ..internvlu_core.sampler import TIMESTEPS, flow_sigmas
 from .dtypes import COMPUTE_DTYPES, choose_dtypes, kept_dtype
 from .latents import CHANNELS, GRID, check_size
+from .notice import notify
 from .packing import Contexts, Form, Forms, References
 
 
@@ -148,10 +149,14 @@ class ModelConfig(comfy.supported_models_base.BASE):
 
     def __init__(self, config: Config):
         super().__init__({"image_model": "internvl_u", "config": config.mmdit})
-        self.texts = config.texts
+        self.checkpoint, self.texts = config, config.texts
         self.sampling_settings = {"shift": config.mmdit.flow_shift, "multiplier": TIMESTEPS}
         for name in ("latents_mean", "latents_std"):
             setattr(self.latent_format, name, torch.tensor(getattr(config.vae, name)).view(1, -1, 1, 1, 1))
+        if config.vae.preview:  # then Wan's numbers, and its small decoder, are of another VAE
+            self.latent_format.latent_rgb_factors = list(map(list, config.vae.preview.factors))
+            self.latent_format.latent_rgb_factors_bias = list(config.vae.preview.bias)
+            self.latent_format.taesd_decoder_name = None
 
     # What ModelSave and CheckpointSave write: released names, which ComfyUI takes for no other model's (the network's
     # own txt_norm would be Qwen-Image's), and the text files, for which those nodes leave no other place than a tensor.
@@ -181,6 +186,7 @@ class InternVLUModel(comfy.model_base.BaseModel):
     def __init__(self, model_config: ModelConfig, device=None):
         super().__init__(model_config, comfy.model_base.ModelType.FLOW, device=device, unet_model=ComfyMMDiT)
         self.model_sampling = ModelSampling(model_config)
+        self.told_of_size = False
         dtype = self.manual_cast_dtype or self.get_dtype()
         self.memory_usage_factor = MEMORY_USAGE_FACTORS.get(dtype, MEMORY_USAGE_FACTORS[torch.bfloat16])
         self.memory_usage_factor_conds = ("ref_latents", "c_crossattn")
@@ -189,6 +195,7 @@ class InternVLUModel(comfy.model_base.BaseModel):
 
     def extra_conds(self, **kwargs):
         check_size(kwargs["noise"])
+        self.tell_of_size(kwargs["noise"])
         conds = super().extra_conds(**kwargs)
         context = kwargs.get("cross_attn")
         size = self.diffusion_model.config.context_size
@@ -202,6 +209,20 @@ class InternVLUModel(comfy.model_base.BaseModel):
         conds["forms"] = Forms((form,))
         conds["ref_latents"] = References([self.reference(latent) for latent in references])
         return conds
+
+    def tell_of_size(self, noise: torch.Tensor):
+        """Once: that pictures of this size will not be good."""
+        height, width = (side * 8 for side in noise.shape[-2:])
+        if self.told_of_size or not self.model_config.checkpoint.is_far(height, width):
+            return
+        self.told_of_size = True
+        made = self.diffusion_model.config
+        sizes = {"width": width, "height": height, "made_width": made.image_width, "made_height": made.image_height}
+        message = (
+            "{width} × {height} is far from the {made_width} × {made_height} pixels that this checkpoint was made for; "
+            "the picture will hardly be good"
+        )
+        notify(message.format(**sizes), "far_size", **sizes)
 
     def reference(self, latent: torch.Tensor) -> torch.Tensor:
         """A LATENT's samples as the network reads them [B, C, 1, h, w]."""

@@ -1,13 +1,15 @@
-"""What a node has to say that is no error."""
+"""What a person should know of a run that goes on all the same."""
 
 import logging
 
 from server import PromptServer
 
+EVENT = "internvlu.notice"  # data: key, of a text in locales/*/main.json, and the values in it
 
-def tell(node_id: str | None, text: str):
-    """Log a warning, and show it in the node."""
-    logging.warning("InternVL-U: %s", text)
-    if node_id is not None:
-        server = PromptServer.instance
-        server.send_progress_text(text, node_id, server.client_id)
+
+def notify(message: str, key: str, **values):
+    """Log the message, and show the text of this key in the browser that queued the run, in its language."""
+    logging.warning("InternVL-U: %s", message)
+    server = getattr(PromptServer, "instance", None)  # none in a process that only imports ComfyUI
+    if server is not None:
+        server.send_sync(EVENT, {"key": key, "values": values}, server.client_id)

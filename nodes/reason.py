@@ -11,7 +11,7 @@ from .text import decoding_inputs, prompt_input, settings, split, system_input
 from .thought import Reasoning, Thought
 from .vlm import TextStream
 
-EMPTY_PIN = "the reasoning is pinned, but its text is empty; write one, or unpin it"
+EMPTY_PIN = '"my own words" is on, but the text is empty; write one, or switch it off'
 
 
 class InternVLUReason(io.ComfyNode):
@@ -20,7 +20,7 @@ class InternVLUReason(io.ComfyNode):
         return io.Schema(
             node_id="InternVLUReason",
             display_name="InternVL-U Reason",
-            **aliases("think", "thinking", "chain of thought", "cot", "reasoning"),
+            **aliases("think", "thinking", "chain of thought", "cot", "reasoning", "multimodal"),
             category=CATEGORY,
             description="Lets the model think in words about the picture to draw. Connect the result to Encode.",
             is_output_node=True,
@@ -36,10 +36,11 @@ class InternVLUReason(io.ComfyNode):
                     multiline=True,
                     default="",
                     optional=True,
-                    tooltip="The reasoning. Edit it and pin it to draw from your own words.",
+                    tooltip="The reasoning. Edit it, and the picture is drawn from your own words.",
                 ),
                 io.Boolean.Input(
                     "pinned",
+                    display_name="my own words",
                     default=False,
                     optional=True,
                     tooltip="On: the text above is the reasoning, and nothing is generated.",
@@ -68,7 +69,7 @@ class InternVLUReason(io.ComfyNode):
         else:
             full = vlm.reader.prompts.full(prompt, len(pictures), system_prompt or None)
             stream = TextStream(cls.hidden.unique_id)
-            result = vlm.generate(full, vlm.see(pictures), settings(**options), stream, keep=True)
+            result = vlm.write(full, vlm.see(pictures), settings(**options), stream, keep=True)
             ui = stream.ui(result.text)
         metadata.add(cls.hidden.prompt, cls.hidden.extra_pnginfo, cls.hidden.unique_id, result.text)
         return io.NodeOutput(Thought(result, prompt, tuple(pictures)), result.text, ui=ui)

@@ -15,9 +15,8 @@ from comfy_execution.graph import ExecutionBlocker
 from tqdm.auto import trange
 
 from ..internvlu_core.errors import InputError
-from ..internvlu_core.guidance import ALL_SCALE, PARTIAL_SCALE
 from ..internvlu_core.sampler import MAX_STEPS, dpmpp_2m, flow_sigmas
-from .guider import DualGuider, patch_model
+from .guider import AUTOMATIC, DualGuider, patch_model
 from .images import from_pil
 from .plot import plot_guidance
 from .schema import CATEGORY, MAX_SEED, aliases
@@ -39,26 +38,30 @@ def sample_dpmpp_2m(model, x, sigmas, extra_args=None, callback=None, disable=No
 
 
 def scale_inputs() -> list[io.Float.Input]:
-    limits = {"min": 0.0, "max": 100.0, "step": 0.1}
+    limits = {"default": AUTOMATIC, "min": AUTOMATIC, "max": 100.0, "step": 0.1}
     return [
         io.Float.Input(
             "all_scale",
-            default=ALL_SCALE,
-            tooltip="How strongly the prompt guides. 4.5; after reasoning 3.5.",
+            display_name="prompt strength",
+            tooltip="How strongly the prompt guides. Below 0 automatic: the checkpoint's own value (the released one's "
+            "is 4.5, after reasoning 3.5).",
             **limits,
         ),
         io.Float.Input(
             "partial_scale",
-            default=PARTIAL_SCALE,
-            tooltip="How strongly the pictures guide. 2; after reasoning 1.5. No effect without pictures.",
+            display_name="image strength",
+            tooltip="How strongly the pictures guide. Below 0 automatic: the checkpoint's own value (the released "
+            "one's is 2, after reasoning 1.5). No effect without pictures.",
             **limits,
         ),
     ]
 
 
 def conditioning_inputs() -> list[io.Conditioning.Input]:
+    names = {"full": "positive", "partial": "images only", "unconditional": "negative"}
     return [
-        io.Conditioning.Input(name, tooltip="From InternVL-U Encode.") for name in ("full", "partial", "unconditional")
+        io.Conditioning.Input(name, display_name=label, tooltip="From InternVL-U Encode.")
+        for name, label in names.items()
     ]
 
 
@@ -87,7 +90,7 @@ class InternVLUSampler(io.ComfyNode):
         return io.Schema(
             node_id="InternVLUSampler",
             display_name="InternVL-U Sample",
-            **aliases("ksampler", "sample", "draw", "generate image"),
+            **aliases("ksampler", "sample", "draw", "generate image", "text to image", "any2any"),
             category=CATEGORY,
             description="Draws with the official sampler, DPM-Solver++(2M), and the official three-branch guidance.",
             inputs=[
@@ -102,6 +105,7 @@ class InternVLUSampler(io.ComfyNode):
                 denoise,
                 io.Boolean.Input(
                     "guidance_plot",
+                    display_name="guidance plot",
                     default=False,
                     optional=True,
                     tooltip="Draw how strongly the prompt and the pictures guided each step.",
@@ -132,8 +136,7 @@ class InternVLUSampler(io.ComfyNode):
     ) -> io.NodeOutput:
         guider = DualGuider(model)
         guider.trace = [] if guidance_plot else None
-        guider.set_conds(full, partial, unconditional)
-        guider.set_scales(all_scale, partial_scale)
+        guider.set_conds(full, partial, unconditional, all_scale, partial_scale)
         sigmas = denoise_sigmas(steps, shift_of(model.get_model_object("model_sampling")), denoise)
 
         samples = comfy.sample.fix_empty_latent_channels(model, latent_image["samples"])
@@ -152,7 +155,9 @@ class InternVLUSampler(io.ComfyNode):
         if not guidance_plot:
             return io.NodeOutput(latent, ExecutionBlocker(None))
         plot = from_pil(
-            plot_guidance([pair.tolist() for pair in guider.trace], sigmas.tolist(), all_scale, partial_scale)
+            plot_guidance(
+                [pair.tolist() for pair in guider.trace], sigmas.tolist(), guider.all_scale, guider.partial_scale
+            )
         )
         return io.NodeOutput(latent, plot, ui=ui.PreviewImage(plot, cls=cls))
 
@@ -173,8 +178,7 @@ class InternVLUGuider(io.ComfyNode):
     @classmethod
     def execute(cls, model, full, partial, unconditional, all_scale, partial_scale) -> io.NodeOutput:
         guider = DualGuider(model)
-        guider.set_conds(full, partial, unconditional)
-        guider.set_scales(all_scale, partial_scale)
+        guider.set_conds(full, partial, unconditional, all_scale, partial_scale)
         return io.NodeOutput(guider)
 
 
@@ -186,11 +190,11 @@ class InternVLUGuidance(io.ComfyNode):
             display_name="InternVL-U Guidance",
             **aliases("cfg", "patch model", "ksampler guidance"),
             category=CATEGORY,
-            description="Gives a stock KSampler or CFGGuider the three-branch guidance: connect full as positive and "
-            "unconditional as negative there; its cfg is the all_scale.",
+            description="Gives a stock KSampler or CFGGuider the three-branch guidance: connect positive and negative "
+            "of InternVL-U Encode there; its cfg is the prompt strength.",
             inputs=[
                 model_input(),
-                io.Conditioning.Input("partial", tooltip="From InternVL-U Encode."),
+                conditioning_inputs()[1],
                 scale_inputs()[1],
             ],
             outputs=[io.Model.Output(tooltip="For a KSampler or a CFGGuider.")],

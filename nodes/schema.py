@@ -6,9 +6,15 @@ from comfy_api.latest import io
 
 from ..internvlu_core.decoding import MAX_SEED
 
-__all__ = ["CATEGORY", "MAX_SEED", "aliases"]
+__all__ = ["CATEGORY", "MAX_SEED", "advanced", "aliases"]
 
 CATEGORY = "InternVL-U"
+
+
+def advanced(socket: io.Input) -> io.Input:
+    """The input, marked as one that few people need: newer frontends fold these away, others show them as ever."""
+    socket.extra_dict = {**socket.extra_dict, "advanced": True}  # not every ComfyUI's inputs have an argument for it
+    return socket
 
 
 def aliases(*names: str) -> dict:

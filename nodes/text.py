@@ -4,7 +4,7 @@ from comfy_api.latest import io
 
 from ..internvlu_core.decoding import TextSettings
 from .images import collect
-from .schema import MAX_SEED
+from .schema import MAX_SEED, advanced
 
 
 def prompt_input(name: str, tooltip: str) -> io.String.Input:
@@ -12,19 +12,27 @@ def prompt_input(name: str, tooltip: str) -> io.String.Input:
 
 
 def system_input() -> io.String.Input:
-    return io.String.Input(
-        "system_prompt",
-        multiline=True,
-        default="",
-        optional=True,
-        tooltip="Replaces the system text that the model was trained with. Leave empty to keep that.",
+    return advanced(
+        io.String.Input(
+            "system_prompt",
+            display_name="system prompt",
+            multiline=True,
+            default="",
+            optional=True,
+            tooltip="Replaces the system text that the model was trained with. Leave empty to keep that.",
+        )
     )
 
 
 def decoding_inputs(max_new_tokens: int) -> list:
     return [
         io.Int.Input(
-            "max_new_tokens", default=max_new_tokens, min=1, max=8192, tooltip="The text is cut after so many tokens."
+            "max_new_tokens",
+            display_name="max tokens",
+            default=max_new_tokens,
+            min=1,
+            max=8192,
+            tooltip="The text is cut after so many tokens.",
         ),
         io.Int.Input(
             "seed",
@@ -43,25 +51,37 @@ def decoding_inputs(max_new_tokens: int) -> list:
             optional=True,
             tooltip="0 always takes the likeliest token; higher is more varied.",
         ),
-        io.Float.Input(
-            "top_p",
-            default=1.0,
-            min=0.01,
-            max=1.0,
-            step=0.01,
-            optional=True,
-            tooltip="Sample among the likeliest tokens that make up this share. 1: all.",
+        advanced(
+            io.Float.Input(
+                "top_p",
+                default=1.0,
+                min=0.01,
+                max=1.0,
+                step=0.01,
+                optional=True,
+                tooltip="Sample among the likeliest tokens that make up this share. 1: all.",
+            )
         ),
-        io.Int.Input(
-            "top_k", default=0, min=0, max=1000, optional=True, tooltip="Sample among so many likeliest tokens. 0: all."
+        advanced(
+            io.Int.Input(
+                "top_k",
+                default=0,
+                min=0,
+                max=1000,
+                optional=True,
+                tooltip="Sample among so many likeliest tokens. 0: all.",
+            )
         ),
-        io.Int.Input(
-            "num_beams",
-            default=1,
-            min=1,
-            max=16,
-            optional=True,
-            tooltip="Beam search over so many candidates; needs temperature 0.",
+        advanced(
+            io.Int.Input(
+                "num_beams",
+                display_name="beams",
+                default=1,
+                min=1,
+                max=16,
+                optional=True,
+                tooltip="Beam search over so many candidates; needs temperature 0.",
+            )
         ),
     ]
 

@@ -6,6 +6,7 @@ from comfy_api.latest import io
 from PIL import Image
 
 from ..internvlu_core.context import TextResult
+from .notice import notify
 
 Reasoning = io.Custom("INTERNVLU_REASONING")
 
@@ -18,12 +19,18 @@ class Thought:
     prompt: str
     images: tuple[Image.Image, ...]
 
-    def complete(self, prompt: str, images: list[Image.Image]) -> tuple[str, list[Image.Image], list[str]]:
-        """A prompt and pictures, each taken from here if it is empty; and what differs from here, as sentences."""
-        differences = []
-        made_for = "the reasoning was made for"
+    def complete(self, prompt: str, images: list[Image.Image]) -> tuple[str, list[Image.Image]]:
+        """A prompt and pictures, each taken from here if it is empty. Says so where others than these are given."""
         if prompt.strip() and prompt.strip() != self.prompt.strip():
-            differences.append(f"{made_for} another prompt, {self.prompt!r}; leave the prompt empty to use that one")
+            notify(
+                f"the reasoning was made for another prompt, {self.prompt!r}; leave Encode's empty to use that one",
+                "other_prompt",
+                prompt=self.prompt,
+            )
         if images and images != list(self.images):
-            differences.append(f"{made_for} other pictures, {len(self.images)} of them; connect none to use those")
-        return prompt if prompt.strip() else self.prompt, images or list(self.images), differences
+            notify(
+                f"the reasoning was made for other pictures, {len(self.images)} of them; connect none to use those",
+                "other_pictures",
+                count=len(self.images),
+            )
+        return prompt if prompt.strip() else self.prompt, images or list(self.images)

@@ -2,7 +2,9 @@
 
 import copy
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Hashable
+from dataclasses import replace
 from functools import partial
 
 import comfy.model_management
@@ -17,7 +19,7 @@ from server import PromptServer
 
 from ..internvlu_core import imaging
 from ..internvlu_core.config import Config
-from ..internvlu_core.context import Branch, Reader, TextResult
+from ..internvlu_core.context import Branch, Reader, TextResult, fingerprint
 from ..internvlu_core.decoding import TextSettings, within
 from ..internvlu_core.grounding import BOX, MARKERS
 from ..internvlu_core.prompt import Prompt, Tokenizer
@@ -26,6 +28,7 @@ from .dtypes import choose_dtypes
 from .mmdit import assign
 
 Vlm = io.Custom("INTERNVLU_VLM")
+History = io.Custom("INTERNVLU_HISTORY")
 
 
 def attention(q, k, v, is_causal=False):
@@ -38,14 +41,17 @@ def attention(q, k, v, is_causal=False):
     return function(q, k, v, q.shape[1], mask=mask, skip_reshape=True, skip_output_reshape=True)
 
 
+WRITTEN = 32  # texts last written at temperature 0, which are remembered
+
+
 class TextStream:
     """Sends growing text to its node in the browser, at most ten times a second, and times it."""
 
-    EVENT = "internvlu.text"  # data: node, text, tokens, tokens_per_second
+    EVENT = "internvlu.text"  # data: node, text, tokens, tokens_per_second, and what the node says about the text
     INTERVAL = 0.1  # seconds
 
-    def __init__(self, node_id: str | None):
-        self.node_id = node_id
+    def __init__(self, node_id: str | None, **about):
+        self.node_id, self.about = node_id, about
         self.tokens, self.rate = 0, 0.0
         self.first = self.sent = None
         self._send("")  # what an earlier run has left there is gone
@@ -54,13 +60,13 @@ class TextStream:
         now = time.monotonic()
         self.first = self.first or now
         # From the first token on: what comes before it is loading and reading the prompt.
-        self.tokens, self.rate = tokens, (tokens - 1) / max(now - self.first, 1e-6)
+        self.tokens, self.rate = tokens, (tokens - 1) / (now - self.first) if now > self.first else 0.0
         if self.sent is None or now - self.sent >= self.INTERVAL:
             self.sent = now
             self._send(text())
 
     def _send(self, text: str):
-        data = {"node": self.node_id, "text": text, "tokens": self.tokens, "tokens_per_second": self.rate}
+        data = {"node": self.node_id, "text": text, "tokens": self.tokens, "tokens_per_second": self.rate, **self.about}
         if self.node_id is not None:
             server = PromptServer.instance
             server.send_sync(self.EVENT, data, server.client_id)
@@ -94,6 +100,7 @@ class ComfyVLM:
             network, load_device=self.load_device, offload_device=offload_device
         )
         self.reader = Reader(network, tokenizer, config, partial(weights_of, self.patcher))
+        self.written: OrderedDict[tuple, TextResult] = OrderedDict()
 
     def get_ram_usage(self) -> int:
         """Bytes; ComfyUI's cache asks."""
@@ -166,3 +173,24 @@ class ComfyVLM:
             on_tokens=on_tokens,
             keep=self.patcher.offload_device if keep else None,
         )
+
+    def write(
+        self, prompt: Prompt, tiles: list[torch.Tensor], settings: TextSettings, stream: TextStream, keep: bool = False
+    ) -> TextResult:
+        """As generate, but at temperature 0 a text is not written twice.
+
+        ComfyUI runs a node again whenever any of its inputs has changed, also a seed that is without effect.
+        """
+        weights = self.reader.weights()
+        if settings.temperature or weights is None:
+            return self.generate(prompt, tiles, settings, stream, keep)
+        key = prompt.ids, prompt.image_mask, tuple(map(fingerprint, tiles)), replace(settings, seed=None), weights
+        if key in self.written:
+            result = self.written[key]
+            stream(len(result.token_ids), lambda: self.decode(result.token_ids))
+            return result
+        result = self.generate(prompt, tiles, settings, stream, keep)
+        self.written[key] = replace(result, memory=None)  # which is large, and ComfyUI could not free it
+        while len(self.written) > WRITTEN:
+            self.written.popitem(last=False)
+        return result

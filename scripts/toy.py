@@ -1,11 +1,8 @@
 """What the shipped workflows are given to run on the toy checkpoint in demo/: small sizes, and prompts of its world."""
 
-import json
 from pathlib import Path
 
 CHECKPOINT = Path(__file__).resolve().parents[1] / "demo" / "InternVL-U-toy"
-_CONFIG = json.loads((CHECKPOINT / "generation_decoder" / "config.json").read_text(encoding="utf-8"))
-SCALES = dict(zip(("all_scale", "partial_scale"), _CONFIG["guidance_scales"], strict=True))  # also after reasoning
 SIZE = {"width": 64, "height": 64}
 SEED = 4  # one with which the texts below come out right
 
@@ -14,8 +11,7 @@ _COMMON = {
     "InternVLULoader": {"checkpoint": CHECKPOINT.name},
     "InternVLUEmptyLatent": SIZE,
     "EmptySD3LatentImage": SIZE,
-    "InternVLUSampler": {**SCALES, "seed": SEED},
-    "InternVLUGuider": SCALES,
+    "InternVLUSampler": {"seed": SEED},
     "RandomNoise": {"noise_seed": SEED},
     "KSampler": {"cfg": 2.5, "seed": SEED},  # which it does not damp where it is largest
     "LoadImage": {"image": "internvlu_toy.png"},

@@ -38,8 +38,7 @@ def load_pack():
 
 
 module = load_pack()
-loader, text, sampling = (module(f"nodes.{name}") for name in ("loader", "text", "sampling"))
-guidance = module("internvlu_core.guidance")
+loader, encode, sampling = (module(f"nodes.{name}") for name in ("loader", "encode", "sampling"))
 
 import comfy.sd  # noqa: E402
 
@@ -72,9 +71,9 @@ class ComfyUI:
         clock = StepClock(self.device)
         sampling.latent_preview.prepare_callback = lambda model, steps: lambda *step: clock.tick()
         pictures = {f"image{i}": _image(file) for i, file in enumerate(images, 1)}
-        full, partial, unconditional = text.InternVLUEncode.execute(self.vlm, prompt, self.vae, **pictures).args
+        full, partial, unconditional = encode.InternVLUEncode.execute(self.vlm, prompt, self.vae, **pictures).args
         latent = {"samples": torch.zeros(1, 16, 1, size // 8, size // 8)}
-        scales = guidance.ALL_SCALE, guidance.PARTIAL_SCALE
+        scales = sampling.AUTOMATIC, sampling.AUTOMATIC
         result, cost = measured(
             lambda: sampling.InternVLUSampler.execute(
                 self.model, full, partial, unconditional, latent, seed, steps, *scales, 1.0

@@ -12,7 +12,7 @@ from wire import StepClock, measured, serve, start_noise, synchronise, versions
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from internvlu_core import InternVLU, guidance  # noqa: E402
+from internvlu_core import InternVLU  # noqa: E402
 from internvlu_core.decoding import TextSettings, generate_tokens  # noqa: E402
 from internvlu_core.float8 import quantise  # noqa: E402
 from internvlu_core.sampler import flow_sigmas  # noqa: E402
@@ -79,7 +79,7 @@ class Core:
 
     def steps(self, prompt: str, images: list[str], size: int, seed: int, steps: int, out: str) -> dict:
         context, clock = self.model.encode(prompt, _pictures(images)), StepClock(self.device)
-        scales = guidance.ALL_SCALE, guidance.PARTIAL_SCALE
+        scales = self.model.config.mmdit.guidance(reasoned=False)
         sigmas = flow_sigmas(steps, self.model.config.mmdit.flow_shift)
         x = start_noise(size, seed)
         result, cost = measured(

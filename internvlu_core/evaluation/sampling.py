@@ -28,9 +28,7 @@ class Settings:
     partial_scale: float | None = None
 
     def scales(self, config: MMDiTConfig, reasoned: bool) -> tuple[float, float]:
-        known = config.scales_reasoned if reasoned else config.scales
-        given = (self.all_scale, self.partial_scale)
-        return tuple(default if value is None else value for value, default in zip(given, known, strict=True))
+        return config.guidance(reasoned, self.all_scale, self.partial_scale)
 
 
 @dataclass(frozen=True)

@@ -152,9 +152,10 @@ def test_pinned_reasoning(ui):
     ui.page.keyboard.type("a lighthouse at night")
     assert ui.get(REASON, "pinned") is True
     assert ui.api()["8"]["inputs"] | {"text": "a lighthouse at night", "pinned": True} == ui.api()["8"]["inputs"]
-    assert ui.page.locator(STATUS).text_content() == "Pinned: draws from these words"
+    assert ui.page.locator(STATUS).text_content() == "My own words: draws from these"
     assert ui.page.locator(".internvlu-pinned").is_visible()
-    assert ui.js("() => app.graph.nodes.find((n) => n.type === 'InternVLUReason').badges.at(-1)().text") == "Pinned"
+    badge = "() => app.graph.nodes.find((n) => n.type === 'InternVLUReason').badges.at(-1)().text"
+    assert ui.js(badge) == "My own words"
     ui.shot("pinned")
     ui.run()
     assert ui.posted[-1]["8"]["inputs"]["text"] == "a lighthouse at night"
@@ -174,7 +175,7 @@ def test_pinned_reasoning(ui):
     reasons = "app.graph.nodes.filter((node) => node.type === 'InternVLUReason')"
     kept = ui.js(f"() => {reasons}.map((node) => node.widgets.find((w) => w.name === 'text').value)")
     assert kept == ["a lighthouse at night"] * 2
-    assert ui.js(f"() => {reasons}.map((node) => node.badges.at(-1)().text)") == ["Pinned"] * 2
+    assert ui.js(f"() => {reasons}.map((node) => node.badges.at(-1)().text)") == ["My own words"] * 2
     ui.js(f"() => app.graph.remove({reasons}[1])")
 
     # Unpinned, the model writes again.
@@ -457,7 +458,7 @@ def test_vue_nodes(ui):
             box.click()
             ui.page.keyboard.press("Control+End")
             ui.page.keyboard.type(" and a hat")
-            assert node.get_by_text("Pinned", exact=True).is_visible()
+            assert node.get_by_text("My own words", exact=True).is_visible()
         else:
             ui.set(REASON, text=f"{words} and a hat")
         assert ui.get(REASON, "pinned") is True

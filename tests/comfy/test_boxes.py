@@ -56,7 +56,7 @@ def test_answers_keep_their_marks(boxes_node, model, monkeypatch):
     """What Ask gives is what Boxes reads; the core's text, as the official one, has no special tokens."""
     ask = importlib.import_module(f"{PACK}.nodes.ask")
     vlm = object.__new__(ask.as_vlm.__globals__["ComfyVLM"])
-    vlm.config, vlm.tokenizer, vlm.reader = model.config, model.tokenizer, model.reader
+    vlm.config, vlm.tokenizer, vlm.reader, vlm.written = model.config, model.tokenizer, model.reader, {}
     tokenizer = model.tokenizer
     pieces = [tokenizer.id(piece) if piece in MARKERS else tokenizer.encode(piece) for piece in PIECES]
     ids = [token for piece in pieces for token in (piece if isinstance(piece, list) else [piece])]
@@ -64,7 +64,7 @@ def test_answers_keep_their_marks(boxes_node, model, monkeypatch):
     monkeypatch.setattr(vlm, "generate", lambda *args: result, raising=False)
     monkeypatch.setattr(ask.InternVLUAsk, "hidden", SimpleNamespace(unique_id=None), raising=False)
     output = ask.InternVLUAsk.execute(vlm, "Where?", max_new_tokens=8, seed=0)
-    assert output.result == ("".join(PIECES),) and output.ui["text"] == ["".join(PIECES)]
+    assert output.result[0] == "".join(PIECES) and output.ui["text"] == ["".join(PIECES)]
     # Without a box it is the official text: a mark alone may stand in the middle of a character.
     assert vlm.decode(ids[:3]) == tokenizer.decode(ids[:3])
     boxes, _, _ = boxes_node.execute(output.result[0], torch.zeros(1, 100, 200, 3)).result

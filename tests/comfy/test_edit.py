@@ -165,7 +165,7 @@ def test_shrinking_a_mask_loses_no_pixel(nodes, size):
 @pytest.mark.parametrize(
     ("image", "mask", "words"),
     [
-        (torch.rand(2, 64, 80, 3), None, "2 pictures are connected to InternVL-U Edit; it edits one at a time"),
+        (torch.rand(2, 64, 80, 3), None, "2 pictures are connected to InternVL-U Fit Picture for Editing"),
         (torch.rand(1, 64, 80, 3), torch.ones(3, 64, 80), "3 masks are connected for one picture"),
         (torch.rand(1, 8, 80, 3), None, "80 × 8 pixels is too small"),
         (torch.rand(1, 16, 4000, 3), None, "aspect ratio"),

@@ -19,11 +19,13 @@ from bench import (
     difference,
     simple_sigmas,
 )
+from checkpoints import copy_checkpoint
 from comfy_server import ComfyError
 from graphs import assert_close_pictures, picture_of
 from safetensors.torch import save_file
 from stock import Host, patched_options, with_hooks
 
+from internvlu_core import InternVLU
 from internvlu_core.guidance import combine
 from internvlu_core.sampler import sigma_to_timestep
 
@@ -151,6 +153,89 @@ def test_what_is_the_same_is_evaluated_once(bench, route):
     assert_equal(brute, bench.official(bench.dual(bench.context())))
     _, calls = latents_of(bench, route, edit=True)
     assert [call["rows"] for call in calls] == [3] * STEPS
+
+
+# Automatic scales
+
+OWN = {"guidance_scales": [2.0, 1.2], "guidance_scales_reasoned": [1.8, 1.1]}
+AUTOMATIC = (-1.0, -1.0)
+
+
+@pytest.fixture(scope="module")
+def own(bench, photo):
+    """The workbench on a checkpoint whose scales are not the released one's."""
+    folder = bench.server.base_dir / "models" / "internvl_u" / "own"
+    copy_checkpoint(folder, {"generation_decoder/config.json": OWN})
+    return Bench(bench.server, InternVLU.from_pretrained(folder, device="cpu", dtype=torch.float32), photo)
+
+
+def own_graph(own, edit: bool, reasoning: str | None):
+    s = own.graph(edit)
+    inputs = {node["class_type"]: node["inputs"] for node in s.g.prompt.values()}
+    inputs["InternVLULoader"]["checkpoint"] = "own"
+    if reasoning:
+        inputs["InternVLUEncode"]["reasoning_text"] = [s.g.PrimitiveString(value=reasoning).id, 0]
+    return s
+
+
+@pytest.mark.parametrize("edit", [False, True], ids=["t2i", "edit"])
+@pytest.mark.parametrize(("reasoning", "scales"), [(None, (2.0, 1.2)), ("A hat.", (1.8, 1.1))])
+def test_automatic_scales_are_the_checkpoint_s(own, edit, reasoning, scales):
+    """In the nodes as in InternVLU.generate: those for reasoning, if there was any. A number that is given wins."""
+    context = own.context(edit, reasoning=reasoning)
+    s = own_graph(own, edit, reasoning)
+    # Stock nodes that change a conditioning leave it the one of reasoning.
+    changed = s.g.ConditioningCombine(
+        conditioning_1=s.g.ConditioningSetTimestepRange(conditioning=s.full, start=0.0, end=1.0), conditioning_2=s.full
+    )
+    patched = by_patch(s, s.model, (scales[0], -1.0))  # cfg is the stock node's own number
+    out = own.run(
+        s.g,
+        node=by_node(s, s.model, AUTOMATIC),
+        guider=by_guider(s, s.model, (-0.1, -0.5)),
+        changed=by_guider(s, s.model, AUTOMATIC, full=changed),
+        patch=patched,
+        given=by_node(s, s.model, (4.5, 2.0)),
+        half=by_node(s, s.model, (4.5, -1.0)),
+        zero=by_node(s, s.model, (0.0, 0.0)),
+    )
+    expected = own.official(own.dual(context, *scales))
+    for name in ("node", "guider", "changed", "patch"):
+        assert_equal(getattr(out, name)["samples"], expected)
+    for name, given in {"given": (4.5, 2.0), "half": (4.5, scales[1]), "zero": (0.0, 0.0)}.items():
+        assert_equal(getattr(out, name)["samples"], own.official(own.dual(context, *given)))
+    drawn = own.core.generate(
+        EDIT_PROMPT if edit else PROMPT,
+        [own.photo] if edit else None,
+        reasoning=reasoning,
+        width=WIDTH,
+        height=HEIGHT,
+        steps=STEPS,
+        seed=SEED,
+    )
+    assert_equal(own.normal(expected)[:, :, 0], drawn.latents)
+
+
+def test_the_plot_shows_the_scales_that_were_used(own):
+    s = own_graph(own, edit=True, reasoning="A hat.")
+    shown = {}
+    for name, scales in {"automatic": AUTOMATIC, "same": (1.8, 1.1), "other": (4.5, 2.0)}.items():
+        sampled = by_node(s, s.model, scales)
+        s.g.prompt[sampled.id]["inputs"]["guidance_plot"] = True
+        shown[name] = s.g.PreviewImage(images=sampled[1])
+    result = own.server.run(s.g.prompt)
+    pictures = {name: picture_of(own.server, result, node.id).tobytes() for name, node in shown.items()}
+    assert pictures["automatic"] == pictures["same"] != pictures["other"]
+
+
+def test_automatic_is_what_a_new_node_has(bench):
+    for node, names in {
+        "InternVLUSampler": ["all_scale", "partial_scale"],
+        "InternVLUGuider": ["all_scale", "partial_scale"],
+        "InternVLUGuidance": ["partial_scale"],
+    }.items():
+        inputs = bench.info[node]["input"]["required"]
+        assert [(inputs[name][1]["default"], inputs[name][1]["min"]) for name in names] == [(-1.0, -1.0)] * len(names)
 
 
 # Hooks of other nodes
@@ -287,7 +372,7 @@ def test_text_to_image_in_an_edit(bench, route):
     assert_equal(latents, bench.official(bench.dual(bench.context()), x=bench.noise(latents.shape)))
 
     s = edit_and_text(bench)
-    with pytest.raises(ComfyError, match="partial conditioning sees pictures, the full one none"):
+    with pytest.raises(ComfyError, match=r"“images only” .partial. sees pictures, “positive” .full. none"):
         bench.run(s.g, latent=ROUTES[route](s, s.model, full=s.text[0]))
 
 
@@ -295,8 +380,8 @@ def test_text_to_image_in_an_edit(bench, route):
 def test_swapped_conditionings(bench, route):
     """In an edit an error. In text to image nothing tells a prompt from a blank one: the formula as it is wired."""
     for swap, words in [
-        (("full", "unconditional"), "partial conditioning sees pictures, the full one none"),
-        (("partial", "unconditional"), "unconditional conditioning sees pictures, the partial one none"),
+        (("full", "unconditional"), "“images only” .partial. sees pictures, “positive” .full. none"),
+        (("partial", "unconditional"), "“negative” .unconditional. sees pictures, “images only” .partial. none"),
     ]:
         s = bench.graph(edit=True)
         changes = {swap[0]: getattr(s, swap[1]), swap[1]: getattr(s, swap[0])}

@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
+from comfy_server import PACK_NAME
 
 ROOT = Path(__file__).resolve().parents[2]
 LANGUAGES = ("zh", "ko", "ja")
@@ -18,7 +19,7 @@ def english(object_info: dict) -> dict:
         if not name.startswith("InternVLU"):
             continue
         inputs = {
-            socket: {"name": socket, "tooltip": options["tooltip"]}
+            socket: {"name": options.get("display_name", socket), "tooltip": options["tooltip"]}
             for section in ("required", "optional")
             for socket, (_, options) in node["input"].get(section, {}).items()
         }
@@ -56,6 +57,49 @@ def test_every_node_text_is_translated(server, language):
     assert all(translated[name, "display_name"].startswith("InternVL-U") for name, *_ in source)
 
 
+def test_english_names_are_those_of_the_schemas(server):
+    """locales/en/nodeDefs.json has them for frontends that know no display_name of an input; and those of outputs, as
+    an output's display_name would be its id in saved workflows."""
+    source, named = leaves(english(server.object_info())), read("en", "nodeDefs")
+    inputs = {path: text for path, text in source.items() if path[1] == "inputs" and path[-1] == "name"}
+    others = {path: text for path, text in inputs.items() if path[2] != text}
+    assert {path: text for path, text in named.items() if path[1] == "inputs"} == others
+    outputs = {path: text for path, text in named.items() if path[1] == "outputs"}
+    assert named.keys() == others.keys() | outputs.keys() and outputs.keys() <= source.keys()
+    # An output and an input that belong together have one name.
+    by_id = {path[2]: text for path, text in others.items()}
+    assert all(by_id.get(source[path], text) == text for path, text in outputs.items())
+
+
+def test_what_an_id_calls_cryptic_has_a_name_in_every_language(server):
+    named = read("en", "nodeDefs")
+    for path in [
+        ("InternVLUSampler", "inputs", "full", "name"),
+        ("InternVLUSampler", "inputs", "all_scale", "name"),
+        ("InternVLUGuidance", "inputs", "partial_scale", "name"),
+        ("InternVLUEncode", "outputs", "2", "name"),
+        ("InternVLUReason", "inputs", "pinned", "name"),
+    ]:
+        names = [named[path], *(read(language, "nodeDefs")[path] for language in LANGUAGES)]
+        assert len(set(names)) == len(names) and not {path[2], "unconditional"} & set(names)
+
+
+def test_few_people_s_inputs_are_advanced(server):
+    info = server.object_info()
+    advanced = {
+        (node, name)
+        for node in info
+        if node.startswith("InternVLU")
+        for section in ("required", "optional")
+        for name, (_, options) in info[node]["input"].get(section, {}).items()
+        if options.get("advanced")
+    }
+    text = ("top_p", "top_k", "num_beams", "system_prompt")
+    encode = ("whole_reasoning", "partial_negative", "system_prompt")
+    expected = {(node, name) for node in ("InternVLUReason", "InternVLUAsk") for name in text}
+    assert advanced == expected | {("InternVLUEncode", name) for name in encode}
+
+
 @pytest.mark.parametrize("name", ["main", "settings"])
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_every_text_of_the_scripts_is_translated(language, name):
@@ -79,7 +123,9 @@ def facts(page: str) -> list[str]:
     """What a translation must say as well: pictures, values, names of settings, numbers."""
     code = re.findall(r"`([^`]+)`", page)
     rest = re.sub(r"`[^`]+`|!\[[^\]]*\]\([^)]*\)", "", page)
-    names = [name for name in re.findall(r"\*\*([^*]+)\*\*", rest) if re.fullmatch(r"[a-z0-9_ …]+", name)]
+    # Before an id stands the name that people see, which is translated.
+    bold = re.findall(r"\*\*([^*]+)\*\*(\s*[(（]`)?", page)
+    names = [name for name, code in bold if not code and re.fullmatch(r"[a-z0-9_ …]+", name)]
     pictures = re.findall(r"\]\(([^)]+)\)", page)
     numbers = re.findall(r"\d+(?:\.\d+)?", rest)
     graphs = {text for text in code if "→" in text}  # node names in them are translated
@@ -95,6 +141,31 @@ def test_every_help_page_is_translated(language, page):
     assert facts(translated) == facts(source)
     title = read(language, "nodeDefs")[page, "display_name"]
     assert translated.startswith(f"# {title}\n")
+
+
+@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("language", ["en", *LANGUAGES])
+def test_help_pages_call_things_as_the_nodes_do(server, language, page):
+    """Where a name stands before an id, it is the one on the node."""
+    named = read(language, "nodeDefs")
+    shown = {}
+    for (node, part, *key), text in leaves(english(server.object_info())).items():
+        if node == page and key[1:] == ["name"]:
+            socket = key[0] if part == "inputs" else text
+            shown.setdefault(socket, named.get((node, part, *key), text))
+    text = (ROOT / "js" / "docs" / page / f"{language}.md").read_text(encoding="utf-8")
+    for name, socket in re.findall(r"\*\*([^*]+)\*\*\s*[(（]`(\w+)`", text):
+        assert name == shown.get(socket, name)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_help_is_where_frontends_look_first(server, page):
+    """They ask for NODE/LANGUAGE.md, English too, and for NODE.md in languages that we do not have."""
+    english = (ROOT / "js" / "docs" / f"{page}.md").read_bytes()
+    hint = f"copy js/docs/{page}.md to js/docs/{page}/en.md"
+    assert (ROOT / "js" / "docs" / page / "en.md").read_bytes() == english, hint
+    for file in (page, *(f"{page}/{language}" for language in ("en", *LANGUAGES))):
+        assert server.http.get(f"{server.url}/extensions/{PACK_NAME}/docs/{file}.md", timeout=60).status_code == 200
 
 
 def test_no_translation_is_left_over():

@@ -27,7 +27,7 @@ def test_node_descriptions(server):
         "InternVLUVLMLoader": ["INTERNVLU_VLM"],
         "InternVLUEncode": ["CONDITIONING", "CONDITIONING", "CONDITIONING"],
         "InternVLUReason": ["INTERNVLU_REASONING", "STRING"],
-        "InternVLUAsk": ["STRING"],
+        "InternVLUAsk": ["STRING", "INTERNVLU_HISTORY"],
         "InternVLUBoxes": ["BBOX", "MASK", "IMAGE"],
         "InternVLUSampler": ["LATENT", "IMAGE"],
         "InternVLUEmptyLatent": ["LATENT"],

@@ -37,8 +37,8 @@ def run(server):
     return run
 
 
-def notices(result) -> str:
-    return " ".join(str(data) for kind, data in result.events if kind.startswith("binary") or kind == "preview")
+def notices(result) -> list[dict]:
+    return [data for kind, data in result.events if kind == "internvlu.notice"]
 
 
 def test_encode_takes_prompt_and_pictures_from_the_reasoning(run):
@@ -48,20 +48,19 @@ def test_encode_takes_prompt_and_pictures_from_the_reasoning(run):
     del short["2"]["inputs"]["image1"]
     taken, _, result = run(short)
     assert taken.tobytes() == drawn.tobytes()
-    assert "made for" not in notices(result)
+    assert notices(result) == []
 
     # Its own ones count where there are any; what differs is said.
     other = edit()
     other["2"]["inputs"]["prompt"] = "Something else"
     drawn_otherwise, _, result = run(other)
     assert drawn_otherwise.tobytes() != drawn.tobytes()
-    assert f"made for another prompt, {edit()['8']['inputs']['prompt']!r}" in notices(result)
-    assert "other pictures" not in notices(result)
+    assert notices(result) == [{"key": "other_prompt", "values": {"prompt": edit()["8"]["inputs"]["prompt"]}}]
     other = edit()
     other["9"] = {"class_type": "LoadImage", "inputs": {"image": "tall.png"}}
     other["2"]["inputs"]["image1"] = ["9", 0]
     _, _, result = run(other)
-    assert "other pictures" in notices(result) and "another prompt" not in notices(result)
+    assert notices(result) == [{"key": "other_pictures", "values": {"count": 1}}]
 
 
 def test_pictures_of_the_reasoning_need_a_vae_too(run):

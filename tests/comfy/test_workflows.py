@@ -212,5 +212,5 @@ def test_only_the_checkpoint_is_accused(server):
     answer = server.http.post(f"{server.url}/prompt", json={"prompt": prompt}, timeout=60).json()
     (error,) = answer["node_errors"]["1"]["errors"]
     assert error["extra_info"]["input_name"] == "checkpoint" and "'elsewhere' is not in" in error["details"]
-    with pytest.raises(ComfyError, match="weight_dtype.*int3"):
+    with pytest.raises(ComfyError, match=r"weight_dtype.*int3"):
         server.run(workflow("text_to_image", weight_dtype="int3"))

@@ -1,6 +1,7 @@
 """The command line, as a shell runs it: what it writes where, and how it ends."""
 
 import os
+import re
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -11,8 +12,9 @@ import pytest
 from checkpoints import CHECKPOINT, GOLDEN, copy_checkpoint
 from PIL import Image
 
-from internvlu_core import InternVLU
+from internvlu_core import InternVLU, Turn
 from internvlu_core.__main__ import main
+from internvlu_core.conversation import read_turns
 
 ROOT = Path(__file__).resolve().parents[2]
 PHOTO, TALL = GOLDEN / "photo.png", GOLDEN / "tall.png"
@@ -248,3 +250,32 @@ def test_damaged_images(here, tmp_path, suffix):
             damaged[place] = random.integers(256)
         file.write_bytes(damaged)
         assert_refused(here("answer", tmp_path / "nowhere", "Hi", "--image", file))
+
+
+def test_a_conversation(here, model, photo, tmp_path):
+    """The file grows, and its first turn has the pictures of every call."""
+    file, history = tmp_path / "talk.json", ()
+    for question in ("What is it?", "Why?", "Really?"):
+        images = [] if history else [photo]
+        result = here("answer", CHECKPOINT, question, *WRITE, 4, "--image", PHOTO, "--history", file)
+        expected = model.answer(question, images, max_new_tokens=4, history=history)
+        history += (Turn(question, expected.text, images),)
+        assert result.returncode == 0 and result.stdout == expected.text + "\n"
+        assert read_turns(file.read_text(encoding="utf-8"), [photo]) == history
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("{", "the conversation is no JSON"),
+        ('["Hi"]', 'turn 1 of the conversation is "Hi"'),
+        (b"\xff", "cannot read .*talk.json: 'utf-8' codec"),
+        (None, "cannot write .*talk.json: there is no folder"),
+    ],
+)
+def test_a_broken_conversation(here, tmp_path, words, message):
+    file = tmp_path / "talk.json" if words else tmp_path / "nowhere" / "talk.json"
+    if words is not None:
+        file.write_bytes(words if isinstance(words, bytes) else words.encode())
+    result = here("answer", CHECKPOINT, "Hi", *WRITE, 1, "--history", file)
+    assert result.returncode == 2 and re.search(message, result.stderr) and not result.stdout

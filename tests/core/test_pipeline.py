@@ -1,6 +1,7 @@
 """The whole model: several pictures, several references, sizes, callbacks, bfloat16, and other checkpoints."""
 
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -129,7 +130,27 @@ def test_a_checkpoint_may_have_scales_of_its_own(model, tmp_path):
         assert torch.equal(own.generate(**prompt).latents, expected)
 
 
+def test_scales_that_are_none(model):
+    for scale in (float("nan"), float("inf"), 1e9, "4", True):
+        with pytest.raises(ValueError, match="partial_scale is "):
+            model.config.mmdit.guidance(False, partial_scale=scale)
+    assert model.config.mmdit.guidance(True, all_scale=-2) == (-2, 1.5)  # the core has None for what is not given
+
+
 # Sizes
+
+
+@pytest.mark.parametrize("sides", [(512, 512), (1024, 1024), (1360, 768), (768, 1376), (1152, 1152), (512, 256)])
+def test_sizes_that_the_released_checkpoint_was_made_for(model, sides):
+    mmdit = replace(model.config.mmdit, image_height=512, image_width=512)
+    assert not replace(model.config, mmdit=mmdit).is_far(*sides)
+
+
+def test_sizes_that_the_toy_was_not_made_for(model):
+    mmdit = replace(model.config.mmdit, image_height=64, image_width=64)
+    config = replace(model.config, mmdit=mmdit)
+    far = {side: config.is_far(side, side) for side in (16, 32, 64, 128, 256, 512, 1024)}
+    assert far == {16: True, 32: False, 64: False, 128: False, 256: True, 512: True, 1024: True}
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,259 @@
+"""What people do to a graph with their hands, on both frontends and in both modes: no link and no value may be lost.
+
+A graph is compared by what it computes: each last node with all that it depends on, links followed and values written
+out. So ids and subgraphs do not count, but every link and every value that is queued does.
+"""
+
+import json
+from pathlib import Path
+
+import pytest
+
+SAVED = Path(__file__).resolve().parents[1] / "saved" / "0.1"
+NAMES = sorted(path.stem for path in SAVED.glob("*.json"))
+REASON, ENCODE, SAMPLER = "InternVLUReason", "InternVLUEncode", "InternVLUSampler"
+
+# Values that no node has by itself.
+VALUES = {
+    REASON: {
+        "prompt": "one", "max_new_tokens": 7, "seed": 11, "temperature": 0.25, "top_p": 0.75, "top_k": 3,
+        "system_prompt": "two", "text": "my words", "pinned": True,
+    },
+    ENCODE: {
+        "prompt": "one", "whole_reasoning": True, "system_prompt": "three", "negative": "four",
+        "partial_negative": "five",
+    },
+    SAMPLER: {"seed": 12, "control_after_generate": "fixed", "steps": 3, "all_scale": 2.5, "partial_scale": 1.5},
+    "SaveImage": {"filename_prefix": "six"},
+}  # fmt: skip
+
+COMPUTES = """async () => {
+  const prompt = (await app.graphToPrompt()).output;
+  const of = (id) => ({
+    kind: prompt[id].class_type,
+    inputs: Object.fromEntries(Object.entries(prompt[id].inputs)
+      .filter(([name]) => name !== "upload")  // a button of Load Image
+      .map(([name, value]) => [name, Array.isArray(value) ? [of(value[0]), value[1]] : value])
+      .sort(([a], [b]) => (a < b ? -1 : 1))),
+  });
+  const used = new Set(Object.values(prompt).flatMap(({ inputs }) =>
+    Object.values(inputs).filter(Array.isArray).map(([id]) => String(id))));
+  return Object.keys(prompt).filter((id) => !used.has(id)).map(of);
+}"""
+
+
+def computes(ui) -> list:
+    return ordered(ui.js(COMPUTES))
+
+
+def ordered(trees: list) -> list:
+    return sorted(trees, key=lambda tree: json.dumps(tree, sort_keys=True))
+
+
+def find(tree, kind: str) -> dict:
+    """The first node of this kind in a tree."""
+    if tree["kind"] == kind:
+        return tree
+    inner = (find(value[0], kind) for value in tree["inputs"].values() if isinstance(value, list))
+    return next(filter(None, inner), None)
+
+
+def cut(tree: dict, *kept: str) -> dict:
+    """The node without links, but for those to the kept kinds."""
+    inputs = {
+        name: [cut(value[0], *kept), value[1]] if isinstance(value, list) else value
+        for name, value in tree["inputs"].items()
+        if not isinstance(value, list) or value[0]["kind"] in kept
+    }
+    return {"kind": tree["kind"], "inputs": inputs}
+
+
+@pytest.fixture(params=["litegraph", "vue"])
+def mode(ui, request):
+    ui.set_setting("Comfy.VueNodes.Enabled", request.param == "vue")
+    yield request.param
+    ui.set_setting("Comfy.VueNodes.Enabled", False)
+
+
+@pytest.fixture
+def base(ui, mode):
+    """What the graph on the page computes: reason_then_edit with values that no node has by itself."""
+    ui.load(json.loads((SAVED / "reason_then_edit.json").read_text(encoding="utf-8")))
+    for kind, values in VALUES.items():
+        ui.set(kind, **values)
+    click_canvas(ui)
+    computed = computes(ui)
+    (tree,) = computed
+    for kind, values in VALUES.items():
+        inputs = find(tree, kind)["inputs"]
+        assert {name: inputs[name] for name in values if name in inputs} | {"control_after_generate": "fixed"} == {
+            **values,
+            "control_after_generate": "fixed",
+        }
+    return computed
+
+
+def click_canvas(ui):
+    """Where nothing is: after it the frontend takes note of what has changed."""
+    ui.page.mouse.click(500, 960)
+    ui.settle()
+
+
+def select(ui, *kinds: str):
+    ui.js(
+        "(kinds) => { app.canvas.selectItems(app.canvas.graph.nodes.filter("
+        "(node) => !kinds.length || kinds.includes(node.subgraph ? 'subgraph' : node.type))); }",
+        list(kinds),
+    )
+    ui.settle()
+
+
+def press(ui, keys: str):
+    ui.page.keyboard.press(keys)
+    ui.page.wait_for_timeout(700)
+
+
+def command(ui, name: str):
+    ui.js("async (name) => { await app.extensionManager.command.execute(name); }", name)
+    ui.page.wait_for_timeout(700)
+
+
+def convert(ui, *kinds: str):
+    subgraphs = "() => app.canvas.graph.nodes.filter((node) => node.subgraph).length"
+    before = ui.js(subgraphs) if "subgraph" not in kinds and kinds else 0
+    select(ui, *kinds)
+    command(ui, "Comfy.Graph.ConvertToSubgraph")
+    assert ui.js(subgraphs) == before + 1
+
+
+def unpack(ui):
+    select(ui, "subgraph")
+    command(ui, "Comfy.Graph.UnpackSubgraph")
+
+
+def survives(ui, before: list, after: list, reload: bool = True):
+    """After undo it is as before, after redo as after; and so it stays when the page is loaded anew."""
+    assert computes(ui) == after
+    click_canvas(ui)
+    undo_until(ui, before)
+    undo_until(ui, after, "Control+y")
+    if reload:
+        click_canvas(ui)
+        ui.page.wait_for_timeout(1500)  # the frontend saves what is open by and by
+        ui.open()
+        assert computes(ui) == after
+
+
+def undo_until(ui, wanted: list, keys: str = "Control+z"):
+    """Older frontends count an arrangement of Vue nodes as a change of its own."""
+    for _ in range(3):
+        press(ui, keys)
+        if computes(ui) == wanted:
+            return
+    assert computes(ui) == wanted
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_saved_workflows_load(ui, name):
+    """With every link and every value; nodes may have more inputs by now."""
+    graph = json.loads((SAVED / f"{name}.json").read_text(encoding="utf-8"))
+    ui.load(graph)
+    assert ui.graph() == ui.graph(graph)
+    saved = json.loads((SAVED / "api" / f"{name}.json").read_text(encoding="utf-8"))
+    loaded = ui.api()
+    assert saved.keys() == loaded.keys()
+    for key, node in saved.items():
+        assert loaded[key] | {"inputs": loaded[key]["inputs"] | node["inputs"]} == loaded[key]
+
+
+def test_copy_and_paste(ui, base):
+    click_canvas(ui)
+    select(ui)
+    press(ui, "Control+c")
+    press(ui, "Control+v")
+    survives(ui, base, ordered(base * 2))
+
+
+def test_copy_and_paste_of_a_part(ui, base):
+    (tree,) = base
+    encode = find(tree, ENCODE)
+    click_canvas(ui)
+    select(ui, REASON, ENCODE)
+    press(ui, "Control+c")
+    press(ui, "Control+v")
+    without = ordered([tree, cut(encode, REASON)])
+    survives(ui, base, without, reload=False)
+    click_canvas(ui)
+    press(ui, "Control+Shift+v")  # with the links that come from elsewhere
+    survives(ui, without, ordered([*without, encode]))
+
+
+def test_duplicate_by_dragging(ui, base):
+    (tree,) = base
+    ui.look_at(ENCODE, scale=0.6)
+    x, y = ui.js("""() => {
+      const node = app.graph.nodes.find((node) => node.type === "InternVLUEncode");
+      const { left, top } = app.canvas.canvas.getBoundingClientRect();
+      const [x, y] = app.canvas.ds.convertOffsetToCanvas([node.pos[0] + 120, node.pos[1] - 14]);
+      return [left + x, top + y];
+    }""")
+    ui.page.mouse.move(x, y)
+    ui.page.keyboard.down("Alt")
+    ui.page.mouse.down()
+    ui.page.mouse.move(x + 60, y + 420, steps=8)
+    ui.page.mouse.up()
+    ui.page.keyboard.up("Alt")
+    ui.settle()
+    survives(ui, base, ordered([tree, cut(find(tree, ENCODE))]))
+
+
+@pytest.mark.parametrize("kinds", [(ENCODE,), (REASON, ENCODE), ()], ids=["encode", "reason-encode", "all"])
+def test_convert_to_subgraph_and_unpack(ui, base, kinds):
+    convert(ui, *kinds)
+    survives(ui, base, base, reload=kinds != ())
+    unpack(ui)
+    assert not ui.js("() => app.graph.nodes.some((node) => node.subgraph)")
+    survives(ui, base, base, reload=kinds == ())
+
+
+def test_nested_subgraphs(ui, base):
+    convert(ui, REASON, ENCODE)
+    convert(ui, SAMPLER, "subgraph")
+    assert ui.js("() => app.graph.nodes.find((n) => n.subgraph).subgraph.nodes.some((n) => n.subgraph)")
+    survives(ui, base, base)
+    select(ui, "subgraph")
+    press(ui, "Control+c")
+    press(ui, "Control+Shift+v")
+    copy = find(base[0], SAMPLER)
+    assert computes(ui) == ordered([*base, copy])
+    press(ui, "Control+z")
+    unpack(ui)
+    unpack(ui)
+    assert not ui.js("() => app.graph.nodes.some((node) => node.subgraph)")
+    survives(ui, base, base)
+
+
+@pytest.mark.parametrize("keys", ["Control+b", "Control+m"], ids=["bypass", "mute"])
+def test_bypass_and_mute(ui, base, keys):
+    text = json.dumps(base[0])
+    without = json.loads(text)
+    del find(without, ENCODE)["inputs"]["reasoning"]
+    select(ui, REASON)
+    ui.js("() => app.canvas.canvas.focus()")
+    press(ui, keys)
+    survives(ui, base, [without])
+
+
+def test_second_tab(ui, base):
+    path = "() => app.extensionManager.workflow.activeWorkflow.path"
+    first = ui.js(path)
+    command(ui, "Comfy.DuplicateWorkflow")
+    assert ui.js(path) != first
+    assert computes(ui) == base
+    ui.set(REASON, text="other words")
+    other = computes(ui)
+    assert other != base
+    command(ui, "Workspace.PreviousOpenedWorkflow")
+    assert (ui.js(path), computes(ui)) == (first, base)
+    command(ui, "Workspace.NextOpenedWorkflow")
+    assert computes(ui) == other
