@@ -6,6 +6,7 @@ with ComfyServer(comfyui_dir, tmp_path, pack_dir) as server:
 """
 
 import asyncio
+import importlib.util
 import io
 import json
 import os
@@ -103,6 +104,9 @@ class ComfyServer:
         command += ["--disable-all-custom-nodes", "--whitelist-custom-nodes", *self.packs]
         # Even with a base directory the default database is a file in ComfyUI's own folder.
         command += ["--database-url", "sqlite:///:memory:"]
+        # Named in any case: a ComfyUI whose pinned frontend is not the installed one may fetch or install its own.
+        if "--front-end-root" not in command and (frontend := _installed_frontend()):
+            command += ["--front-end-root", str(frontend)]
         python_path = os.pathsep.join(filter(None, [str(SHIM), os.environ.get("PYTHONPATH")]))
         env = {**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONPATH": python_path, **self.env}
         with self.log.open("wb") as log:
@@ -248,6 +252,12 @@ def link_folder(source, target):
         if os.name != "nt":
             raise
         shutil.copytree(source, target, ignore=shutil.ignore_patterns(".git", ".cache"), dirs_exist_ok=True)
+
+
+def _installed_frontend():
+    """Returns the folder of the installed frontend's pages, or None if there is none."""
+    spec = importlib.util.find_spec("comfyui_frontend_package")
+    return Path(spec.submodule_search_locations[0]) / "static" if spec else None
 
 
 def _decode_binary(message):
