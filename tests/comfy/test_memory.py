@@ -36,7 +36,7 @@ def host():
     """The pack's modules in this process, by name."""
     load_pack()
     names = {"core_vae": "internvlu_core.vae", "config": "internvlu_core.config", "language": "internvlu_core.language"}
-    names |= {name: f"nodes.{name}" for name in ("clip", "loader", "mmdit", "sampling", "text", "vae")}
+    names |= {name: f"nodes.{name}" for name in ("clip", "encode", "loader", "mmdit", "sampling", "text", "vae")}
     return SimpleNamespace(**{key: importlib.import_module(f"{PACK}.{name}") for key, name in names.items()})
 
 
@@ -232,7 +232,7 @@ def draw(host, photo):
 
     def run(parts):
         image = torch.from_numpy(np.asarray(photo).copy()).float()[None] / 255
-        encoded = host.text.InternVLUEncode.execute(parts.vlm, "add a hat", vae=parts.vae, image1=image).result
+        encoded = host.encode.InternVLUEncode.execute(parts.vlm, "add a hat", vae=parts.vae, image1=image).result
         sample = {"seed": 5, "steps": 2, "all_scale": 4.5, "partial_scale": 2.0, "denoise": 1.0}
         latent = {"samples": torch.zeros(1, 16, 8, 10)}
         latent, _ = host.sampling.InternVLUSampler.execute(parts.model, *encoded, latent, **sample).result

@@ -276,13 +276,13 @@ def test_every_node_has_a_help_page(server):
 
 def test_inputs_of_other_packs_and_odd_values(host):
     """Grey IMAGEs, half characters, denoise that is none, a MODEL whose sampling another node has changed."""
-    images, sampling, text = (host(name) for name in ("images", "sampling", "text"))
+    images, sampling, encode = (host(name) for name in ("images", "sampling", "encode"))
     grey = torch.linspace(0, 1, 256).view(1, 256, 1)
     assert np.array_equal(np.asarray(images.to_pil(grey)), np.arange(256)[None, :, None].repeat(3, 2))
     _, vlm, _ = host("loader").InternVLULoader.execute("InternVL-U", "fp32").result
     for words in ("\ud83d", "a \udc00 cat"):
         with pytest.raises(ValueError, match="not valid text"):
-            text.InternVLUEncode.execute(vlm, words)
+            encode.InternVLUEncode.execute(vlm, words)
     for denoise in (float("nan"), -0.1, 1.5):
         with pytest.raises(ValueError, match="denoise is"):
             sampling.denoise_sigmas(4, 3.0, denoise)
@@ -320,7 +320,7 @@ def test_clip_keeps_its_hooks(host):
 
 def test_partial_with_hooks_needs_the_guider(host):
     model, vlm, _ = host("loader").InternVLULoader.execute("InternVL-U", "fp32").result
-    _, partial, _ = host("text").InternVLUEncode.execute(vlm, "a cat").result
+    _, partial, _ = host("encode").InternVLUEncode.execute(vlm, "a cat").result
     hooked = [[hidden, {**values, "hooks": object()}] for hidden, values in partial]
     with pytest.raises(ValueError, match="hooks on partial"):
         host("sampling").InternVLUGuidance.execute(model, hooked, 2.0)

@@ -19,7 +19,8 @@ EYES = "vision_model.encoder.layers.0.attn.proj.weight"
 @pytest.fixture(scope="module")
 def host():
     load_pack()
-    names = {"config": "internvlu_core.config"} | {name: f"nodes.{name}" for name in ("clip", "loader", "text", "vlm")}
+    names = {"config": "internvlu_core.config"}
+    names |= {name: f"nodes.{name}" for name in ("clip", "encode", "loader", "reason", "text", "vlm")}
     return SimpleNamespace(**{key: importlib.import_module(f"{PACK}.{name}") for key, name in names.items()})
 
 
@@ -52,15 +53,15 @@ def read(parts):
 
 
 def reason(host, monkeypatch, vlm, **inputs):
-    monkeypatch.setattr(host.text.InternVLUReason, "hidden", SimpleNamespace(unique_id=None), raising=False)
+    monkeypatch.setattr(host.reason.InternVLUReason, "hidden", SimpleNamespace(unique_id=None), raising=False)
     options = {"max_new_tokens": 20, "seed": 3, "temperature": 1.5}
-    return host.text.InternVLUReason.execute(vlm, WORDS, **options, **inputs).result[0]
+    return host.reason.InternVLUReason.execute(vlm, WORDS, **options, **inputs).result[0]
 
 
 def encode(host, read, vlm, **inputs):
     """The full branch, and how many tokens it and the others took."""
     before = read.tokens
-    full = host.text.InternVLUEncode.execute(vlm, WORDS, **inputs).result[0]
+    full = host.encode.InternVLUEncode.execute(vlm, WORDS, **inputs).result[0]
     return full[0][0], read.tokens - before
 
 
