@@ -57,16 +57,21 @@ def set_up_venv():
     files = [file for file in REQUIREMENTS if file.exists()]
     wanted = hashlib.sha256(b"".join([sys.version.encode(), *(file.read_bytes() for file in files)])).hexdigest()
     stamp = VENV / "stamp"
-    if stamp.exists() and stamp.read_text() == wanted and python_runs():
+    if stamp.exists() and stamp.read_text(encoding="utf-8") == wanted and python_runs():
         return
     say(f"Installing into {VENV.relative_to(ROOT)} …")
     venv.create(VENV, clear=True, with_pip=True)
-    torch = next(line for line in REQUIREMENTS[0].read_text().splitlines() if line.startswith("torch=="))
     # Alone and first, so that nothing else has a say in which build it is; the second call names it again and keeps it.
     # Without compiling, which takes longer than the whole rest: Python compiles what is imported.
-    pip("install", "--no-compile", torch)
+    pip("install", "--no-compile", pinned("torch"))
     pip("install", "--no-compile", *(arg for file in files for arg in ("-r", file)))
-    stamp.write_text(wanted)
+    stamp.write_text(wanted, encoding="utf-8")
+
+
+def pinned(package):
+    """Returns the line of requirements-dev.txt that pins it."""
+    lines = REQUIREMENTS[0].read_text(encoding="utf-8").splitlines()
+    return next(line for line in lines if line.startswith(f"{package}=="))
 
 
 def requirements_of(comfyui):
@@ -84,12 +89,10 @@ def add_requirements_of(comfyui):
     if not wanted or (stamp.exists() and stamp.read_text(encoding="utf-8") == wanted):
         return
     say(f"Installing what {comfyui} needs …")
-    pinned = REQUIREMENTS[0].read_text(encoding="utf-8").splitlines()
     with tempfile.TemporaryDirectory(dir=CACHE) as tmp:
         Path(tmp, "wanted.txt").write_text(wanted, encoding="utf-8")
         # Nothing may bring another torch along.
-        kept = "\n".join(line for line in pinned if line.startswith(("torch==", "torchvision==")))
-        Path(tmp, "kept.txt").write_text(kept, encoding="utf-8")
+        Path(tmp, "kept.txt").write_text("\n".join(map(pinned, ("torch", "torchvision"))), encoding="utf-8")
         pip("install", "--no-compile", "-r", Path(tmp, "wanted.txt"), "-c", Path(tmp, "kept.txt"))
     stamp.write_text(wanted, encoding="utf-8")
 

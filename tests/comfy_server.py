@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 import aiohttp
+import psutil
 import requests
 from PIL import Image
 
@@ -108,9 +109,10 @@ class ComfyServer:
         if "--front-end-root" not in command and (frontend := _installed_frontend()):
             command += ["--front-end-root", str(frontend)]
         python_path = os.pathsep.join(filter(None, [str(SHIM), os.environ.get("PYTHONPATH")]))
-        env = {**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONPATH": python_path, **self.env}
+        # The log is text in UTF-8 on every system.
+        env = {**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8", "PYTHONPATH": python_path}
         with self.log.open("wb") as log:
-            self.process = subprocess.Popen(command, cwd=self.comfyui_dir, env=env, stdout=log, stderr=log)
+            self.process = subprocess.Popen(command, cwd=self.comfyui_dir, env=env | self.env, stdout=log, stderr=log)
         try:
             self._wait_until_up()
         except BaseException:
@@ -126,8 +128,14 @@ class ComfyServer:
         self.process.kill()
         self.process.wait()
 
+    @property
+    def pid(self) -> int:
+        """Of the Python that runs ComfyUI. On Windows a venv's python.exe starts another one and waits for it."""
+        started = psutil.Process(self.process.pid).children() if os.name == "nt" else []
+        return started[0].pid if started else self.process.pid
+
     def log_tail(self, lines=40):
-        return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
+        return "\n".join(self.log.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:])
 
     def _wait_until_up(self):
         deadline = time.monotonic() + self.START_TIMEOUT

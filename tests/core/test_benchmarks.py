@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from checkpoints import CHECKPOINT
+from comfy_server import link_folder
 from helpers import noise
 from safetensors.torch import save_file
 from torch.utils.flop_counter import FlopCounterMode
@@ -147,7 +148,7 @@ def test_fits():
 @pytest.fixture
 def options(tmp_path):
     """For main: a work folder with weights in it, and the results beside it."""
-    (tmp_path / "small").symlink_to(CHECKPOINT, target_is_directory=True)
+    link_folder(CHECKPOINT, tmp_path / "small")
     given = {"work": tmp_path, "results": tmp_path / "results", "scale": "small", "repeats": 1, "device": "cpu"}
     return [word for name, value in given.items() for word in (f"--{name}", str(value))]
 
