@@ -79,7 +79,7 @@ class ComfyServer:
     it dies first or needs more than START_TIMEOUT seconds.
     """
 
-    START_TIMEOUT = 180
+    START_TIMEOUT = 600  # newer ComfyUIs load more nodes; one that dies is noticed at once
 
     def __init__(self, comfyui_dir, base_dir, pack_dir, extra_args=(), env=None, cpu=True, extra_packs=None):
         self.comfyui_dir, self.base_dir, self.pack_dir = (Path(d).resolve() for d in (comfyui_dir, base_dir, pack_dir))
