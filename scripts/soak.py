@@ -152,7 +152,7 @@ def main(options) -> int:
         server, pid = RunningServer(options.url), lambda: options.pid
     else:
         server = own_server(os.environ["COMFYUI_PATH"], options.checkpoint)
-        pid = lambda: started.process.pid  # noqa: E731
+        pid = lambda: started.pid  # noqa: E731
     with server as started:
         for picture in (ROOT / "tests" / "pictures").glob("*.png"):
             started.upload_image(picture)

@@ -6,6 +6,7 @@ with ComfyServer(comfyui_dir, tmp_path, pack_dir) as server:
 """
 
 import asyncio
+import importlib.util
 import io
 import json
 import os
@@ -19,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 import aiohttp
+import psutil
 import requests
 from PIL import Image
 
@@ -77,7 +79,7 @@ class ComfyServer:
     it dies first or needs more than START_TIMEOUT seconds.
     """
 
-    START_TIMEOUT = 180
+    START_TIMEOUT = 600  # newer ComfyUIs load more nodes; one that dies is noticed at once
 
     def __init__(self, comfyui_dir, base_dir, pack_dir, extra_args=(), env=None, cpu=True, extra_packs=None):
         self.comfyui_dir, self.base_dir, self.pack_dir = (Path(d).resolve() for d in (comfyui_dir, base_dir, pack_dir))
@@ -103,10 +105,14 @@ class ComfyServer:
         command += ["--disable-all-custom-nodes", "--whitelist-custom-nodes", *self.packs]
         # Even with a base directory the default database is a file in ComfyUI's own folder.
         command += ["--database-url", "sqlite:///:memory:"]
+        # Named in any case: a ComfyUI whose pinned frontend is not the installed one may fetch or install its own.
+        if "--front-end-root" not in command and (frontend := _installed_frontend()):
+            command += ["--front-end-root", str(frontend)]
         python_path = os.pathsep.join(filter(None, [str(SHIM), os.environ.get("PYTHONPATH")]))
-        env = {**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONPATH": python_path, **self.env}
+        # The log is text in UTF-8 on every system.
+        env = {**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8", "PYTHONPATH": python_path}
         with self.log.open("wb") as log:
-            self.process = subprocess.Popen(command, cwd=self.comfyui_dir, env=env, stdout=log, stderr=log)
+            self.process = subprocess.Popen(command, cwd=self.comfyui_dir, env=env | self.env, stdout=log, stderr=log)
         try:
             self._wait_until_up()
         except BaseException:
@@ -122,8 +128,14 @@ class ComfyServer:
         self.process.kill()
         self.process.wait()
 
+    @property
+    def pid(self) -> int:
+        """Of the Python that runs ComfyUI. On Windows a venv's python.exe starts another one and waits for it."""
+        started = psutil.Process(self.process.pid).children() if os.name == "nt" else []
+        return started[0].pid if started else self.process.pid
+
     def log_tail(self, lines=40):
-        return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
+        return "\n".join(self.log.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:])
 
     def _wait_until_up(self):
         deadline = time.monotonic() + self.START_TIMEOUT
@@ -248,6 +260,12 @@ def link_folder(source, target):
         if os.name != "nt":
             raise
         shutil.copytree(source, target, ignore=shutil.ignore_patterns(".git", ".cache"), dirs_exist_ok=True)
+
+
+def _installed_frontend():
+    """Returns the folder of the installed frontend's pages, or None if there is none."""
+    spec = importlib.util.find_spec("comfyui_frontend_package")
+    return Path(spec.submodule_search_locations[0]) / "static" if spec else None
 
 
 def _decode_binary(message):

@@ -154,7 +154,7 @@ def test_wheel_and_keys_in_the_conversation_are_not_the_canvas(ui):
     ui.fresh(ASK)
     words = json.dumps([{"question": "Q?", "answer": "word " * 3000}])
     ui.set(ASK, go_on=True)
-    ui.js("(words) => app.graph.nodes[0].onExecuted({ text: ['word'], tokens: [1], conversation: [words] })", words)
+    ui.execute(text=["word"], tokens=[1], conversation=[words])
     ui.settle()
     log = ui.page.locator(TALK)
     before = ui.js("() => [app.canvas.ds.scale, ...app.canvas.ds.offset]")

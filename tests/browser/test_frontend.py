@@ -84,7 +84,7 @@ def test_text_streams_into_its_node(ui):
 def test_wheel_and_keys_in_the_answer_are_not_the_canvas(ui):
     ui.fresh(ASK)
     words = "word " * 2000
-    ui.js("(words) => app.graph.nodes[0].onExecuted({ text: [words], tokens: [2000] })", words)
+    ui.execute(text=[words], tokens=[2000])
     ui.settle()
     area = ui.page.locator(ANSWER)
     before = ui.js("() => [app.canvas.ds.scale, ...app.canvas.ds.offset]")
@@ -263,7 +263,7 @@ def test_several_answers(ui):
 def test_scripts_of_all_directions(ui):
     ui.fresh(ASK, REASON)
     for words, direction in [("שלום, זו תמונה של חתול.", "rtl"), ("这是一只猫。", "ltr"), ("A cat.", "ltr")]:
-        ui.js("(words) => app.graph.nodes.forEach((node) => node.onExecuted({ text: [words], tokens: [3] }))", words)
+        ui.execute(text=[words], tokens=[3])
         ui.settle()
         for area in (ui.page.locator(ANSWER), reasoning_box(ui)):
             assert area.input_value() == words
@@ -451,23 +451,23 @@ def test_vue_nodes(ui):
         words = ui.get(REASON, "text")
         assert words
         assert ui.page.locator(STATUS).text_content().startswith("30 tokens")
+        own = "[data-widget-name=text] textarea" if ui.frontend == "newest" else "textarea[aria-label=text]"
+        node = ui.page.locator(".lg-node:has(.internvlu-bar)")
+        box = node.locator(own)
+        assert box.input_value() == words.replace("\r", "\n")
+        assert box.get_attribute("placeholder") == "The reasoning appears here. Change it to draw from your own words."
+        box.click()
+        ui.page.keyboard.press("Control+End")
+        ui.page.keyboard.type(" and a hat")
         if ui.frontend == "newest":
-            node = ui.page.locator(".lg-node:has(.internvlu-bar)")
-            box = node.locator("[data-widget-name=text] textarea")
-            assert box.input_value() == words.replace("\r", "\n")
-            box.click()
-            ui.page.keyboard.press("Control+End")
-            ui.page.keyboard.type(" and a hat")
-            assert node.get_by_text("My own words", exact=True).is_visible()
-        else:
-            ui.set(REASON, text=f"{words} and a hat")
+            node.get_by_text("My own words", exact=True).first.wait_for()
         assert ui.get(REASON, "pinned") is True
         assert ui.api()["8"]["inputs"]["text"] == f"{words} and a hat"
         ui.shot("vue_pinned")
         ui.fresh(LATENT, ASK)
         ui.page.locator(".internvlu-size select").first.select_option("4:3")
         assert (ui.get(LATENT, "width"), ui.get(LATENT, "height")) == (1184, 880)
-        ui.js("() => app.graph.nodes[1].onExecuted({ text: ['An answer.'], tokens: [4] })")
+        ui.execute(text=["An answer."], tokens=[4])
         assert ui.page.locator(ANSWER).input_value() == "An answer."
         ui.shot("vue_size_and_answer")
     finally:

@@ -10,36 +10,29 @@ from torch import Tensor
 FLOW_SHIFT = 3.0
 
 
+def stock_guider(model, shift: float = FLOW_SHIFT):
+    """ComfyUI's own guider and flow model, with a function of x [B, C, 1, h, w] and σ in place of a network."""
+    load_pack()
+    import comfy.model_base
+    import comfy.model_patcher
+    import comfy.samplers
+    import comfy.supported_models_base
+
+    class Guider(comfy.samplers.CFGGuider):
+        def predict_noise(self, x: Tensor, timestep: Tensor, model_options=None, seed=None) -> Tensor:
+            return model(x, timestep[0])
+
+    config = comfy.supported_models_base.BASE({"disable_unet_model_creation": True})
+    config.sampling_settings = {"shift": shift, "multiplier": 1000}
+    network = comfy.model_base.BaseModel(config, comfy.model_base.ModelType.FLOW)
+    guider = Guider(comfy.model_patcher.ModelPatcher(network, torch.device("cpu"), torch.device("cpu")))
+    guider.inner_model, network.current_patcher = network, guider.model_patcher
+    return guider
+
+
 def flow_sampling(shift: float = FLOW_SHIFT):
     """Stock model_sampling of a flow model."""
-    load_pack()
-    import comfy.model_sampling
-
-    class Sampling(comfy.model_sampling.ModelSamplingDiscreteFlow, comfy.model_sampling.CONST):
-        pass
-
-    sampling = Sampling()
-    sampling.set_parameters(shift=shift, multiplier=1000)
-    return sampling
-
-
-class Host:
-    """What stock samplers ask of a guider, answered by a function of x [B, C, 1, h, w] and σ."""
-
-    def __init__(self, model, shift: float = FLOW_SHIFT):
-        self.model, sampling = model, flow_sampling(shift)
-        self.inner_model = SimpleNamespace(
-            model_sampling=sampling,
-            scale_latent_inpaint=lambda x, sigma, noise, latent_image: sampling.noise_scaling(
-                sigma.reshape([-1] + [1] * (noise.ndim - 1)), noise, latent_image
-            ),
-        )
-        self.inner_model.inner_model = self.inner_model
-        self.model_patcher = SimpleNamespace(get_model_object=lambda name: sampling)
-        self.inner_model.current_patcher = self.model_patcher
-
-    def __call__(self, x: Tensor, sigma: Tensor, model_options=None, seed=None) -> Tensor:
-        return self.model(x, sigma[0])
+    return stock_guider(None, shift).inner_model.model_sampling
 
 
 @torch.inference_mode()
@@ -47,15 +40,15 @@ def stock_sample(
     model, noise, *, sampler="euler", scheduler="simple", steps=3, latent=None, mask=None, options=None, seed=7
 ) -> Tensor:
     """Normalised latents of a stock sampler over a function of x and σ. latent: normalised; mask: [1, 1, 1, h, w]."""
-    host = Host(model)
+    guider = stock_guider(model)
     import comfy.samplers
 
     settings = comfy.samplers.KSampler.__new__(comfy.samplers.KSampler)
-    settings.model, settings.sampler, settings.scheduler = host.model_patcher, sampler, scheduler
+    settings.model, settings.sampler, settings.scheduler = guider.model_patcher, sampler, scheduler
     sigmas = settings.calculate_sigmas(steps)
     latent = torch.zeros_like(noise) if latent is None else latent
     extra = {"model_options": options or {}, "seed": seed}
-    return comfy.samplers.sampler_object(sampler).sample(host, sigmas, extra, None, noise, latent, mask, True)
+    return comfy.samplers.sampler_object(sampler).sample(guider, sigmas, extra, None, noise, latent, mask, True)
 
 
 def sigmas_of(scheduler: str, steps: int) -> Tensor:
@@ -67,12 +60,8 @@ def sigmas_of(scheduler: str, steps: int) -> Tensor:
 
 def patched_options(module: str, class_name: str, **inputs) -> dict:
     """The model_options that a stock node puts on a MODEL."""
-    load_pack()
-    import comfy.model_patcher
-
-    network = torch.nn.Module()
-    network.diffusion_model = SimpleNamespace(in_channels=16)
-    patcher = comfy.model_patcher.ModelPatcher(network, torch.device("cpu"), torch.device("cpu"))
+    patcher = stock_guider(None).model_patcher
+    patcher.model.diffusion_model = SimpleNamespace(in_channels=16)
     node = getattr(importlib.import_module(module), class_name)
     if hasattr(node, "define_schema"):
         (patched,) = node.execute(patcher, **inputs).args

@@ -75,7 +75,8 @@ def comfy(tmp_path_factory, native, hub):
 
     places = base / "extra.yaml"
     places.write_text(
-        f"elsewhere:\n  base_path: {extra}\n  internvl_u: diffusers\n  diffusion_models: diffusion_models\n"
+        f"elsewhere:\n  base_path: {extra}\n  internvl_u: diffusers\n  diffusion_models: diffusion_models\n",
+        encoding="utf-8",
     )
     environment = {"HF_ENDPOINT": hub.url, "HF_TOKEN": "hf_secret", "HF_HUB_OFFLINE": "0"}
     arguments = ["--extra-model-paths-config", str(places)]

@@ -23,7 +23,7 @@ from checkpoints import copy_checkpoint
 from comfy_server import ComfyError
 from graphs import assert_close_pictures, picture_of
 from safetensors.torch import save_file
-from stock import Host, patched_options, with_hooks
+from stock import patched_options, stock_guider, with_hooks
 
 from internvlu_core import InternVLU
 from internvlu_core.guidance import combine
@@ -281,7 +281,7 @@ def guided(bench, context, options):
             step = sigma_to_timestep(sigma).item()
             return x - sigma * combine(full, middle, unconditional, 4.5, 2.0, step)
 
-        return with_hooks(Host(None).inner_model, options, x, sigma, outputs, 4.5, guide)
+        return with_hooks(stock_guider(None).inner_model, options, x, sigma, outputs, 4.5, guide)
 
     return model
 
@@ -348,7 +348,7 @@ def test_cfg_function_is_without_effect_and_says_so(bench):
         bench, "guider", edit=True, change=lambda s, model: s.g.RescaleCFG(model=model, multiplier=0.7)
     )
     assert_equal(latents, bench.official(bench.dual(bench.context(edit=True))))
-    assert "without effect on three branches" in bench.server.log.read_text(errors="replace")
+    assert "without effect on three branches" in bench.server.log.read_text(encoding="utf-8", errors="replace")
 
 
 # Wires

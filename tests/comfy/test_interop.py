@@ -36,7 +36,7 @@ from graphs import assert_close_pictures
 from inprocess import PACK, load_pack
 from PIL import Image
 from safetensors.torch import save_file
-from stock import Host, flow_sampling, patched_options, sigmas_of, stock_sample, with_hooks
+from stock import flow_sampling, patched_options, sigmas_of, stock_guider, stock_sample, with_hooks
 
 from internvlu_core.sampler import flow_sigmas, sigma_to_timestep
 
@@ -78,6 +78,11 @@ def one_forward_a_step(calls, branches=2, steps=STEPS):
 
 def two_forwards_a_step(calls):
     assert [call["rows"] for call in calls] == [1] * (2 * STEPS)
+
+
+def has_input(bench, class_type: str, name: str) -> bool:
+    """Whether this ComfyUI's node has an input of this name."""
+    return any(name in inputs for inputs in bench.info[class_type]["input"].values())
 
 
 # Samplers, schedulers, guiders
@@ -330,7 +335,7 @@ def check_dpmpp_2m_sde(bench):
 def hooked(bench, options, context):
     def model(x, sigma):
         outputs = [bench.denoised(branch, x, sigma) for branch in (context.full, context.unconditional)]
-        return with_hooks(Host(None).inner_model, options, x, sigma, outputs, CFG)
+        return with_hooks(stock_guider(None).inner_model, options, x, sigma, outputs, CFG)
 
     return model
 
@@ -500,12 +505,17 @@ def check_compile(bench):
 
 @row(
     "Model",
-    "ContextWindowsManual over the width",
-    "a forward per window; means where they overlap",
+    "ContextWindowsManual over the width, without causal_window_fix",
+    "a forward per window; means where they overlap. The fix, in newer ComfyUIs, makes widths odd, which are refused",
 )
 def check_context_windows(bench):
     s = bench.graph()
     inputs = {"context_length": 6, "context_overlap": 2, "context_schedule": "standard_static", "fuse_method": "flat"}
+    if has_input(bench, "ContextWindowsManual", "causal_window_fix"):  # it puts another column in front of a window
+        odd = s.g.ContextWindowsManual(model=s.model, dim=4, causal_window_fix=True, **inputs)
+        with pytest.raises(ComfyError, match="width 56 is not a multiple of 16"):
+            bench.ksample(s, model=odd, steps=1)
+        s, inputs["causal_window_fix"] = bench.graph(), False
     model = s.g.ContextWindowsManual(model=s.model, dim=4, **inputs)
     latents, calls = bench.ksample(s, model=model, steps=1)
     one_forward_a_step(calls, steps=2)  # of one step, two windows
@@ -650,7 +660,8 @@ def check_training(bench):
         gradient_checkpointing=False,
         existing_lora="[None]",
     )
-    taught, _ = bench.sampled(s, model=s.g.LoraModelLoader(model=s.model, lora=trained[1], strength_model=1.0), cfg=1.0)
+    lora = trained[bench.info["TrainLoraNode"]["output"].index("LORA_MODEL")]  # newer ones have no MODEL before it
+    taught, _ = bench.sampled(s, model=s.g.LoraModelLoader(model=s.model, lora=lora, strength_model=1.0), cfg=1.0)
     plain, _ = bench.sampled(s, cfg=1.0)
     out = bench.run(s.g, latent=latent, taught=taught, plain=plain)
     far = difference(out.plain["samples"], out.latent["samples"])
@@ -1208,11 +1219,6 @@ def percentage(s, bench):
     return bench.sampled(s, count=False, positive=area)[0]
 
 
-def for_inpaint(s, bench):
-    mask = bench.tensor(s.g, "mask.safetensors", left_half())[2]
-    return s.g.VAEEncodeForInpaint(pixels=picture(s), vae=s.vae, mask=mask, grow_mask_by=6)
-
-
 for _nodes, _result, _words, _make in [
     (
         "FreeU_V2",
@@ -1233,12 +1239,6 @@ for _nodes, _result, _words, _make in [
         percentage,
     ),
     (
-        "VAEEncodeForInpaint",
-        "TypeError in ComfyUI, as with Qwen-Image's and Wan's VAE. Use SetLatentNoiseMask or InpaintModelConditioning",
-        "TypeError",
-        for_inpaint,
-    ),
-    (
         "EmptyHunyuanLatentVideo, length > 1",
         "an error: InternVL-U draws single pictures",
         "a video",
@@ -1248,6 +1248,33 @@ for _nodes, _result, _words, _make in [
     ),
 ]:
     row("Cannot work", _nodes, _result)(partial(check_error, words=_words, make=_make))
+
+
+@row(
+    "Cannot work",
+    "VAEEncodeForInpaint",
+    "TypeError in older ComfyUIs, 0.3.75 too, as with Qwen-Image's and Wan's VAE: use SetLatentNoiseMask or "
+    "InpaintModelConditioning. In newer ones it equals VAEEncode of the picture with a grey hole, and its mask",
+)
+def check_for_inpaint(bench):
+    s = bench.graph()
+    image, mask = picture(s), bench.tensor(s.g, "mask.safetensors", left_half())[2]
+    latent = s.g.VAEEncodeForInpaint(pixels=image, vae=s.vae, mask=mask, grow_mask_by=0)
+    try:
+        out = bench.run(s.g, image=image, latent=latent)
+    except ComfyError as error:
+        assert "TypeError" in str(error)
+        return
+    grey = torch.where(left_half().bool()[..., None], 0.5, out.image["value"])
+    assert_equal(out.latent["samples"], bench.raw(encoded(bench, grey)))
+    sampled, calls = bench.sampled(s, latent_image=latent)
+    out = bench.run(s.g, calls=calls, latent=sampled, start=latent)
+    one_forward_a_step(out.calls)
+    context = bench.context()
+    model = bench.cfg(context.full, context.unconditional)
+    start = bench.normal(out.start["samples"])
+    expected = stock_sample(model, bench.noise(), latent=start, mask=latent_mask(left_half()))
+    assert_equal(out.latent["samples"], bench.raw(expected))
 
 
 def check_transform(bench, node, expected, words):

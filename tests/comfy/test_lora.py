@@ -429,7 +429,8 @@ def test_loader_of_both_through_the_queue(server, files, tmp_path):
     assert_close_pictures(both, np.asarray(of_core(copy_checkpoint(tmp_path / "both", tensors=changes))))
     only_drawing = drawn(server, with_adapter("LoraLoaderModelOnly", "style.safetensors"))
     assert distance(both, only_drawing) > 0.5
-    assert f"LoRA: {2 * len(LM)} of {2 * len(LM + MMDIT)} tensors fit nothing" in server.log.read_text(errors="replace")
+    log = server.log.read_text(encoding="utf-8", errors="replace")
+    assert f"LoRA: {2 * len(LM)} of {2 * len(LM + MMDIT)} tensors fit nothing" in log
 
 
 def test_foreign_adapter_through_the_queue(server, files):

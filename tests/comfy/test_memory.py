@@ -65,9 +65,9 @@ def budget(host, monkeypatch):
 
     budget, free_memory, load = Budget(management), management.free_memory, management.load_models_gpu
 
-    def spy_on_free(memory_required, device, keep_loaded=()):
+    def spy_on_free(memory_required, device, *args, **options):
         budget.required.append(memory_required)
-        return free_memory(memory_required, device, list(keep_loaded))
+        return free_memory(memory_required, device, *args, **options)
 
     def spy_on_load(models, memory_required=0, **options):
         budget.least.append(options.get("minimum_memory_required") or memory_required)
@@ -354,7 +354,7 @@ def test_free_memory_frees_everything(host, budget, draw, expected, partial):
 
 def resident(server) -> int:
     """Bytes of the server's process."""
-    return psutil.Process(server.process.pid).memory_info().rss
+    return psutil.Process(server.pid).memory_info().rss
 
 
 def test_free_gives_memory_back(server, tmp_path):
@@ -394,7 +394,7 @@ def test_free_gives_memory_back(server, tmp_path):
 def cpu_pack(tmp_path_factory):
     """A pack that says --cpu beside --lowvram and --novram, which ComfyUI's command line takes for a contradiction."""
     folder = tmp_path_factory.mktemp("cpu_pack")
-    (folder / "__init__.py").write_text("NODE_CLASS_MAPPINGS = {}\n")
+    (folder / "__init__.py").write_text("NODE_CLASS_MAPPINGS = {}\n", encoding="utf-8")
     (folder / "prestartup_script.py").write_text("from comfy.cli_args import args\n\nargs.cpu = True\n")
     return folder
 
@@ -563,7 +563,7 @@ def test_memory_estimate_counts_frames(host, budget):
 
 def test_a_short_soak(server):
     """scripts/soak.py does it with 300."""
-    report = soak(server, server.process.pid, prompts=40)
+    report = soak(server, server.pid, prompts=40)
     summary = report.summary(warm_up=25)
     assert report.cancelled and not report.differing
     assert summary["growth_percent"] <= 3, summary

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from checkpoints import CHECKPOINT
+from comfy_server import link_folder
 from helpers import noise
 from safetensors.torch import save_file
 from torch.utils.flop_counter import FlopCounterMode
@@ -124,7 +125,7 @@ def test_sides_are_timed_in_turns_after_a_warm_up(tmp_path):
     ours, other = compare(run, noise(3, 4) * (1 + 1e-6))
     assert (ours["seconds"], ours["spread"], ours["repeats"], ours["warm_up"]) == (2, [1, 4], 3, 1)
     assert (other["seconds"], other["peak"], other["floor_seconds"]) == (20, 4000, 1.5)
-    assert [json.loads(line) for line in run.results.read_text().splitlines()] == [ours, other]
+    assert [json.loads(line) for line in run.results.read_text(encoding="utf-8").splitlines()] == [ours, other]
     table = tables.render(run.lines)
     assert "| a stage | 2 s (1…4, 3×) | 20 s (10…30, 3×) | **10.00** | 75% |" in table
 
@@ -147,7 +148,7 @@ def test_fits():
 @pytest.fixture
 def options(tmp_path):
     """For main: a work folder with weights in it, and the results beside it."""
-    (tmp_path / "small").symlink_to(CHECKPOINT, target_is_directory=True)
+    link_folder(CHECKPOINT, tmp_path / "small")
     given = {"work": tmp_path, "results": tmp_path / "results", "scale": "small", "repeats": 1, "device": "cpu"}
     return [word for name, value in given.items() for word in (f"--{name}", str(value))]
 
@@ -163,9 +164,9 @@ def test_a_comparison_from_the_command_line(tmp_path, options, monkeypatch, caps
     assert all(point["floor_seconds"] > 0 for line in grown.values() for point in line["points"])
 
     document = tmp_path / "BENCHMARKS.md"
-    document.write_text(f"before\n{tables.START}\nold\n{tables.END}\nafter\n")
+    document.write_text(f"before\n{tables.START}\nold\n{tables.END}\nafter\n", encoding="utf-8")
     tables.update(document, tables.read(tmp_path / "results"))
-    text = document.read_text()
+    text = document.read_text(encoding="utf-8")
     assert text.startswith("before") and text.endswith("after\n") and "old" not in text
     assert "| image tokens | 256: " in text and str(tmp_path) not in text
 

@@ -72,6 +72,8 @@ def test_one_owner_everywhere():
     assert repository == "ComfyUI-InternVL-U"
     assert (owner == PLACEHOLDER) == (COMFY["PublisherId"] == ""), "fill in PublisherId and the owner in all links"
     assert {"Repository", "Documentation", "Bug Tracker"} <= PROJECT["urls"].keys()
+    badge = f"{PROJECT['urls']['Repository']}/actions/workflows/test.yml"
+    assert f"[![Tests]({badge}/badge.svg)]({badge})\n" in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_requirements_agree_and_have_floors_only():
@@ -176,3 +178,39 @@ def test_bug_template_asks_for_what_is_needed():
     assert required >= {"comfyui", "pack", "device", "dtype", "workflow", "log"}
     offered = re.search(r"^DTYPES = {(.+?)^}", (ROOT / "nodes/dtypes.py").read_text(encoding="utf-8"), re.M | re.S)
     assert fields["dtype"]["attributes"]["options"] == re.findall(r'^ +"(\w+)":', offered[1], re.M)
+
+
+# Continuous integration
+
+
+@pytest.fixture(scope="module")
+def workflow():
+    return yaml.safe_load((ROOT / ".github/workflows/test.yml").read_text(encoding="utf-8"))
+
+
+def test_ci_runs_readmes_two_commands(workflow):
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    commands = re.findall(r"^    python3 (scripts/dev\.py \w+)", readme, re.MULTILINE)
+    assert [command.split()[-1] for command in commands] == ["demo", "test"]
+    (job,) = workflow["jobs"].values()
+    runs = [step["run"] for step in job["steps"] if "run" in step]
+    assert {f"python {command}" for command in commands} <= set(runs)
+    assert "COMFYUI_PATH=" in "".join(runs) and "comfyanonymous/ComfyUI" in "".join(runs)
+
+
+def test_ci_has_every_system_python_and_comfyui(workflow):
+    (job,) = workflow["jobs"].values()
+    cells = job["strategy"]["matrix"]["include"]
+    oldest = COMFY["requires-comfyui"].removeprefix(">=")
+    both = {oldest, "newest"}
+    assert {cell["os"] for cell in cells} == {"ubuntu", "windows", "macos"}
+    assert {cell["python"] for cell in cells} == {f"3.{minor}" for minor in range(10, 14)}  # texts: 3.10 is not 3.1
+    assert all({cell["comfyui"] for cell in cells if cell["os"] == os} == both for os in ("ubuntu", "windows", "macos"))
+    assert PROJECT["requires-python"] == ">=" + min((cell["python"] for cell in cells), key=lambda v: int(v[2:]))
+
+
+def test_ci_may_read_only_and_ends(workflow):
+    (job,) = workflow["jobs"].values()
+    assert workflow["permissions"] == {"contents": "read"} and "permissions" not in job
+    assert workflow["concurrency"]["cancel-in-progress"] is True
+    assert 0 < job["timeout-minutes"] <= 180
