@@ -32,7 +32,8 @@ def resolve(name: str) -> Path | None:
     try:
         return folders.checkpoint(name)
     except ValueError as error:
-        raise ValueError(str(error) if there else f"{error}; {CHOICE!r} fetches the released one") from None
+        offer = f"; press the node's button “Download …”, or choose {CHOICE!r}, to fetch the released one"
+        raise ValueError(str(error) if there else f"{error}{offer}") from None
 
 
 def fetch() -> Path:

@@ -2,7 +2,7 @@
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import folders, lora, metadata
+from . import folders, lora, metadata, samples
 from .ask import InternVLUAsk
 from .boxes import InternVLUBoxes
 from .clip import InternVLUCLIPNode
@@ -25,6 +25,7 @@ class InternVLUExtension(ComfyExtension):
         folders.register()
         lora.install()
         metadata.install()
+        samples.install()
         return [
             InternVLULoader,
             InternVLUModelLoader,

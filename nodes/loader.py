@@ -95,10 +95,10 @@ class InternVLULoader(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, checkpoint, weight_dtype):
+    def validate_inputs(cls, checkpoint):
+        # Nothing else: ComfyUI marks every input that is an argument here.
         try:
             download.resolve(checkpoint)
-            check_dtype(weight_dtype)
         except ValueError as error:
             return str(error)
         return True
@@ -111,6 +111,7 @@ class InternVLULoader(io.ComfyNode):
 
     @classmethod
     def execute(cls, checkpoint, weight_dtype) -> io.NodeOutput:
+        check_dtype(weight_dtype)
         source = open_source(download.resolve(checkpoint) or download.fetch())
         config, dtype = Config.read(source), DTYPES[weight_dtype]
         return io.NodeOutput(

@@ -209,9 +209,6 @@ def demo(args):
     say("Starting ComfyUI …")
     try:
         with ComfyServer(comfyui, base, ROOT) as server:
-            for node in prompt.values():
-                if node["class_type"] in ("LoadImage", "LoadImageMask"):
-                    server.upload_image(ROOT / "workflows" / "input" / node["inputs"]["image"])
             result = server.run(prompt, timeout=None, on_event=show)
             written = dict(server.image_files(result))
             written |= {f"text_{i}.txt": text.encode() for i, text in enumerate(server.texts(result), 1)}

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Writes workflows/*.json (the graphs people open), workflows/api/*.json and subgraphs/*.json.
+"""Writes workflows/*.json (the graphs people open), workflows/api/*.json and subgraphs/*.json (the blueprints).
 
     .cache/venv/bin/python scripts/make_workflows.py [NAME …]
 
@@ -9,19 +9,23 @@ what this needs.
 """
 
 import json
-import shutil
+import re
 import sys
 import tempfile
+import uuid
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "scripts")]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "scripts")]
 
 import toy  # noqa: E402
 from comfy_server import ComfyServer, link_folder  # noqa: E402
 from dev import find_browser, find_comfyui  # noqa: E402
 from playwright.sync_api import sync_playwright  # noqa: E402
+
+from internvlu_core import hub  # noqa: E402
 
 CHECKPOINT = "InternVL-U"
 
@@ -38,7 +42,7 @@ def encode(prompt: str, **inputs) -> dict:
     return node("InternVLUEncode", **{"vlm": ["1", 1], "prompt": prompt, **inputs})
 
 
-def sampler(latent: list, all_scale: float = 4.5, partial_scale: float = 2.0, **inputs) -> dict:
+def sampler(latent: list, **inputs) -> dict:
     values = {
         "model": ["1", 0],
         "full": ["2", 0],
@@ -47,8 +51,6 @@ def sampler(latent: list, all_scale: float = 4.5, partial_scale: float = 2.0, **
         "latent_image": latent,
         "seed": 42,
         "steps": 20,
-        "all_scale": all_scale,
-        "partial_scale": partial_scale,
         "denoise": 1.0,
     }
     return node("InternVLUSampler", **values | inputs)
@@ -71,46 +73,166 @@ def empty(width: int, height: int) -> dict:
 
 
 def picture(name: str) -> dict:
-    return node("LoadImage", image=name)
+    return node("LoadImage", image=f"internvlu_{name}.png")
 
 
 def fitted(**inputs) -> dict:
     return node("InternVLUEdit", vlm=["1", 1], vae=["1", 2], image=["7", 0], **inputs)
 
 
-PHOTO = picture("photo.png")
-CAT = "a photo of a cat"
-SKY = "Change the sky to sunset colors"
+def ask(question, tokens: int, vlm: str = "1", image1: list = ("7", 0)) -> dict:
+    return node("InternVLUAsk", vlm=[vlm, 1], image1=list(image1), question=question, max_new_tokens=tokens, seed=0)
+
+
+def reason(prompt: str, **inputs) -> dict:
+    return node("InternVLUReason", vlm=["1", 1], prompt=prompt, max_new_tokens=200, seed=0, **inputs)
+
+
+PHOTO = picture("landscape")
+CAT = "A photo of a cat on a windowsill, in the morning light"
+SKY = "Change the sky to a sunset"
 HOPE = "Draw a picture of hope."
 SEEN = {"vae": ["1", 2], "image1": ["7", 0]}
+FIND = "Please provide the bounding box coordinate of the region this sentence describes: <ref>THING</ref>"
 
-# prompt: API format by node id. columns: node ids from left to right, a titled group around each column.
+REPOSITORY = f"https://huggingface.co/{hub.REPOSITORY}"
+MODEL = f"""
+## Model
+
+[{hub.REPOSITORY}]({REPOSITORY}), {hub.SIZE}. The button *Download* in the node fetches it, when you press *Run* and not
+before. Or fetch its parts yourself, [vlm]({REPOSITORY}/tree/main/vlm),
+[generation_decoder]({REPOSITORY}/tree/main/generation_decoder), [vae]({REPOSITORY}/tree/main/vae),
+[scheduler]({REPOSITORY}/tree/main/scheduler) and [processor]({REPOSITORY}/tree/main/processor), into
+
+```
+ComfyUI/
+└── models/
+    └── internvl_u/
+        └── InternVL-U/
+            ├── vlm/
+            ├── generation_decoder/
+            ├── vae/
+            ├── scheduler/
+            └── processor/
+```
+
+## Memory
+
+VLM 4.7 GB, image generator 3.6 GB, VAE 0.1 GB, one at a time: by computation 6 GB of GPU memory are enough, with
+`weight_dtype` *fp8_e4m3fn* 4 GB.
+"""
+
+
+def inputs(**exposed: tuple) -> dict:
+    """Of a subgraph: {name: (label for people, *(node id, input))}."""
+    return exposed
+
+
+DRAW = inputs(
+    prompt=("prompt", ("2", "prompt")),
+    width=("width", ("3", "width")),
+    height=("height", ("3", "height")),
+    steps=("steps", ("4", "steps")),
+    checkpoint=("model", ("1", "checkpoint")),
+)
+EDIT = inputs(
+    image=("picture", ("2", "image1"), ("3", "image")),
+    prompt=("what to change", ("2", "prompt")),
+    steps=("steps", ("4", "steps")),
+    checkpoint=("model", ("1", "checkpoint")),
+)
+SEED = [("4", "seed"), ("4", "control_after_generate")]
+WORDS = [("8", "text"), ("8", "pinned")]
+
+# Subgraphs, each also a blueprint of this name. columns: ids of the nodes inside. inputs: see above. own: widgets that
+# are shown outside but stay those of the nodes inside, so that what acts on them there (a seed's control, words that
+# come in while they are written) is seen outside too.
+SUBGRAPHS = {
+    "InternVL-U Text to Image": {
+        "columns": [["1"], ["2"], ["3", "4"], ["5"]],
+        "inputs": DRAW,
+        "own": SEED,
+        "description": "Draws a picture from a prompt with InternVL-U.",
+        "aliases": ["draw", "generate", "text to image", "t2i", "internvl"],
+    },
+    "InternVL-U Reason then Draw": {
+        "columns": [["1", "3"], ["8"], ["2"], ["4"], ["5"]],
+        "inputs": {**DRAW, "prompt": ("prompt", ("8", "prompt"))},
+        "own": [*SEED, *WORDS],
+        "description": "Lets InternVL-U think in words about a prompt, then draws. The words can be changed.",
+        "aliases": ["think", "chain of thought", "draw", "text to image", "internvl"],
+    },
+    "InternVL-U Edit": {
+        "columns": [["1", "3"], ["2"], ["4"], ["5", "10"]],
+        "inputs": EDIT,
+        "own": SEED,
+        "description": "Changes a picture as an instruction says, with InternVL-U. The result keeps the size.",
+        "aliases": ["change", "instruction", "image edit", "internvl"],
+    },
+    "InternVL-U Reason then Edit": {
+        "columns": [["1", "3"], ["8"], ["2"], ["4"], ["5", "10"]],
+        "inputs": {
+            **EDIT,
+            "image": ("picture", ("8", "image1"), ("3", "image")),
+            "prompt": ("what to change", ("8", "prompt")),
+        },
+        "own": [*SEED, *WORDS],
+        "description": "Lets InternVL-U think in words about an instruction, then changes the picture. The words can "
+        "be changed.",
+        "aliases": ["think", "chain of thought", "image edit", "internvl"],
+    },
+    "InternVL-U Ask": {
+        "columns": [["1"], ["8"]],
+        "inputs": inputs(
+            image=("picture", ("8", "image1")),
+            question=("question", ("8", "question")),
+            checkpoint=("model", ("1", "checkpoint")),
+        ),
+        "own": [],
+        "description": "Answers a question about a picture with InternVL-U.",
+        "aliases": ["question", "caption", "describe", "vqa", "ocr", "internvl"],
+    },
+    "InternVL-U Find Objects": {
+        "columns": [["1", "14"], ["8"], ["11"]],
+        "inputs": inputs(
+            image=("picture", ("8", "image1"), ("11", "image")),
+            thing=("what to find", ("14", "replace")),
+            checkpoint=("model", ("1", "checkpoint")),
+        ),
+        "own": [],
+        "description": "Finds a thing in a picture with InternVL-U: its boxes drawn, and a mask of them.",
+        "aliases": ["detect", "segmentation", "grounding", "bounding box", "mask", "internvl"],
+    },
+}
+
+# Each is "workflows/TITLE.json", the titles being what the template browser shows, and "workflows/api/NAME.json".
+# prompt: API format by node id. columns: node ids from left to right; an entry of SUBGRAPHS stands for its nodes.
+# groups: titles of the columns, in graphs that show all their nodes.
 WORKFLOWS = {
     "toy_world": {
+        "title": "01 InternVL-U Toy without a download",
         "prompt": {
             "1": loader(toy.CHECKPOINT.name),
-            "2": encode("a red heart in the top left"),
+            "2": encode("a red heart in the bottom right"),
             "3": empty(**toy.SIZE),
-            "4": sampler(["3", 0], **toy.SCALES),
+            "4": sampler(["3", 0]),
             "5": node("VAEDecode", samples=["4", 0], vae=["1", 2]),
-            "8": node(
-                "InternVLUAsk",
-                vlm=["1", 1],
-                image1=["5", 0],
-                question="describe the picture",
-                max_new_tokens=64,
-                seed=0,
-            ),
             "9": node("ImageScaleBy", image=["5", 0], upscale_method="nearest-exact", scale_by=6.0),
             "6": node("SaveImage", images=["9", 0], filename_prefix="InternVL-U toy"),
+            "11": loader(toy.CHECKPOINT.name),
+            "8": ask("describe the picture", 64, "11", ("5", 0)),
+            "12": node("PreviewAny", source=["8", 0]),
         },
-        "columns": {"Load": ["1"], "Describe": ["2"], "Draw": ["3", "4"], "Look": ["5", "9", "8"], "Save": ["6"]},
-        "note": "## The toy world\nRuns in seconds on any computer: the checkpoint of 13 MB that comes with the pack, "
-        "trained on flat shapes of 64 × 64 pixels. It draws the prompt, then looks at its own picture. Shapes: circle, "
-        "square, triangle, diamond, star, cross, heart, ring. Colors: red, orange, yellow, green, cyan, blue, purple, "
-        "black. It knows places (*in the top left*), relations (*left of*) and numbers to four.",
+        "columns": [["InternVL-U Text to Image"], ["9", "6"], ["InternVL-U Ask", "12"]],
+        "renamed": {"InternVL-U Ask": {"1": "11"}},
+        "note": "# The toy world\n\nRuns in seconds on any computer: press *Run*. The checkpoint of 13 MB that comes "
+        "with the pack draws the prompt, then looks at its own picture.\n\n"
+        "It was trained on flat shapes of 64 × 64 pixels. Shapes: circle, square, triangle, diamond, star, cross, "
+        "heart, ring. Colors: red, orange, yellow, green, cyan, blue, purple, black. It knows places (*in the top "
+        "left*), relations (*left of*) and numbers to four.\n\nFor real pictures open *02 InternVL-U Draw*.\n",
     },
     "text_to_image": {
+        "title": "02 InternVL-U Draw",
         "prompt": {
             "1": loader(),
             "2": encode(CAT),
@@ -118,11 +240,12 @@ WORKFLOWS = {
             "4": sampler(["3", 0]),
             **decoded("InternVL-U"),
         },
-        "columns": {"Load": ["1"], "Describe": ["2"], "Draw": ["3", "4"], "Save": ["5", "6"]},
-        "note": "## Text to image\nWrite what to draw in **Encode** and run. `all_scale` says how closely the prompt "
-        "is followed. Sizes are multiples of 16; the model likes 512 to 1024 pixels a side.",
+        "columns": [["InternVL-U Text to Image"], ["6"]],
+        "note": "# Draw\n\nWrite what to draw and press *Run*. Sizes are multiples of 16; the model likes 512 to 1024 "
+        "pixels a side.\n" + MODEL,
     },
     "edit": {
+        "title": "03 InternVL-U Edit",
         "prompt": {
             "1": loader(),
             "7": PHOTO,
@@ -131,143 +254,117 @@ WORKFLOWS = {
             "4": sampler(["3", 1]),
             **decoded("InternVL-U edit", restore=True),
         },
-        "columns": {"Load": ["1", "7"], "Describe": ["2"], "Draw": ["3", "4"], "Save": ["5", "10", "6"]},
-        "note": "## Edit a picture\nSay what to change in **Encode**. **Edit** chooses the size at which the model "
-        "edits best, **Edit Restore** brings the result back to the picture's own. `partial_scale` says how closely "
-        "the input picture is kept.",
-    },
-    "edit_with_mask": {
-        "prompt": {
-            "1": loader(),
-            "7": PHOTO,
-            "8": node("LoadImageMask", image="mask.png", channel="red"),
-            "2": encode("Turn the circle into a sun", **SEEN),
-            "3": fitted(mask=["8", 0]),
-            "4": sampler(["3", 1]),
-            **decoded("InternVL-U masked edit", restore=True),
-        },
-        "columns": {"Load": ["1", "7", "8"], "Describe": ["2"], "Draw": ["3", "4"], "Save": ["5", "10", "6"]},
-        "note": "## Edit a part of a picture\nOnly what is white in the mask may change; every other pixel stays as it "
-        "was, bit by bit. **Load Image** has a mask output too: paint it with the mask editor.",
-    },
-    "two_references": {
-        "prompt": {
-            "1": loader(),
-            "7": PHOTO,
-            "8": picture("tall.png"),
-            "2": encode("Put the second picture as a poster into the first", **SEEN, image2=["8", 0]),
-            "3": empty(1024, 768),
-            "4": sampler(["3", 0]),
-            **decoded("InternVL-U two references"),
-        },
-        "columns": {"Load": ["1", "7", "8"], "Describe": ["2"], "Draw": ["3", "4"], "Save": ["5", "6"]},
-        "note": "## Two references\nUp to eight pictures of any sizes. `<image>` in the prompt says where each "
-        "belongs; without it they stand in front, in order.",
+        "columns": [["7"], ["InternVL-U Edit"], ["6"]],
+        "note": "# Edit\n\nChoose a picture, say what to change and press *Run*. The result has the picture's own "
+        "size.\n" + MODEL,
     },
     "reason_then_draw": {
+        "title": "04 InternVL-U Reason then draw",
         "prompt": {
             "1": loader(),
-            "8": node("InternVLUReason", vlm=["1", 1], prompt=HOPE, max_new_tokens=200, seed=0),
-            "2": encode(HOPE, reasoning=["8", 0]),
+            "8": reason(HOPE),
+            "2": encode("", reasoning=["8", 0]),
             "3": empty(1024, 1024),
-            "4": sampler(["3", 0], 3.5, 1.5),
+            "4": sampler(["3", 0]),
             **decoded("InternVL-U reasoned"),
         },
-        "columns": {"Load": ["1"], "Think": ["8"], "Describe": ["2"], "Draw": ["3", "4"], "Save": ["5", "6"]},
-        "note": "## Reason, then draw\nThe model first thinks in words about the prompt; **Encode** gets the same "
-        "prompt and these words. After reasoning the scales 3.5 and 1.5 are the official ones.",
+        "columns": [["InternVL-U Reason then Draw"], ["6"]],
+        "note": "# Reason, then draw\n\nThe model first thinks in words about the prompt; they appear in the node "
+        "while they are written. Change them, and the next run draws from yours.\n" + MODEL,
     },
     "reason_then_edit": {
+        "title": "05 InternVL-U Reason then edit",
         "prompt": {
             "1": loader(),
             "7": PHOTO,
-            "8": node("InternVLUReason", vlm=["1", 1], image1=["7", 0], prompt=SKY, max_new_tokens=200, seed=0),
-            "2": encode(SKY, **SEEN, reasoning=["8", 0]),
+            "8": reason(SKY, image1=["7", 0]),
+            "2": encode("", vae=["1", 2], reasoning=["8", 0]),
             "3": fitted(),
-            "4": sampler(["3", 1], 3.5, 1.5),
+            "4": sampler(["3", 1]),
             **decoded("InternVL-U reasoned edit", restore=True),
         },
-        "columns": {
-            "Load": ["1", "7"],
-            "Think": ["8"],
-            "Describe": ["2"],
-            "Draw": ["3", "4"],
-            "Save": ["5", "10", "6"],
-        },
-        "note": "## Reason, then edit\n**Reason** and **Encode** get the same prompt and the same picture.",
+        "columns": [["7"], ["InternVL-U Reason then Edit"], ["6"]],
+        "note": "# Reason, then edit\n\nThe model looks at the picture and thinks in words about what to change, then "
+        "changes it. Change the words, and the next run edits from yours.\n" + MODEL,
     },
     "ask": {
+        "title": "06 InternVL-U Ask about a picture",
         "prompt": {
             "1": loader(),
             "7": PHOTO,
-            "8": node(
-                "InternVLUAsk",
-                vlm=["1", 1],
-                image1=["7", 0],
-                question="What is in the picture?",
-                max_new_tokens=1024,
-                seed=0,
-            ),
+            "8": ask("What is in the picture?", 1024),
+            "12": node("PreviewAny", source=["8", 0]),
         },
-        "columns": {"Load": ["1", "7"], "Ask": ["8"]},
-        "note": "## Ask about a picture\nThe answer appears in the node. For small print and charts raise `max_tiles`.",
+        "columns": [["7"], ["InternVL-U Ask"], ["12"]],
+        "note": "# Ask about a picture\n\nChoose a picture, write a question and press *Run*.\n" + MODEL,
     },
     "find_objects": {
+        "title": "07 InternVL-U Find objects",
         "prompt": {
             "1": loader(),
             "7": PHOTO,
-            "8": node(
-                "InternVLUAsk",
-                vlm=["1", 1],
-                image1=["7", 0],
-                question="Please provide the bounding box coordinate of the region this sentence describes: "
-                "<ref>the sun</ref>",
-                max_new_tokens=256,
-                seed=0,
-            ),
+            "14": node("StringReplace", string=FIND, find="THING", replace="the house"),
+            "8": ask(["14", 0], 256),
             "11": node("InternVLUBoxes", answer=["8", 0], image=["7", 0]),
             "12": node("PreviewImage", images=["11", 2]),
             "13": node("MaskPreview", mask=["11", 1]),
         },
-        "columns": {"Load": ["1", "7"], "Ask": ["8"], "Read": ["11"], "Look": ["12", "13"]},
-        "note": "## Find things\nName the thing between `<ref>` and `</ref>`. **Boxes** reads the answer's boxes: as "
-        "numbers, as a mask (for **Edit**, say), and drawn on the picture.",
+        "columns": [["7"], ["InternVL-U Find Objects"], ["12", "13"]],
+        "note": "# Find objects\n\nName a thing and press *Run*: its boxes are drawn on the picture, and the mask of "
+        "them can go on to an edit.\n" + MODEL,
     },
-    "caption_batch": {
+    "edit_with_mask": {
+        "title": "08 InternVL-U Edit under a mask",
         "prompt": {
             "1": loader(),
             "7": PHOTO,
-            "8": picture("tall.png"),
-            "10": node("ImageBatch", image1=["7", 0], image2=["8", 0]),
-            "11": node("RebatchImages", images=["10", 0], batch_size=1),
-            "12": node(
-                "InternVLUAsk",
-                vlm=["1", 1],
-                image1=["11", 0],
-                question="Describe the picture in one sentence.",
-                max_new_tokens=128,
-                seed=0,
-            ),
+            "8": node("LoadImageMask", image="internvlu_house_mask.png", channel="red"),
+            "2": encode("Turn the house into a small castle", **SEEN),
+            "3": fitted(mask=["8", 0]),
+            "4": sampler(["3", 1]),
+            **decoded("InternVL-U masked edit", restore=True),
         },
-        "columns": {"Load": ["1", "7", "8"], "Batch": ["10", "11"], "Caption": ["12"]},
-        "note": "## Caption a batch\n**Rebatch Images** turns a batch into a list, and **Ask** then runs once for each "
-        "picture. Connected as a batch, the pictures would belong to one question.",
+        "columns": [["1"], ["7", "8"], ["2", "3"], ["4"], ["5", "10", "6"]],
+        "groups": ["Load", "Pictures", "Describe", "Draw", "Save"],
+        "note": "# Edit under a mask\n\nOnly what is white in the mask may change; every other pixel stays as it was, "
+        "bit by bit. **Load Image** has a mask output too: paint it with the mask editor.",
+    },
+    "two_references": {
+        "title": "09 InternVL-U Draw from two pictures",
+        "prompt": {
+            "1": loader(),
+            "7": PHOTO,
+            "8": picture("poster"),
+            "2": encode(
+                "Hang the second picture as a poster on the wall of the house in the first", **SEEN, image2=["8", 0]
+            ),
+            "3": empty(1024, 768),
+            "4": sampler(["3", 0]),
+            **decoded("InternVL-U two references"),
+        },
+        "columns": [["1"], ["7", "8"], ["2"], ["3", "4"], ["5", "6"]],
+        "groups": ["Load", "Pictures", "Describe", "Draw", "Save"],
+        "note": "# Draw from two pictures\n\nUp to eight pictures of any sizes. `<image>` in the prompt says where "
+        "each belongs; without it they stand in front, in order.",
     },
     "image_to_image": {
+        "title": "10 InternVL-U Image to image",
         "prompt": {
             "1": loader(),
             "7": PHOTO,
-            "2": encode("a painting in warm colors"),
+            "2": encode("A painting of a house in the hills, in warm colors"),
             "3": fitted(),
             "8": node("VAEEncode", pixels=["3", 0], vae=["1", 2]),
             "4": sampler(["8", 0], denoise=0.6),
             **decoded("InternVL-U image to image", restore=True),
         },
-        "columns": {"Load": ["1", "7"], "Describe": ["2"], "Draw": ["3", "8", "4"], "Save": ["5", "10", "6"]},
-        "note": "## Image to image\nThe picture's latent is noised as far as `denoise` says, and drawn anew from "
-        "there. The model does not look at the picture otherwise; for that, use *edit*.",
+        "columns": [["1"], ["7"], ["2", "3", "8"], ["4"], ["5", "10", "6"]],
+        "groups": ["Load", "Picture", "Describe", "Draw", "Save"],
+        "note": "# Image to image\n\nThe picture's latent is noised as far as `denoise` says, and drawn anew from "
+        "there. The model does not look at the picture otherwise; for that, use *03 InternVL-U Edit*.",
     },
     "second_pass": {
+        "title": "11 InternVL-U Second pass",
         "prompt": {
             "1": loader(),
             "2": encode(CAT),
@@ -277,17 +374,25 @@ WORKFLOWS = {
             "4": sampler(["8", 0], denoise=0.5),
             **decoded("InternVL-U second pass"),
         },
-        "columns": {
-            "Load": ["1"],
-            "Describe": ["2"],
-            "First pass": ["3", "7"],
-            "Second pass": ["8", "4"],
-            "Save": ["5", "6"],
-        },
-        "note": "## A second pass\nDrawn small, its latent doubled, then drawn on: the composition of the small "
+        "columns": [["1"], ["2"], ["3", "7"], ["8", "4"], ["5", "6"]],
+        "groups": ["Load", "Describe", "First pass", "Second pass", "Save"],
+        "note": "# A second pass\n\nDrawn small, its latent doubled, then drawn on: the composition of the small "
         "picture with the detail of the large one.",
     },
+    "caption_batch": {
+        "title": "12 InternVL-U Caption a folder",
+        "prompt": {
+            "1": loader(),
+            "7": node("LoadImageDataSetFromFolder", folder="internvlu_captions"),
+            "12": ask("Describe the picture in one sentence.", 128),
+        },
+        "columns": [["1", "7"], ["12"]],
+        "groups": ["Load", "Caption"],
+        "note": "# Caption a folder\n\nPut pictures into a folder in ComfyUI's `input` folder and choose it. They come "
+        "as a list, so **Ask** runs once for each. Connected as a batch, they would belong to one question.",
+    },
     "lora": {
+        "title": "13 InternVL-U LoRA",
         "prompt": {
             "1": loader(),
             "7": node("InternVLUCLIP", vlm=["1", 1]),
@@ -304,11 +409,14 @@ WORKFLOWS = {
             "4": sampler(["3", 0], model=["8", 0]),
             **decoded("InternVL-U LoRA"),
         },
-        "columns": {"Load": ["1", "7", "8"], "Describe": ["2"], "Draw": ["3", "4"], "Save": ["5", "6"]},
-        "note": "## LoRA\nThe stock loader, for adapters of the image generator, of the language model, or of both. "
-        "Every `vlm` input takes its CLIP.",
+        "columns": [["1", "7", "8"], ["2"], ["3", "4"], ["5", "6"]],
+        "groups": ["Load", "Describe", "Draw", "Save"],
+        "bypassed": {"8": {"lora_name": ""}},  # in the graph, as the file is the user's own
+        "note": "# LoRA\n\nThe stock loader, for adapters of the image generator, of the language model, or of both. "
+        "It is bypassed: choose your file in it, then select it and press Ctrl+B. Every `vlm` input takes its CLIP.",
     },
     "ksampler": {
+        "title": "14 InternVL-U Stock KSampler",
         "prompt": {
             "1": loader(),
             "7": node("InternVLUCLIP", vlm=["1", 1]),
@@ -330,11 +438,13 @@ WORKFLOWS = {
             ),
             **decoded("InternVL-U KSampler"),
         },
-        "columns": {"Load": ["1", "7"], "Describe": ["2", "8"], "Draw": ["3", "4"], "Save": ["5", "6"]},
-        "note": "## Stock nodes\nAfter the loader everything is ComfyUI's own. An empty negative text is the blank "
+        "columns": [["1", "7"], ["2", "8"], ["3", "4"], ["5", "6"]],
+        "groups": ["Load", "Describe", "Draw", "Save"],
+        "note": "# Stock nodes\n\nAfter the loader everything is ComfyUI's own. An empty negative text is the blank "
         "prompt that the model was trained with.",
     },
     "advanced_sampling": {
+        "title": "15 InternVL-U Sampler in its parts",
         "prompt": {
             "1": loader(),
             "7": PHOTO,
@@ -346,8 +456,6 @@ WORKFLOWS = {
                 full=["2", 0],
                 partial=["2", 1],
                 unconditional=["2", 2],
-                all_scale=4.5,
-                partial_scale=2.0,
             ),
             "12": node("InternVLUSamplerSelect"),
             "13": node("InternVLUScheduler", steps=20, shift=3.0, denoise=1.0),
@@ -362,90 +470,107 @@ WORKFLOWS = {
             ),
             **decoded("InternVL-U advanced", restore=True),
         },
-        "columns": {
-            "Load": ["1", "7"],
-            "Describe": ["2"],
-            "Guide": ["3", "11"],
-            "Draw": ["14", "12", "13", "4"],
-            "Save": ["5", "10", "6"],
-        },
-        "note": "## The sampler in its parts\nThe same as **InternVL-U Sample**, to be mixed with other samplers, "
+        "columns": [["1", "7"], ["2", "3"], ["11", "14", "12", "13"], ["4"], ["5", "10", "6"]],
+        "groups": ["Load", "Describe", "Guide", "Draw", "Save"],
+        "note": "# The sampler in its parts\n\nThe same as **InternVL-U Sample**, to be mixed with other samplers, "
         "schedules and guiders.",
     },
 }
+SHOWN_ONLY = {"PreviewAny"}  # what the graph has for people; the API's answer holds the text anyway
 
-# Subgraph blueprints made from a workflow: the nodes inside, and the widgets to be seen from outside.
-BLUEPRINTS = {
-    "InternVL-U Text to Image": {
-        "workflow": "text_to_image",
-        "inside": ["1", "2", "3", "4", "5"],
-        "widgets": [
-            ["1", "checkpoint"],
-            ["2", "prompt"],
-            ["3", "width"],
-            ["3", "height"],
-            ["4", "seed"],
-            ["4", "steps"],
-        ],
-    },
-    "InternVL-U Edit": {
-        "workflow": "edit",
-        "inside": ["1", "2", "3", "4", "5", "10"],
-        "widgets": [["1", "checkpoint"], ["2", "prompt"], ["4", "seed"], ["4", "steps"], ["4", "partial_scale"]],
-    },
-}
-
-BUILD = """async ([prompt, columns, note]) => {
-  const TITLE = 30, GAP = 60, PAD = 20;
+BUILD = """async ([prompt, bypassed]) => {
+  app.clean();  // else nodes take over previews of those that had their ids before
   app.loadApiJson(prompt, "workflow");
   await new Promise((done) => setTimeout(done, 500));
-  let x = 0;
-  for (const [title, ids] of Object.entries(columns)) {
-    const nodes = ids.map((id) => app.graph.getNodeById(Number(id)));
-    let y = 0, width = 0;
-    for (const node of nodes) {
-      const size = node.computeSize();
-      const pictured = /^(SaveImage|LoadImage|LoadImageMask|PreviewImage|MaskPreview)$/.test(node.type);
-      const worded = ["InternVLUEncode", "InternVLUReason", "InternVLUAsk", "CLIPTextEncode"].includes(node.type);
-      const previewed = /^(InternVLUSampler|KSampler|SamplerCustomAdvanced)$/.test(node.type);
-      const height = pictured ? Math.max(size[1], 320) : size[1] + (previewed ? 240 : worded ? 120 : 0);
-      node.setSize([Math.max(size[0], worded ? 400 : 320), height]);
-      node.pos = [x, y];
-      // Another seed changes nothing in greedy text, but would make the node think again at every run.
-      const control = node.widgets?.find((widget) => widget.name === "control_after_generate");
-      if (worded && control) control.value = "fixed";
-      y += node.size[1] + TITLE + GAP;
-      width = Math.max(width, node.size[0]);
-    }
-    const group = new LiteGraph.LGraphGroup(title);
-    group.pos = [x - PAD, -TITLE - 2 * PAD - 20];
-    group.size = [width + 2 * PAD, y - GAP + 3 * PAD + 20];
-    app.graph.add(group);
-    x += width + 2 * PAD + GAP;
+  for (const node of app.graph.nodes) {
+    const size = node.computeSize();
+    const pictured = /^(SaveImage|LoadImage|LoadImageMask|PreviewImage|MaskPreview)$/.test(node.type);
+    const worded = ["InternVLUEncode", "InternVLUReason", "InternVLUAsk", "CLIPTextEncode"].includes(node.type);
+    const previewed = /^(InternVLUSampler|KSampler|SamplerCustomAdvanced)$/.test(node.type);
+    const height = pictured ? Math.max(size[1], 320)
+      : size[1] + (previewed ? 200 : worded ? 100 : node.type === "PreviewAny" ? 120 : 0);
+    node.setSize([Math.max(size[0], worded ? 340 : 290), height]);
+    // Another seed changes nothing in greedy text, but would make the node think again at every run.
+    const control = node.widgets?.find((widget) => widget.name === "control_after_generate");
+    if (worded && control) control.value = "fixed";
   }
-  const text = LiteGraph.createNode("MarkdownNote");
-  text.pos = [-440, 0];
-  text.widgets[0].value = note;
-  app.graph.add(text);
-  text.setSize([380, 220]);
-  app.graph.setDirtyCanvas(true, true);
-  const graph = app.graph.serialize();
-  graph.extra = {};
   const api = (await app.graphToPrompt()).output;
   for (const node of Object.values(api)) delete node._meta;
-  return JSON.stringify([graph, api]);  // as a browser saves it: without what is undefined
+  for (const [id, values] of Object.entries(bypassed)) {
+    const node = app.graph.getNodeById(Number(id));
+    node.mode = 4;
+    for (const [name, value] of Object.entries(values))
+      node.widgets.find((widget) => widget.name === name).value = value;
+  }
+  return JSON.stringify(api);  // as a browser saves it: without what is undefined
 }"""
 
+# Nodes by id or, of a subgraph's own node, by title. The note stands left of them, or, if there are groups, above the
+# first one: what is opened is shown as a whole, and wide graphs so small that the frontend leaves their words out.
+PLACE = """([columns, groups, words]) => {
+  const TITLE = 30, PAD = 15, HEAD = TITLE + PAD + 35, GAP = groups ? 55 : 40;
+  const found = (key) =>
+    app.graph.nodes.find((node) => String(node.id) === key || (node.subgraph && node.title === key));
+  let x = 0, below = 0;
+  if (words) {
+    const note = LiteGraph.createNode("MarkdownNote"), width = groups ? 290 : 340;
+    note.widgets[0].value = words;
+    app.graph.add(note);
+    const lines = words.split("\\n").reduce((sum, line) => sum + Math.ceil((line.length + 1) * 7 / width), 0);
+    note.setSize([width, Math.max(150, 50 + 12 * lines)]);
+    note.pos = [0, groups ? TITLE - HEAD : 0];
+    if (groups) below = note.size[1] + PAD;
+    else x += width + GAP;
+  }
+  for (const [index, keys] of columns.entries()) {
+    const top = index ? 0 : below;
+    let y = top, width = 0;
+    for (const node of keys.map(found)) {
+      node.pos = [x, y];
+      y += node.size[1] + TITLE + 20;
+      width = Math.max(width, node.size[0]);
+    }
+    if (groups) {
+      const group = new LiteGraph.LGraphGroup(groups[index]);
+      group.pos = [x - PAD, top - HEAD];
+      group.size = [width + 2 * PAD, y - 20 - TITLE - top + HEAD + PAD];
+      app.graph.add(group);
+    }
+    x += width + GAP;
+  }
+}"""
 
-WRAP = """async ([title, inside, widgets]) => {
-  const nodes = inside.map((id) => app.graph.getNodeById(Number(id)));
-  const { subgraph, node } = app.graph.convertToSubgraph(new Set(nodes));
-  subgraph.name = node.title = title;
-  node.properties.proxyWidgets = widgets;
-  for (const other of [...app.graph.nodes]) if (other !== node) app.graph.remove(other);
-  for (const group of [...app.graph.groups]) app.graph.remove(group);
-  node.pos = [0, 0];
-  node.setSize([400, node.computeSize()[1]]);
+WRAP = """([title, ids, inputs, own]) => {
+  const nodes = ids.map((id) => app.graph.getNodeById(Number(id)));
+  const { subgraph, node: host } = app.graph.convertToSubgraph(new Set(nodes));
+  subgraph.name = host.title = title;
+  for (const [name, [label, ...targets]] of Object.entries(inputs)) {
+    const sockets = targets.map(([id, key]) => {
+      const node = subgraph.getNodeById(Number(id));
+      return [node.inputs.find((input) => input.name === key), node];
+    });
+    const link = subgraph.getLink(sockets[0][0].link);  // of a picture from outside
+    const slot = link ? subgraph.inputs[link.origin_slot] : subgraph.addInput(name, sockets[0][0].type);
+    slot.label = label;
+    if (!link) for (const [socket, node] of sockets) slot.connect(socket, node);
+    else slot.wanted = name;
+  }
+  for (const slot of subgraph.inputs) {
+    const input = host.inputs.find((input) => input.name === slot.name);
+    input.label = slot.label;
+    if (slot.wanted) slot.name = slot.localized_name = input.name = input.localized_name = slot.wanted;
+  }
+  host.properties.proxyWidgets = [
+    ...host.inputs.filter((input) => input.widget).map(({ name }) => ["-1", name]), ...own
+  ];
+  host.setSize([360, host.computeSize()[1] + (own.some(([, name]) => name === "text") ? 200 : 80)]);
+}"""
+
+SAVE = """(alone) => {
+  if (alone) {
+    for (const node of [...app.graph.nodes]) if (node.title !== alone) app.graph.remove(node);
+    app.graph.nodes[0].pos = [0, 0];
+  }
   const graph = app.graph.serialize();
   graph.extra = {};
   return JSON.stringify(graph);
@@ -454,12 +579,13 @@ WRAP = """async ([title, inside, widgets]) => {
 
 @contextmanager
 def browser_page():
-    """A browser page on a real ComfyUI that has a checkpoint of the workflows' name and the example pictures."""
+    """A page of a browser on a real ComfyUI that has a checkpoint of the workflows' name, and that server."""
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
         base = Path(folder)
         (base / "models" / "internvl_u").mkdir(parents=True)
         link_folder(ROOT / "tests" / "golden" / "checkpoint", base / "models" / "internvl_u" / CHECKPOINT)
-        shutil.copytree(ROOT / "workflows" / "input", base / "input")
+        (base / "models" / "loras").mkdir()
+        (base / "models" / "loras" / "internvl_u_lora.safetensors").touch()  # of the API's lora: a combo takes no other
         (base / "user" / "default").mkdir(parents=True)
         settings = {"Comfy.TutorialCompleted": True, "Comfy.Minimap.Visible": False}  # else the template browser opens
         (base / "user" / "default" / "comfy.settings.json").write_text(json.dumps(settings), encoding="utf-8")
@@ -472,24 +598,68 @@ def browser_page():
             page.goto(server.url)
             page.wait_for_function("() => !!window.LiteGraph?.registered_node_types?.InternVLULoader")
             page.wait_for_timeout(2000)
-            yield page
+            yield page, server
+
+
+def build(page, spec: dict) -> dict:
+    """The graph of a workflow, on the page. Returns its API format, with the ids of the description."""
+    api = json.loads(page.evaluate(BUILD, [spec["prompt"], spec.get("bypassed", {})]))
+    for title in subgraphs_in(spec):
+        subgraph = SUBGRAPHS[title]
+        renamed = spec.get("renamed", {}).get(title, {})
+        columns = [[renamed.get(key, key) for key in column] for column in subgraph["columns"]]
+        page.evaluate(PLACE, [columns, None, None])
+        exposed = {
+            name: [label, *([renamed.get(key, key), widget] for key, widget in targets)]
+            for name, (label, *targets) in subgraph["inputs"].items()
+        }
+        own = [[renamed.get(key, key), widget] for key, widget in subgraph["own"]]
+        page.evaluate(WRAP, [title, [*chain.from_iterable(columns)], exposed, own])
+    page.evaluate(PLACE, [spec["columns"], spec.get("groups"), spec["note"]])
+    return {key: value for key, value in api.items() if value["class_type"] not in SHOWN_ONLY}
+
+
+def subgraphs_in(spec: dict) -> list[str]:
+    return [key for column in spec["columns"] for key in column if key in SUBGRAPHS]
+
+
+def steady(graph: dict, name: str) -> dict:
+    """The same graph with ids that do not change from one run of this script to the next, and described subgraphs."""
+    text = json.dumps(graph)
+    for index, found in enumerate(dict.fromkeys(re.findall(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", text))):
+        text = text.replace(found, str(uuid.uuid5(uuid.NAMESPACE_URL, f"{hub.REPOSITORY} {name} {index}")))
+    graph = json.loads(text)
+    subgraphs = graph.get("definitions", {}).get("subgraphs", ())
+    for subgraph in subgraphs:
+        subgraph["description"] = SUBGRAPHS[subgraph["name"]]["description"]
+        subgraph["category"] = "InternVL-U"
+    for host in graph["nodes"]:
+        if host["type"] in {subgraph["id"] for subgraph in subgraphs}:
+            # The values are those of the nodes inside. Said twice, in the older frontends' way ("-1"), newer ones keep
+            # this copy and would bring it back over what a person has written.
+            host["widgets_values"] = []
+            own = [entry for entry in host["properties"]["proxyWidgets"] if entry[0] != "-1"]
+            host["properties"]["proxyWidgets"] = own
+    return graph
 
 
 def main(names: list[str]) -> None:
-    with browser_page() as page:
-
-        def build(name: str):
-            spec = WORKFLOWS[name]
-            return json.loads(page.evaluate(BUILD, [spec["prompt"], spec["columns"], spec["note"]]))
-
-        for title, spec in BLUEPRINTS.items() if not names else ():
-            build(spec["workflow"])
-            graph = json.loads(page.evaluate(WRAP, [title, spec["inside"], spec["widgets"]]))
-            write(ROOT / "subgraphs" / f"{title}.json", graph)
+    with browser_page() as (page, _):
         for name in names or WORKFLOWS:
-            graph, api = build(name)
-            write(ROOT / "workflows" / f"{name}.json", graph)
+            spec = WORKFLOWS[name]
+            api = build(page, spec)
+            write(ROOT / "workflows" / f"{spec['title']}.json", steady(json.loads(page.evaluate(SAVE)), name))
             write(ROOT / "workflows" / "api" / f"{name}.json", api)
+            titles = [] if name == "toy_world" else subgraphs_in(spec)
+            for title in titles:
+                graph = steady(json.loads(page.evaluate(SAVE, title)), title)
+                described = SUBGRAPHS[title]
+                # Where the frontends look for what they say of a blueprint.
+                graph["extra"] = {
+                    "BlueprintDescription": described["description"],
+                    "BlueprintSearchAliases": described["aliases"],
+                }
+                write(ROOT / "subgraphs" / f"{title}.json", graph)
 
 
 def write(path: Path, value) -> None:

@@ -154,7 +154,7 @@ def main(options) -> int:
         server = own_server(os.environ["COMFYUI_PATH"], options.checkpoint)
         pid = lambda: started.pid  # noqa: E731
     with server as started:
-        for picture in (ROOT / "workflows" / "input").glob("*.png"):
+        for picture in (ROOT / "tests" / "pictures").glob("*.png"):
             started.upload_image(picture)
         report = soak(started, pid(), options.prompts, options.seed, lambda text: print(text, file=sys.stderr))
     summary = report.summary()

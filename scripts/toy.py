@@ -3,7 +3,6 @@
 from pathlib import Path
 
 CHECKPOINT = Path(__file__).resolve().parents[1] / "demo" / "InternVL-U-toy"
-SCALES = {"all_scale": -1.0, "partial_scale": -1.0}  # automatic: the checkpoint's own
 SIZE = {"width": 64, "height": 64}
 SEED = 4  # one with which the texts below come out right
 
@@ -12,15 +11,14 @@ _COMMON = {
     "InternVLULoader": {"checkpoint": CHECKPOINT.name},
     "InternVLUEmptyLatent": SIZE,
     "EmptySD3LatentImage": SIZE,
-    "InternVLUSampler": {**SCALES, "seed": SEED},
-    "InternVLUGuider": SCALES,
+    "InternVLUSampler": {"seed": SEED},
     "RandomNoise": {"noise_seed": SEED},
     "KSampler": {"cfg": 2.5, "seed": SEED},  # which it does not damp where it is largest
-    "LoadImage": {"image": "toy.png"},
-    "LoadImageMask": {"image": "toy_mask.png"},
+    "LoadImage": {"image": "internvlu_toy.png"},
+    "LoadImageMask": {"image": "internvlu_toy_mask.png"},
 }
 
-# The text of each workflow; toy.png shows a blue circle on the left and a yellow star on the right.
+# The text of each workflow; internvlu_toy.png shows a blue circle on the left and a yellow star on the right.
 _TEXTS = {
     "text_to_image": "a red heart in the top left",
     "ksampler": "a red heart in the top left",

@@ -60,13 +60,16 @@ OVERLAPS = """() => {
 class Ui:
     """One page of ComfyUI's frontend."""
 
-    def __init__(self, browser, server: ComfyServer, frontend: str, blocked: bool = False):
+    def __init__(self, browser, server: ComfyServer, frontend: str, blocked: bool = False, missing: bool = False):
+        """blocked: without our scripts. missing: as on a machine that has the toy and no other checkpoint."""
         self.server, self.frontend = server, frontend
         self.errors, self.posted = [], []  # console errors from our files, prompts sent to the server
         context = browser.new_context(viewport={"width": 1600, "height": 1000})
         context.grant_permissions(["clipboard-read", "clipboard-write"])
         self.page: Page = context.new_page()
         self.page.set_default_timeout(60_000)
+        if missing:
+            self.page.route("**/object_info", self._without_checkpoint)
         if blocked:
             self.page.route(lambda url: OURS in url and url.split("?")[0].endswith(".js"), lambda route: route.abort())
         self.page.on("console", self._on_console)
@@ -80,6 +83,15 @@ class Ui:
         missing_help = "/docs/" in where and "Failed to load resource" in message.text
         if message.type == "error" and OURS in where + message.text and not missing_help:
             self.errors.append(f"{where}: {message.text}")
+
+    def _without_checkpoint(self, route):
+        answer = route.fetch()
+        nodes = answer.json()
+        kind, *options = nodes["InternVLULoader"]["input"]["required"]["checkpoint"]
+        there = ["InternVL-U-toy", "download: InternVL-U (8.5 GB)"]
+        checkpoint = [there, *options] if isinstance(kind, list) else [kind, {**options[0], "options": there}]
+        nodes["InternVLULoader"]["input"]["required"]["checkpoint"] = checkpoint
+        route.fulfill(response=answer, json=nodes)
 
     def _on_request(self, request):
         if request.method == "POST" and request.url.endswith("/prompt"):
@@ -177,11 +189,17 @@ class Ui:
         """Every size and length that the graph's nodes ask for."""
         self.js(
             """(small) => {
-              for (const node of app.graph.nodes) for (const widget of node.widgets ?? []) {
-                if (!(widget.name in small)) continue;
-                widget.value = small[widget.name];
-                widget.callback?.(widget.value, app.canvas, node);
-              }
+              const shrink = (graph) => {
+                for (const node of graph.nodes) {
+                  for (const widget of node.widgets ?? []) {
+                    if (!(widget.name in small)) continue;
+                    widget.value = small[widget.name];
+                    widget.callback?.(widget.value, app.canvas, node);
+                  }
+                  if (node.subgraph) shrink(node.subgraph);
+                }
+              };
+              shrink(app.graph);
             }""",
             SMALL,
         )
@@ -265,7 +283,7 @@ def host(request, browser, tmp_path_factory):
     packs = {"debug_pack": ROOT / "tests" / "comfy" / "debug_pack"}
     env = {"OMP_NUM_THREADS": "1"}
     with ComfyServer(find_comfyui(), base, ROOT, arguments, env=env, extra_packs=packs) as server:
-        for picture in (ROOT / "workflows" / "input").glob("*.png"):
+        for picture in (ROOT / "tests" / "pictures").glob("*.png"):
             server.upload_image(picture)
         yield SimpleNamespace(open=lambda **options: Ui(browser, server, request.param, **options), server=server)
 

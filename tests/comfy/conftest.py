@@ -23,7 +23,7 @@ def server(tmp_path_factory):
     args, packs = ["--preview-method", "latent2rgb"], {"debug_pack": Path(__file__).parent / "debug_pack"}
     env = {"OMP_NUM_THREADS": "1"}  # the networks are tiny, as in tests/conftest.py
     with ComfyServer(os.environ["COMFYUI_PATH"], base, ROOT, args, env=env, extra_packs=packs) as server:
-        for picture in (ROOT / "workflows" / "input").glob("*.png"):
+        for picture in (ROOT / "tests" / "pictures").glob("*.png"):
             server.upload_image(picture)
         yield server
 

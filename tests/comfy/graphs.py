@@ -13,9 +13,25 @@ VIRTUAL = {"MarkdownNote", "Note"}
 WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
 
 
+# Small pictures for the tests' sake, of tests/pictures/, for the samples that the workflows name.
+PICTURES = {
+    "internvlu_landscape.png": "photo.png",
+    "internvlu_poster.png": "tall.png",
+    "internvlu_house_mask.png": "mask.png",
+}
+
+
+def shipped(name: str) -> dict:
+    """A shipped workflow in API format, as it is."""
+    return json.loads((WORKFLOWS / "api" / f"{name}.json").read_text(encoding="utf-8"))
+
+
 def workflow(name: str, /, **inputs) -> dict:
-    """A shipped workflow in API format, with these inputs, see change."""
-    prompt = json.loads((WORKFLOWS / "api" / f"{name}.json").read_text(encoding="utf-8"))
+    """A shipped workflow in API format, with small pictures, and with these inputs, see change."""
+    prompt = shipped(name)
+    for node in prompt.values():
+        if node["class_type"] in ("LoadImage", "LoadImageMask"):
+            node["inputs"]["image"] = PICTURES.get(node["inputs"]["image"], node["inputs"]["image"])
     change(prompt, **inputs)
     return prompt
 
@@ -46,12 +62,39 @@ def picture_of(server, result, node: str) -> Image.Image:
 
 
 def to_api(graph: dict, object_info: dict) -> dict:
-    """API format of a graph, as the frontend would post it.
+    """API format of a graph, as the frontend would post it; nodes in subgraphs keep the ids that they have there.
 
     object_info: the server's /object_info, which says what each widget value belongs to.
     """
     origins = {link: [str(origin), slot] for link, origin, slot, *_ in graph["links"]}
-    return {str(node["id"]): node_to_api(node, origins, object_info) for node in graph["nodes"] if drawn(node)}
+    subgraphs = {subgraph["id"]: subgraph for subgraph in graph.get("definitions", {}).get("subgraphs", ())}
+    prompt, outputs = {}, {}
+    for node in filter(drawn, graph["nodes"]):
+        if node["type"] not in subgraphs:
+            prompt[str(node["id"])] = node_to_api(node, origins, object_info)
+            continue
+        outer = {socket["name"]: origins.get(socket["link"]) for socket in node["inputs"]}
+        inner, inner_origins = inside_to_api(subgraphs[node["type"]], object_info, outer)
+        prompt |= inner
+        for slot, socket in enumerate(subgraphs[node["type"]]["outputs"]):
+            outputs[str(node["id"]), slot] = inner_origins[socket["linkIds"][0]]
+    for node in prompt.values():
+        for key, value in node["inputs"].items():
+            if isinstance(value, list):
+                node["inputs"][key] = outputs.get(tuple(value), value)
+    return prompt
+
+
+def inside_to_api(subgraph: dict, object_info: dict, outer: dict) -> tuple[dict, dict]:
+    """API format of the nodes in a subgraph, and {link in it: [node id, slot] that it comes from}.
+
+    outer: {name of a subgraph input: [node id, slot] connected there, or None}.
+    """
+    origins = {link["id"]: [str(link["origin_id"]), link["origin_slot"]] for link in subgraph["links"]}
+    for socket in subgraph["inputs"]:
+        origins |= dict.fromkeys(socket["linkIds"], outer.get(socket["name"]))
+    nodes = filter(drawn, subgraph["nodes"])
+    return {str(node["id"]): node_to_api(node, origins, object_info) for node in nodes}, origins
 
 
 def blueprint_to_api(blueprint: dict, object_info: dict, inputs: dict) -> tuple[dict, list]:
@@ -60,10 +103,7 @@ def blueprint_to_api(blueprint: dict, object_info: dict, inputs: dict) -> tuple[
     inputs: {name of a subgraph input: [node id, slot] to connect there}.
     """
     subgraph = blueprint["definitions"]["subgraphs"][0]
-    origins = {link["id"]: [str(link["origin_id"]), link["origin_slot"]] for link in subgraph["links"]}
-    for socket in subgraph["inputs"]:
-        origins |= dict.fromkeys(socket["linkIds"], inputs[socket["name"]])
-    prompt = {str(node["id"]): node_to_api(node, origins, object_info) for node in prompt_nodes(blueprint)}
+    prompt, origins = inside_to_api(subgraph, object_info, inputs)
     return prompt, origins[subgraph["outputs"][0]["linkIds"][0]]
 
 
@@ -81,7 +121,8 @@ def node_to_api(node: dict, origins: dict, object_info: dict) -> dict:
     """origins: {link: [node id, slot] that it comes from}."""
     inputs = dict(zip(*widget_values(node, object_info[node["type"]]), strict=True))
     connected = (socket for socket in node["inputs"] if socket.get("link") is not None)
-    inputs |= {socket["name"]: origins[socket["link"]] for socket in connected}
+    # Not connected outside, a widget that a subgraph shows keeps its value.
+    inputs |= {socket["name"]: origins[socket["link"]] for socket in connected if origins[socket["link"]]}
     return {"inputs": inputs, "class_type": node["type"]}
 
 

@@ -410,7 +410,7 @@ def test_start_up_flags(request, tmp_path, recorded, cpu_pack, flags):
     packs = {"cpu_pack": cpu_pack} if vram else {}
     comfyui = os.environ["COMFYUI_PATH"]
     with ComfyServer(comfyui, tmp_path, ROOT, flags.split(), cpu=not vram, extra_packs=packs) as server:
-        for picture in (ROOT / "workflows" / "input").glob("*.png"):
+        for picture in (ROOT / "tests" / "pictures").glob("*.png"):
             server.upload_image(picture)
         official_results(server, recorded, flags)
 

@@ -10,7 +10,7 @@ import pytest
 from bench import NAME
 from checkpoints import CHECKPOINT
 from comfy_server import PACK_NAME, ComfyServer, link_folder
-from graphs import workflow
+from graphs import change, shipped
 from pack import write_pack
 
 
@@ -36,9 +36,9 @@ def packed(server) -> list[str]:
 
 def test_draws_and_edits(fresh):
     """With the pictures that the pack itself brings along."""
-    fresh.upload_image(fresh.pack_dir / "workflows" / "input" / "photo.png")
     for name in ("text_to_image", "edit"):
-        prompt = workflow(name, steps=2)
+        prompt = shipped(name)
+        change(prompt, steps=2)
         for node in prompt.values():
             if node["class_type"] == "InternVLUEmptyLatent":
                 node["inputs"] |= {"width": 192, "height": 144}

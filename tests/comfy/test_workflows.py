@@ -1,21 +1,30 @@
 """The shipped workflows through the queue of a real ComfyUI server, and the official pictures out of them."""
 
+import importlib
 import json
+import sys
 
 import pytest
 import torch
+from comfy_server import ComfyError
 from graphs import (
     WORKFLOWS,
     assert_close_pictures,
     blueprint_to_api,
     picture_of,
     prompt_nodes,
+    shipped,
     to_api,
     workflow,
 )
+from inprocess import PACK, load_pack
+from PIL import Image
 from safetensors.torch import save_file
 
 NAMES = sorted(path.stem for path in (WORKFLOWS / "api").glob("*.json"))
+sys.path.append(str(WORKFLOWS.parent / "scripts"))
+from make_workflows import SHOWN_ONLY, SUBGRAPHS  # noqa: E402
+from make_workflows import WORKFLOWS as DESCRIBED  # noqa: E402
 
 
 @pytest.mark.parametrize(
@@ -97,36 +106,111 @@ def lora(server):
     save_file(tensors, folder / "internvl_u_lora.safetensors")
 
 
+def graph_of(name: str) -> dict:
+    return json.loads((WORKFLOWS / f"{DESCRIBED[name]['title']}.json").read_text(encoding="utf-8"))
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_graph_and_api_format_agree(server, name):
-    graph = json.loads((WORKFLOWS / f"{name}.json").read_text(encoding="utf-8"))
-    assert to_api(graph, server.object_info()) == workflow(name)
+    expected = shipped(name)
+    for node_id, values in DESCRIBED[name].get("bypassed", {}).items():
+        expected[node_id]["inputs"] |= values
+    made = to_api(graph_of(name), server.object_info())
+    assert {key: node for key, node in made.items() if node["class_type"] not in SHOWN_ONLY} == expected
 
 
-@pytest.mark.parametrize(("name", "size"), [("InternVL-U Text to Image", (192, 144)), ("InternVL-U Edit", (200, 150))])
-def test_blueprints_run(server, name, size):
-    blueprint = json.loads((WORKFLOWS.parent / "subgraphs" / f"{name}.json").read_text(encoding="utf-8"))
-    prompt, output = blueprint_to_api(blueprint, server.object_info(), {"image1": ["90", 0]})
+def test_each_workflow_has_its_files():
+    titles = {spec["title"] for spec in DESCRIBED.values()}
+    assert set(NAMES) == set(DESCRIBED)
+    for ending in ("json", "jpg"):
+        assert {path.stem for path in WORKFLOWS.glob(f"*.{ending}")} == titles
+    for title in titles:
+        with Image.open(WORKFLOWS / f"{title}.jpg") as card:
+            assert card.size == (400, 400)
+    assert {path.stem for path in (WORKFLOWS.parent / "subgraphs").glob("*.json")} == set(SUBGRAPHS)
+    assert all("InternVL-U" in title for title in titles)
+
+
+@pytest.mark.parametrize("title", SUBGRAPHS)
+def test_blueprints_run(server, title):
+    blueprint = json.loads((WORKFLOWS.parent / "subgraphs" / f"{title}.json").read_text(encoding="utf-8"))
+    prompt, output = blueprint_to_api(blueprint, server.object_info(), {"image": ["90", 0]})
     prompt["90"] = {"class_type": "LoadImage", "inputs": {"image": "photo.png"}}
-    prompt["91"] = {"class_type": "SaveImage", "inputs": {"images": output, "filename_prefix": "blueprint"}}
-    prompt["4"]["inputs"]["steps"] = 2
-    if "width" in prompt["3"]["inputs"]:
-        prompt["3"]["inputs"] |= {"width": 192, "height": 144}
-    assert [picture.size for picture in server.images(server.run(prompt))] == [size]
     (node,) = blueprint["nodes"]
+    if node["outputs"][0]["type"] == "STRING":
+        prompt["91"] = {"class_type": "PreviewAny", "inputs": {"source": output}}
+    elif node["outputs"][0]["type"] == "MASK":
+        prompt["91"] = {"class_type": "MaskPreview", "inputs": {"mask": output}}
+    else:
+        prompt["91"] = {"class_type": "SaveImage", "inputs": {"images": output, "filename_prefix": "blueprint"}}
+    for inner in prompt.values():
+        small = {"width": 192, "height": 144, "steps": 2, "max_new_tokens": 8}
+        inner["inputs"] |= {key: value for key, value in small.items() if key in inner["inputs"]}
+    result = server.run(prompt)
+    size = (192, 144) if "width" in {socket["name"] for socket in node["inputs"]} else (200, 150)
+    if node["outputs"][0]["type"] != "STRING":
+        assert picture_of(server, result, "91").size == size
+    # What is shown outside is there inside; and a value is said once, inside.
     inside = {(str(n["id"]), key) for n in prompt_nodes(blueprint) for key in prompt[str(n["id"])]["inputs"]}
-    assert {tuple(widget) for widget in node["properties"]["proxyWidgets"]} <= inside
+    own = {tuple(widget) for widget in node["properties"]["proxyWidgets"]}
+    assert {widget for widget in own if widget[1] != "control_after_generate"} <= inside
+    assert node["widgets_values"] == []
     served = server.http.get(f"{server.url}/global_subgraphs", timeout=60).json().values()
-    assert name in {entry["name"] for entry in served}
+    assert title in {entry["name"] for entry in served}
 
 
-def test_graphs_have_their_notes_and_groups():
+def test_no_shipped_node_is_deprecated(server):
+    nodes = server.object_info()
+    used = {node["class_type"] for name in NAMES for node in shipped(name).values()}
+    assert not [kind for kind in used if nodes[kind].get("deprecated")]
+    # Deprecated since ComfyUI 0.3.75.
+    assert not used & {"ImageBatch", "MergeImageLists"}
+
+
+def test_graphs_have_their_notes():
     for name in NAMES:
-        graph = json.loads((WORKFLOWS / f"{name}.json").read_text(encoding="utf-8"))
-        assert any(node["type"] == "MarkdownNote" for node in graph["nodes"])
-        assert graph["groups"]
+        graph = graph_of(name)
+        (note,) = [node["widgets_values"][0] for node in graph["nodes"] if node["type"] == "MarkdownNote"]
+        if graph.get("definitions"):
+            needed = [] if name == "toy_world" else ["huggingface.co/InternVL-U/InternVL-U", "internvl_u/", "GB"]
+            assert all(word in note for word in needed)
+        else:
+            assert graph["groups"]
         boxes = [(*node["pos"], *node["size"]) for node in graph["nodes"]]
         for i, (x, y, w, h) in enumerate(boxes):
             for other_x, other_y, other_w, other_h in boxes[:i]:
                 apart = x >= other_x + other_w or other_x >= x + w or y >= other_y + other_h or other_y >= y + h
                 assert apart, f"{name}: nodes overlap"
+
+
+def test_samples_are_put_into_the_input_folder(server, monkeypatch, tmp_path, caplog):
+    """Those that are not there; a picture of the user's is left alone, and a folder that takes none is no error."""
+    load_pack()
+    samples = importlib.import_module(f"{PACK}.nodes.samples")
+    loads = [n for name in NAMES for n in shipped(name).values() if n["class_type"] in ("LoadImage", "LoadImageMask")]
+    named = {node["inputs"]["image"] for node in loads}
+    target = tmp_path / "input"
+    target.mkdir()
+    (target / "internvlu_poster.png").write_bytes(b"mine")
+    monkeypatch.setattr(samples.folder_paths, "get_input_directory", lambda: str(target))
+    samples.install()
+    assert named <= {path.name for path in target.iterdir()}
+    assert (target / "internvlu_poster.png").read_bytes() == b"mine"
+    assert {path.name for path in (target / samples.CAPTION).iterdir()} == {"landscape.png", "poster.png"}
+    (server.base_dir / "input" / "internvlu_landscape.png").stat()  # the server's pack did so when it was loaded
+    samples.install()
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(samples.folder_paths, "get_input_directory", lambda: str(tmp_path / "file"))
+    with caplog.at_level("WARNING"):
+        samples.install()
+    assert "could not be copied" in caplog.text
+
+
+def test_only_the_checkpoint_is_accused(server):
+    """Of a loader whose checkpoint is not there."""
+    prompt = workflow("text_to_image", checkpoint="elsewhere")
+    answer = server.http.post(f"{server.url}/prompt", json={"prompt": prompt}, timeout=60).json()
+    (error,) = answer["node_errors"]["1"]["errors"]
+    assert error["extra_info"]["input_name"] == "checkpoint" and "'elsewhere' is not in" in error["details"]
+    with pytest.raises(ComfyError, match=r"weight_dtype.*int3"):
+        server.run(workflow("text_to_image", weight_dtype="int3"))
