@@ -88,7 +88,8 @@ function addWords(node) {
 
 // A person's edit, wherever the text is shown; not before the frontend has taken note of it.
 document.addEventListener("input", ({ target }) => {
-  if (target?.tagName !== "TEXTAREA") return;
+  // Where no text is being edited, the browser's undo goes back in the one that was edited last, beside the graph's own.
+  if (target?.tagName !== "TEXTAREA" || target !== document.activeElement) return;
   setTimeout(() => {
     for (const path of pathsOf(KIND)) {
       if (areasOf(path, "text").includes(target)) makeOwn(path, target.value);

@@ -234,12 +234,24 @@ class Ui:
         }""")
         self.settle()
         self.page.mouse.click(1450, 560)
+        self.js("() => document.activeElement.blur()")  # else undo is the text area's own
         self.page.mouse.move(400, 640)
         self.settle()
 
     def press(self, keys: str):
         self.page.keyboard.press(keys)
         self.page.wait_for_timeout(700)
+
+    def undo_until(self, reached, keys: str = "Control+z"):
+        """Press undo, or redo, until a function says so: some frontends count an arrangement as a change of its own."""
+        for _ in range(3):
+            self.page.keyboard.press(keys)
+            for _ in range(10):
+                self.page.wait_for_timeout(200)
+                if reached():
+                    self.page.wait_for_timeout(500)  # the graph was loaded anew; there is more to come
+                    return
+        raise AssertionError(f"{keys} does not lead there")
 
     def execute(self, **output):
         """As if the server had sent this output of every node on the graph."""
