@@ -1,9 +1,9 @@
 // InternVL-U Ask's panel, in which the answer appears while it is being written: alone, or at the end of a conversation.
 import { app } from "../../scripts/app.js";
-import { addWidget, chain, element, findWidget, noteChange, shareWheel } from "./dom.js";
+import { addWidget, beforeDrawing, chain, element, findWidget, noteChange, shareWheel } from "./dom.js";
 import { words } from "./i18n.js";
 import { holder } from "./instances.js";
-import { View, beforeDrawing, following, showOutput } from "./stream.js";
+import { View, following, showOutput } from "./stream.js";
 import { kept, keep } from "./kept.js";
 
 const RULE = "\n\n———\n\n"; // between the answers of a node that ran once for each item of a list

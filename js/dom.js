@@ -17,7 +17,23 @@ export function element(tag, properties = {}, ...children) {
 export function addWidget(node, name, root, options) {
   const widget = node.addDOMWidget(name, name, root, { serialize: false, ...options });
   widget.serialize = false;
+  root.dataset.internvlu = name;
+  // Undo makes nodes anew under their old ids, and ComfyUI's Vue nodes then go on showing the elements of those before.
+  beforeDrawing(node, () => {
+    if (!LiteGraph.vueNodesMode || root.isConnected || node.graph !== app.canvas.graph) return;
+    const place = `[data-node-id="${CSS.escape(node.id)}"] [data-internvlu="${name}"]`;
+    document.querySelector(place)?.replaceWith(root);
+  });
   return widget;
+}
+
+// Run `extra` before each time that a node is drawn: for what follows from the graph, whatever has changed that.
+export function beforeDrawing(node, extra) {
+  const { arrange } = node;
+  node.arrange = function (...args) {
+    extra();
+    return arrange.apply(this, args);
+  };
 }
 
 // One whose height neither grows nor shrinks with the node.

@@ -1,10 +1,10 @@
 // The words of InternVL-U Reason appear in its own `text` widget, where a person can make them their own.
 import { app } from "../../scripts/app.js";
-import { addBar, chain, findWidget, noteChange } from "./dom.js";
+import { addBar, beforeDrawing, chain, findWidget, noteChange } from "./dom.js";
 import { words } from "./i18n.js";
 import { areasOf, findPath, holder, pathsOf, rootGraph } from "./instances.js";
 import { onPrompt } from "./prompt.js";
-import { View, beforeDrawing, following, showOutput } from "./stream.js";
+import { View, following, showOutput } from "./stream.js";
 
 const KIND = "InternVLUReason";
 const OWN_ON_EDIT = "InternVLU.Text.PinOnEdit";

@@ -1,7 +1,7 @@
 // Shows the text of a node while it is being written. Without this file the nodes work the same, and show it nowhere.
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
-import { element } from "./dom.js";
+import { beforeDrawing, element } from "./dom.js";
 import { words } from "./i18n.js";
 import { findPath, pathTo, rootGraph } from "./instances.js";
 
@@ -167,13 +167,4 @@ export function showOutput(node) {
     missed.delete(workflow());
     queueMicrotask(() => outputs.forEach((output, id) => show(id, output)));
   });
-}
-
-// Run `extra` before each time that a node is drawn.
-export function beforeDrawing(node, extra) {
-  const { arrange } = node;
-  node.arrange = function (...args) {
-    extra();
-    return arrange.apply(this, args);
-  };
 }

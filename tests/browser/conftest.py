@@ -226,6 +226,21 @@ class Ui:
         how = self.end()
         assert how == "execution_success", [data for kind, data in self.seen() if kind == "execution_error"]
 
+    def click_canvas(self):
+        """Where nothing is: after it the frontend takes note of what has changed. Pastes go to another place."""
+        self.js("""() => {
+          Object.assign(app.canvas.ds, { scale: 0.3, offset: [700, 500] });
+          app.canvas.setDirty(true, true);
+        }""")
+        self.settle()
+        self.page.mouse.click(1450, 560)
+        self.page.mouse.move(400, 640)
+        self.settle()
+
+    def press(self, keys: str):
+        self.page.keyboard.press(keys)
+        self.page.wait_for_timeout(700)
+
     def execute(self, **output):
         """As if the server had sent this output of every node on the graph."""
         self.js(
@@ -305,3 +320,10 @@ def ui(shared_page, request):
     yield shared_page
     shared_page.shot(request.node.name.replace("/", "_"))
     assert not shared_page.errors
+
+
+@pytest.fixture(params=["litegraph", "vue"])
+def mode(ui, request):
+    ui.set_setting("Comfy.VueNodes.Enabled", request.param == "vue")
+    yield request.param
+    ui.set_setting("Comfy.VueNodes.Enabled", False)

@@ -1,18 +1,13 @@
 """Conversations in InternVL-U Ask's panel, and seeds, in a real browser."""
 
 import json
-from pathlib import Path
 
 import pytest
+from saved_workflows import saved_graph
 
-ROOT = Path(__file__).resolve().parents[2]
 ASK, REASON = "InternVLUAsk", "InternVLUReason"
 ANSWER = ".internvlu-panel textarea"
 LONG = {"question": "Cancel me?", "max_new_tokens": 4096, "temperature": 5.0, "seed": 63}  # 791 tokens without history
-
-
-def graph_of(name: str) -> dict:
-    return json.loads((ROOT / "tests" / "saved" / "0.1" / f"{name}.json").read_text(encoding="utf-8"))
 
 
 TALK = ".internvlu-talk"
@@ -55,7 +50,7 @@ def note_changes(ui):
 
 def begin_conversation(ui) -> list[str]:
     """Two turns in a fresh graph; returns their answers."""
-    ui.load(graph_of("ask"))
+    ui.load(saved_graph("ask"))
     ui.make_small()
     ui.look_at(ASK)
     note_changes(ui)
@@ -69,7 +64,7 @@ def begin_conversation(ui) -> list[str]:
 
 
 def test_a_conversation(ui):
-    ui.load(graph_of("ask"))
+    ui.load(saved_graph("ask"))
     ui.make_small()
     ui.look_at(ASK)
     assert ui.page.locator(ANSWER).is_visible() and not ui.page.locator(TALK).is_visible()
@@ -112,7 +107,7 @@ def test_a_conversation(ui):
 
 def test_going_on_from_an_answer(ui):
     """Who asks first and then wants to go on."""
-    ui.load(graph_of("ask"))
+    ui.load(saved_graph("ask"))
     ui.make_small()
     ui.look_at(ASK)
     ui.run()
@@ -125,7 +120,7 @@ def test_going_on_from_an_answer(ui):
 
 def test_a_conversation_in_a_subgraph(ui):
     """Its node holds the question and the switch."""
-    ui.load(graph_of("ask"))
+    ui.load(saved_graph("ask"))
     ui.make_small()
     ui.set(ASK, go_on=True)
     ui.js("""() => {
@@ -156,7 +151,7 @@ def test_a_conversation_in_a_subgraph(ui):
 
 
 def test_a_conversation_streams_at_its_end(ui):
-    ui.load(graph_of("ask"))
+    ui.load(saved_graph("ask"))
     ui.look_at(ASK)
     ui.set(ASK, go_on=True, question="First?", max_new_tokens=8)
     ui.run()
@@ -257,7 +252,7 @@ def test_undo_copy_and_reload_of_a_conversation(ui, saved):
 
 def test_a_broken_conversation(ui):
     """As from a file that was edited by hand: the server says what is wrong, and a new conversation mends it."""
-    ui.load(graph_of("ask"))
+    ui.load(saved_graph("ask"))
     ui.make_small()
     ui.look_at(ASK)
     ui.set(ASK, go_on=True, conversation='[{"question": "a"')
@@ -274,7 +269,7 @@ def test_seeds(ui):
     ui.fresh(ASK, REASON, "InternVLUSampler")
     control = "() => app.graph.nodes.map((node) => node.widgets.find((w) => w.name === 'control_after_generate').value)"
     assert ui.js(control) == ["fixed", "fixed", "randomize"]
-    graph = graph_of("ask")
+    graph = saved_graph("ask")
     (node,) = [node for node in graph["nodes"] if node["type"] == ASK]
     node["widgets_values"][2:4] = [5, "randomize"]
     ui.load(graph)
@@ -291,7 +286,7 @@ def test_seeds(ui):
 def test_a_conversation_in_vue_nodes(ui):
     ui.set_setting("Comfy.VueNodes.Enabled", True)
     try:
-        ui.load(graph_of("ask"))
+        ui.load(saved_graph("ask"))
         ui.make_small()
         ui.look_at(ASK)
         assert not ui.page.locator(TALK).is_visible()

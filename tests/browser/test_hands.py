@@ -5,11 +5,10 @@ out. So ids and subgraphs do not count, but every link and every value that is q
 """
 
 import json
-from pathlib import Path
 
 import pytest
+from saved_workflows import SAVED, saved_graph, saved_prompt
 
-SAVED = Path(__file__).resolve().parents[1] / "saved" / "0.1"
 NAMES = sorted(path.stem for path in SAVED.glob("*.json"))
 REASON, ENCODE, SAMPLER = "InternVLUReason", "InternVLUEncode", "InternVLUSampler"
 
@@ -78,20 +77,13 @@ def dropped(tree: dict, kind: str) -> dict:
     return {"kind": tree["kind"], "inputs": inputs}
 
 
-@pytest.fixture(params=["litegraph", "vue"])
-def mode(ui, request):
-    ui.set_setting("Comfy.VueNodes.Enabled", request.param == "vue")
-    yield request.param
-    ui.set_setting("Comfy.VueNodes.Enabled", False)
-
-
 @pytest.fixture
 def base(ui, mode):
     """What the graph on the page computes: reason_then_edit with values that no node has by itself."""
-    ui.load(json.loads((SAVED / "reason_then_edit.json").read_text(encoding="utf-8")))
+    ui.load(saved_graph("reason_then_edit"))
     for kind, values in VALUES.items():
         ui.set(kind, **values)
-    click_canvas(ui)
+    ui.click_canvas()
     computed = computes(ui)
     (tree,) = computed
     for kind, values in VALUES.items():
@@ -103,15 +95,6 @@ def base(ui, mode):
     return computed
 
 
-def click_canvas(ui):
-    """Where nothing is: after it the frontend takes note of what has changed. Pastes go to another place."""
-    ui.js("() => { app.canvas.ds.scale = 0.3; app.canvas.ds.offset = [700, 500]; app.canvas.setDirty(true, true); }")
-    ui.settle()
-    ui.page.mouse.click(1450, 560)
-    ui.page.mouse.move(400, 640)
-    ui.settle()
-
-
 def select(ui, *kinds: str):
     ui.js(
         "(kinds) => { app.canvas.selectItems(app.canvas.graph.nodes.filter("
@@ -119,11 +102,6 @@ def select(ui, *kinds: str):
         list(kinds),
     )
     ui.settle()
-
-
-def press(ui, keys: str):
-    ui.page.keyboard.press(keys)
-    ui.page.wait_for_timeout(700)
 
 
 def command(ui, name: str):
@@ -147,11 +125,11 @@ def unpack(ui):
 def survives(ui, before: list, after: list, reload: bool = True):
     """After undo it is as before, after redo as after; and so it stays when the page is loaded anew."""
     assert computes(ui) == after
-    click_canvas(ui)
+    ui.click_canvas()
     undo_until(ui, before)
     undo_until(ui, after, "Control+y")
     if reload:
-        click_canvas(ui)
+        ui.click_canvas()
         ui.page.wait_for_timeout(1500)  # the frontend saves what is open by and by
         ui.open()
         assert computes(ui) == after
@@ -160,7 +138,7 @@ def survives(ui, before: list, after: list, reload: bool = True):
 def undo_until(ui, wanted: list, keys: str = "Control+z"):
     """Older frontends count an arrangement of Vue nodes as a change of its own."""
     for _ in range(3):
-        press(ui, keys)
+        ui.press(keys)
         if computes(ui) == wanted:
             return
     assert computes(ui) == wanted
@@ -169,10 +147,10 @@ def undo_until(ui, wanted: list, keys: str = "Control+z"):
 @pytest.mark.parametrize("name", NAMES)
 def test_saved_workflows_load(ui, name):
     """With every link and every value; nodes may have more inputs by now."""
-    graph = json.loads((SAVED / f"{name}.json").read_text(encoding="utf-8"))
+    graph = saved_graph(name)
     ui.load(graph)
     assert ui.graph() == ui.graph(graph)
-    saved = json.loads((SAVED / "api" / f"{name}.json").read_text(encoding="utf-8"))
+    saved = saved_prompt(name)
     loaded = ui.api()
     assert saved.keys() == loaded.keys()
     for key, node in saved.items():
@@ -180,24 +158,24 @@ def test_saved_workflows_load(ui, name):
 
 
 def test_copy_and_paste(ui, base):
-    click_canvas(ui)
+    ui.click_canvas()
     select(ui)
-    press(ui, "Control+c")
-    press(ui, "Control+v")
+    ui.press("Control+c")
+    ui.press("Control+v")
     survives(ui, base, ordered(base * 2))
 
 
 def test_copy_and_paste_of_a_part(ui, base):
     (tree,) = base
     encode = find(tree, ENCODE)
-    click_canvas(ui)
+    ui.click_canvas()
     select(ui, REASON, ENCODE)
-    press(ui, "Control+c")
-    press(ui, "Control+v")
+    ui.press("Control+c")
+    ui.press("Control+v")
     without = ordered([tree, cut(encode, REASON)])
     survives(ui, base, without, reload=False)
-    click_canvas(ui)
-    press(ui, "Control+Shift+v")  # with the links that come from elsewhere
+    ui.click_canvas()
+    ui.press("Control+Shift+v")  # with the links that come from elsewhere
     survives(ui, without, ordered([*without, encode]))
 
 
@@ -240,13 +218,13 @@ def test_nested_subgraphs(ui, base):
     convert(ui, SAMPLER, "subgraph")
     assert ui.js("() => app.graph.nodes.find((n) => n.subgraph).subgraph.nodes.some((n) => n.subgraph)")
     survives(ui, base, base)
-    click_canvas(ui)
+    ui.click_canvas()
     select(ui, "subgraph")
-    press(ui, "Control+c")
-    press(ui, "Control+Shift+v")
+    ui.press("Control+c")
+    ui.press("Control+Shift+v")
     copy = find(base[0], SAMPLER)
     assert computes(ui) == ordered([*base, copy])
-    click_canvas(ui)
+    ui.click_canvas()
     undo_until(ui, base)
     unpack(ui)
     unpack(ui)
@@ -259,7 +237,7 @@ def test_bypass_and_mute(ui, base, keys):
     without = dropped(base[0], REASON)
     select(ui, REASON)
     ui.js("() => app.canvas.canvas.focus()")
-    press(ui, keys)
+    ui.press(keys)
     survives(ui, base, [without])
 
 
@@ -272,7 +250,7 @@ def test_second_tab(ui, base):
     ui.set(REASON, text="other words")
     other = computes(ui)
     assert other != base
-    click_canvas(ui)
+    ui.click_canvas()
     command(ui, "Workspace.PreviousOpenedWorkflow")
     assert (ui.js(path), computes(ui)) == (first, base)
     command(ui, "Workspace.NextOpenedWorkflow")

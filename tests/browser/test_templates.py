@@ -170,7 +170,7 @@ def test_template_browser(ui):
     pictures = f"[data-testid='template-workflow-{TITLES['edit']}'] img"
     ui.wait("(images) => [...document.querySelectorAll(images)].some((image) => image.naturalWidth === 400)", pictures)
     ui.shot("template_browser")
-    ui.page.keyboard.press("Escape")
+    ui.page.get_by_test_id(f"template-workflow-{TITLES['edit']}").click()
     ui.page.get_by_test_id("template-workflows-content").wait_for(state="hidden")
 
 

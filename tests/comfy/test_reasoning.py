@@ -2,20 +2,19 @@
 
 import io
 import json
-from pathlib import Path
 
 import pytest
 from comfy_server import ComfyError
 from graphs import change
 from PIL import Image
+from saved_workflows import saved_prompt
 
-SAVED = Path(__file__).resolve().parents[1] / "saved" / "0.1" / "api" / "reason_then_edit.json"
 KEY = "internvlu_reasoning"
 
 
 def edit(**inputs) -> dict:
     """Reason, then edit: 7 loads the picture, 8 reasons, 2 encodes, 6 saves."""
-    prompt = json.loads(SAVED.read_text(encoding="utf-8"))
+    prompt = saved_prompt("reason_then_edit")
     change(prompt, **{"steps": 1, "max_new_tokens": 12} | inputs)
     prompt["3"] = {"class_type": "InternVLUEmptyLatent", "inputs": {"width": 64, "height": 64, "batch_size": 1}}
     prompt["4"]["inputs"]["latent_image"] = ["3", 0]
