@@ -272,7 +272,7 @@ def test_two_instances_of_a_subgraph_with_reason(ui):
     early = ui.js("() => early")
     behind = ui.js("() => behind")
     assert len(early) > 3 and not any(early)
-    assert behind and not any(behind)
+    assert not any(behind) and (behind or ui.frontend == "pinned")  # which takes boxes out of sight off the page
     assert len(set(texts)) == (2 if ui.frontend == "newest" else 1)  # older ones have one prompt for both
     assert sorted(ui.js("() => words()")) == sorted(text.replace("\r", "\n") for text in texts)
 
