@@ -1,7 +1,8 @@
 // InternVL-U Ask's panel, in which the answer appears while it is being written: alone, or at the end of a conversation.
 import { app } from "../../scripts/app.js";
-import { addWidget, chain, element, findWidget, isLinked, noteChange, shareWheel } from "./dom.js";
+import { addWidget, beforeDrawing, chain, element, findWidget, noteChange, shareWheel } from "./dom.js";
 import { words } from "./i18n.js";
+import { holder } from "./instances.js";
 import { View, following, showOutput } from "./stream.js";
 import { kept, keep } from "./kept.js";
 
@@ -20,9 +21,10 @@ function turnsOf(text) {
 // The turns so far. Saved with the workflow, they are the value of the node's `conversation`. Else the node has only
 // the name under which this page keeps them, so that undo, copies and tabs treat both alike.
 class Conversation {
-  constructor(node) {
-    this.node = node;
-    this.widget = findWidget(node, "conversation");
+  constructor(view) {
+    this.view = view;
+    this.node = view.node;
+    this.widget = findWidget(this.node, "conversation");
     this.widget.hidden = this.widget.options.hidden = true; // the panel shows it
     this.widget.serializeValue = () => this.serialize();
   }
@@ -52,22 +54,23 @@ class Conversation {
   }
 
   get isOn() {
-    return findWidget(this.node, "go_on").value === true || isLinked(this.node, "go_on");
+    const { linked, widget } = holder(this.view.path, "go_on");
+    return linked || widget.value === true;
   }
 
   // The turns before this question. The last one's own question, unchanged, is that turn again: a run for the sake of
   // other nodes, or with another seed, does not ask it twice.
   before(question) {
     const turns = this.turns;
-    const again = !isLinked(this.node, "question") && turns.at(-1)?.question === question;
+    const again = !holder(this.view.path, "question").linked && turns.at(-1)?.question === question;
     return again ? turns.slice(0, -1) : turns;
   }
 
   // For the prompt, which says no words that the run does not use.
   async serialize() {
     if (!this.isOn) return "";
-    const question = findWidget(this.node, "question");
-    const turns = this.before(question.serializeValue ? await question.serializeValue() : question.value);
+    const { widget } = holder(this.view.path, "question");
+    const turns = this.before(widget?.serializeValue ? await widget.serializeValue() : widget?.value);
     if (!this.turns.length) return this.text;
     return turns.length ? JSON.stringify(turns) : "";
   }
@@ -89,9 +92,8 @@ class AnswerView extends View {
       // conversation that is not to be in the workflow, this is not either.
       keep: (texts) => (node.properties.answers = this.talk.isOn ? [] : texts),
     });
-    this.node = node;
     this.area = area;
-    this.talk = new Conversation(node);
+    this.talk = new Conversation(this);
     this.log = element("div", { className: "internvlu-talk", role: "log", tabIndex: 0 });
     this.log.setAttribute("aria-label", words("conversation"));
     leaveKeysAlone(this.log);
@@ -112,6 +114,8 @@ class AnswerView extends View {
       this.refreshLog();
     });
     chain(node, "onConnectionsChange", () => this.refreshLog());
+    // The switch may be in a subgraph's node.
+    beforeDrawing(node, () => this.talk.isOn !== this.wasOn && this.refreshLog());
     chain(node, "onConfigure", () => {
       this.asked = undefined;
       area.value = this.talk.isOn ? (this.talk.turns.at(-1)?.answer ?? "") : (node.properties.answers ?? []).join(RULE);
@@ -162,7 +166,7 @@ class AnswerView extends View {
   }
 
   refreshLog() {
-    const on = this.talk.isOn;
+    const on = (this.wasOn = this.talk.isOn);
     this.log.hidden = !on;
     this.area.hidden = on;
     if (!on) this.head.remove();

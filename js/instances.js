@@ -26,6 +26,11 @@ export function* pathsOf(kind, graph = rootGraph(), hosts = []) {
   }
 }
 
+// The first one.
+export function pathTo(node) {
+  for (const path of pathsOf(node.comfyClass)) if (path.at(-1) === node) return path;
+}
+
 // Who holds the value of a node's widget: the node, or the subgraph's node to which the widget is promoted. (Older
 // frontends show such a widget in the subgraph's node and leave the value where it was.)
 export function holder(path, name) {

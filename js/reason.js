@@ -16,18 +16,18 @@ const isOwn = (path) => {
 };
 
 // While words come in they are on the page only: what is saved, queued or undone meanwhile has the words before.
-const before = new WeakMap(); // widget → its value
+const before = new WeakMap(); // a node's own widget (older frontends show its element in a subgraph's node) → its value
 
 function showDraft(path, words) {
-  const { widget } = holder(path, "text");
-  if (!before.has(widget)) before.set(widget, widget.value);
+  const own = findWidget(path.at(-1), "text");
+  if (!before.has(own)) before.set(own, own.value);
   for (const area of areasOf(path, "text")) following(area, () => (area.value = words));
 }
 
 function put(path, words) {
   showDraft(path, words);
   const { widget } = holder(path, "text");
-  before.delete(widget);
+  before.delete(findWidget(path.at(-1), "text"));
   if (widget.value !== words) widget.value = words;
 }
 
@@ -54,13 +54,8 @@ function makeOwn(path, words) {
 function addWords(node) {
   const text = findWidget(node, "text");
   if (!text || !findWidget(node, "pinned")) return;
-  const view = new View(node, { read: () => holder(path(), "text").widget?.value ?? "", write, separator: "\n\n" });
-  // Of several instances of a subgraph, the one that ran last.
-  const path = () => {
-    if (node.graph === rootGraph()) return [node];
-    return (view.path ??= [...pathsOf(KIND)].find((path) => path.at(-1) === node) ?? [node]);
-  };
-  view.pinned = () => isOwn(path());
+  const view = new View(node, { read: () => holder(view.path, "text").widget?.value ?? "", write, separator: "\n\n" });
+  view.pinned = () => isOwn(view.path);
 
   // Older frontends keep the value in the element.
   const { getValue } = text.options;
@@ -69,7 +64,7 @@ function addWords(node) {
 
   beforeDrawing(node, () => {
     const own = view.pinned();
-    for (const area of areasOf(path(), "text")) {
+    for (const area of areasOf(view.path, "text")) {
       area.toggleAttribute("data-internvlu-own", own);
       area.placeholder = words("reasoning_appears_here");
       area.dir = "auto";

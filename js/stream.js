@@ -3,7 +3,7 @@ import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 import { beforeDrawing, element } from "./dom.js";
 import { words } from "./i18n.js";
-import { findPath } from "./instances.js";
+import { findPath, pathTo, rootGraph } from "./instances.js";
 
 const views = new WeakMap(); // node → its View
 const writing = new Set(); // views whose node is at it
@@ -13,6 +13,7 @@ let run = 0;
 // `write(text, path, done)`: for the node of this path (see instances.js), as far as they have come or whole.
 export class View {
   constructor(node, { read, write, separator, keep }) {
+    this.node = node;
     this.write = write;
     this.separator = separator;
     this.keep = keep ?? (() => {});
@@ -24,9 +25,16 @@ export class View {
     views.set(node, this);
   }
 
+  // Of several instances of a subgraph, the one that ran last.
+  get path() {
+    if (!this.node.graph || this.node.graph === rootGraph()) return [this.node];
+    if (!this.last?.every(({ graph }) => graph)) this.last = pathTo(this.node);
+    return this.last ?? [this.node];
+  }
+
   // One event of the stream. Each text begins with an empty one.
   stream({ text, tokens, tokens_per_second: rate }, path) {
-    this.path = path;
+    this.last = path;
     if (this.run !== run) this.texts = [];
     if (!tokens || !this.texts.length) this.texts.push(text);
     this.texts[this.texts.length - 1] = text;
@@ -39,9 +47,10 @@ export class View {
   // The node's output, which ComfyUI also sends when nothing was generated because it was cached.
   finish({ text, tokens, tokens_per_second: rates }, path) {
     if (!text) return;
-    this.path = path;
+    this.last = path;
     writing.delete(this);
     this.texts = [...text];
+    this.run = null; // more in this run is of another instance of the subgraph
     this.write(this.texts.join(this.separator), path, true);
     this.say(this.count(tokens ?? [], rates ?? []));
     this.keep(this.texts);

@@ -51,6 +51,15 @@ def add(prompt: dict, info: dict | None, node_id: str, text: str):
     _texts[fingerprint(prompt, node_id)] = text
     while len(_texts) > REMEMBERED:
         _texts.popitem(last=False)
+    _tell_waiting()
+
+
+def _tell_waiting():
+    """A prompt that was queued before this text was there finds the node cached, as those of a batch do."""
+    queue = PromptServer.instance.prompt_queue
+    with queue.mutex:
+        for _, _, prompt, extra_data, *_ in queue.queue:
+            add_known({"prompt": prompt, "extra_data": extra_data})
 
 
 def _write(info: dict, texts: dict[str, str]):

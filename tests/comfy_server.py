@@ -209,8 +209,12 @@ class ComfyServer:
                 raise _node_failed(data) from ServerTraceback("\n" + "".join(data["traceback"]))
             if kind == "execution_interrupted":
                 raise ComfyInterrupted(f"interrupted in node {data['node_id']} ({data['node_type']})")
-        result.outputs = self._get(f"/history/{result.prompt_id}").json()[result.prompt_id]["outputs"]
+        result.outputs = self.outputs(result.prompt_id)
         return result
+
+    def outputs(self, prompt_id):
+        """What a prompt that is done has put out, by node."""
+        return self._get(f"/history/{prompt_id}").json()[prompt_id]["outputs"]
 
     async def _listen(self, websocket, result, on_event):
         async for message in websocket:

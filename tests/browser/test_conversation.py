@@ -118,6 +118,38 @@ def test_going_on_from_an_answer(ui):
     assert shown(ui) == turns((question, first), ("Why?", answered(ui)))
 
 
+def test_a_conversation_in_a_subgraph(ui):
+    """Its node holds the question and the switch."""
+    ui.load(saved_graph("ask"))
+    ui.make_small()
+    ui.set(ASK, go_on=True)
+    ui.js("""() => {
+      const ask = app.graph.nodes.find((node) => node.type === 'InternVLUAsk');
+      app.graph.convertToSubgraph(new Set([ask]));
+      const { subgraph } = app.graph.nodes.find((node) => node.subgraph);
+      for (const name of ["question", "go_on"]) {
+        const input = subgraph.nodes[0].inputs.find((input) => input.name === name);
+        if (input.link == null) subgraph.inputNode.emptySlot.connect(input, subgraph.nodes[0]);
+      }
+    }""")
+    ui.settle()
+
+    def inputs() -> dict:
+        return next(node["inputs"] for node in ui.api().values() if node["class_type"] == ASK)
+
+    ui.run()
+    ui.run()  # the question unchanged, it is the same turn
+    assert ui.posted[-1] == ui.posted[-2]
+    assert (inputs()["go_on"], inputs()["conversation"]) == (True, "")
+    set_host = """([name, value]) => {
+      app.graph.nodes.find((node) => node.subgraph).widgets.find((widget) => widget.name === name).value = value;
+    }"""
+    ui.js(set_host, ["question", "Why?"])
+    assert len(json.loads(inputs()["conversation"])) == 1
+    ui.js(set_host, ["go_on", False])
+    assert (inputs()["go_on"], inputs()["conversation"]) == (False, "")
+
+
 def test_a_conversation_streams_at_its_end(ui):
     ui.load(saved_graph("ask"))
     ui.look_at(ASK)

@@ -235,6 +235,48 @@ def test_reasoning_in_a_subgraph(ui):
     )
 
 
+def test_two_instances_of_a_subgraph_with_reason(ui):
+    """Each shows the words of its own, and the workflow has none of them before they are complete."""
+    ui.load(graph_of("reason_then_draw"))
+    ui.make_small()
+    ui.set(REASON, max_new_tokens=200, temperature=5.0, seed=63)
+    ui.js("""() => {
+      const reason = app.graph.nodes.find((node) => node.type === 'InternVLUReason');
+      app.graph.convertToSubgraph(new Set([reason]));
+      const first = app.graph.nodes.find((node) => node.subgraph);
+      const inner = first.subgraph.nodes[0];
+      for (const name of ["prompt", "text"]) {
+        const input = inner.inputs.find((input) => input.name === name);
+        if (input.link == null) first.subgraph.inputNode.emptySlot.connect(input, inner);
+      }
+      const second = LiteGraph.createNode(first.subgraph.id);
+      app.graph.add(second);
+      const loader = app.graph.nodes.find((node) => node.type === 'InternVLULoader');
+      loader.connect(1, second, second.inputs.findIndex(({ name }) => name === "vlm"));
+      second.widgets.find(({ name }) => name === "prompt").value = "Something else";
+      window.words = () => app.graph.nodes.filter((node) => node.subgraph)
+        .map((node) => node.widgets.find(({ name }) => name === "text").value);
+      window.early = [];  // whether the workflow has what has come so far
+      window.behind = [];  // how much stands in front of it in the box
+      app.api.addEventListener("internvlu.text", ({ detail: { text } }) => {
+        if (text.length < 9) return;
+        early.push(JSON.stringify([words(), app.graph.serialize()]).includes(JSON.stringify(text).slice(1, -1)));
+        const shown = text.replaceAll("\\r", "\\n");
+        for (const { value } of document.querySelectorAll("textarea"))
+          if (value.endsWith(shown)) behind.push(value.length - shown.length);
+      });
+    }""")
+    ui.settle()
+    ui.run()
+    texts = [data["output"]["text"][0] for kind, data in ui.seen() if "tokens" in (data or {}).get("output", {})]
+    early = ui.js("() => early")
+    behind = ui.js("() => behind")
+    assert len(early) > 3 and not any(early)
+    assert not any(behind) and (behind or ui.frontend == "pinned")  # which takes boxes out of sight off the page
+    assert len(set(texts)) == (2 if ui.frontend == "newest" else 1)  # older ones have one prompt for both
+    assert sorted(ui.js("() => words()")) == sorted(text.replace("\r", "\n") for text in texts)
+
+
 def test_text_survives_a_reload(ui):
     """Of the page: the frontend keeps the open workflow."""
     ui.load(graph_of("ask"))

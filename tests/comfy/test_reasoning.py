@@ -127,3 +127,21 @@ def test_strange_extra_data_is_no_obstacle(server, extra_data):
     prompt = edit(prompt=f"Make it {extra_data}")
     ((_, content),) = server.image_files(server.run(prompt, extra_data=extra_data))
     assert json.loads(Image.open(io.BytesIO(content)).text[KEY]).keys() == {"8"}
+
+
+def test_a_batch_of_prompts(server):
+    """All are queued before the first has reasoned; the others find its result cached."""
+    prompts = [edit(prompt="Make the sky violet", max_new_tokens=200) for _ in range(3)]
+    for seed, prompt in enumerate(prompts):
+        prompt["4"]["inputs"]["seed"] = seed
+    *ahead, last = prompts
+    ids = [server.queue(prompt) for prompt in ahead]
+    result = server.run(last)
+    assert "8" in result.cached
+    ((_, content),) = server.image_files(result)
+    pictures = [content]
+    for id in ids:
+        result.outputs = server.outputs(id)
+        pictures += [content for _, content in server.image_files(result)]
+    texts = {json.loads(Image.open(io.BytesIO(content)).text[KEY])["8"] for content in pictures}
+    assert len(pictures) == 3 and len(texts) == 1 and "" not in texts
