@@ -134,6 +134,7 @@ function show(id, output) {
 
 api.addEventListener("execution_start", ({ detail }) => {
   run++;
+  writing.clear();
   prompt = detail?.prompt_id;
 });
 api.addEventListener("internvlu.text", ({ detail }) => {

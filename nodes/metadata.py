@@ -33,6 +33,8 @@ def add_known(data: dict) -> dict:
     if nodes:
         extra = data["extra_data"] = data.get("extra_data") or {}
         info = extra["extra_pnginfo"] = extra.get("extra_pnginfo") or {}
+        if not isinstance(info, dict):
+            return data
         texts = {id: _texts[key] for id in nodes if (key := fingerprint(prompt, id)) in _texts}
         _write(info, texts)
     return data
@@ -41,9 +43,9 @@ def add_known(data: dict) -> dict:
 def add(prompt: dict, info: dict | None, node_id: str, text: str):
     """Add what a node has written. One that runs for each item of a list adds a paragraph each time."""
     global _newest
-    if info is None:
+    if not isinstance(info, dict):
         return
-    known = info.get(KEY, {})
+    known = info.get(KEY) or {}
     again = _newest is not None and _newest[0] is info and _newest[1] == node_id
     _newest = info, node_id
     text = f"{known[node_id]}\n\n{text}" if again else text
@@ -51,38 +53,46 @@ def add(prompt: dict, info: dict | None, node_id: str, text: str):
     _texts[fingerprint(prompt, node_id)] = text
     while len(_texts) > REMEMBERED:
         _texts.popitem(last=False)
-    _tell_waiting()
+    _tell_queue()
 
 
-def _tell_waiting():
-    """A prompt that was queued before this text was there finds the node cached, as those of a batch do."""
+def _tell_queue():
+    """A prompt that was queued before this text was there finds the node cached, as those of a batch do.
+
+    The running one too: the queue has a copy of it, which goes into the history.
+    """
     queue = PromptServer.instance.prompt_queue
     with queue.mutex:
-        for _, _, prompt, extra_data, *_ in queue.queue:
+        for _, _, prompt, extra_data, *_ in [*queue.queue, *queue.currently_running.values()]:
             add_known({"prompt": prompt, "extra_data": extra_data})
 
 
 def _write(info: dict, texts: dict[str, str]):
     info[KEY] = texts
-    if isinstance(workflow := info.get("workflow"), dict):
-        workflow["extra"] = {**(workflow.get("extra") or {}), KEY: texts}
+    if isinstance(workflow := info.get("workflow"), dict) and isinstance(extra := workflow.get("extra") or {}, dict):
+        workflow["extra"] = {**extra, KEY: texts}
 
 
 def fingerprint(prompt: dict, node_id: str) -> str:
     """The same for nodes of any prompts that compute the same, whatever their ids."""
-    seen = {}
-
-    def of(id: str) -> str:
-        if id not in seen:
-            seen[id] = ""  # a loop, which ComfyUI refuses later
-            node = prompt.get(id) or {}
-            inputs = node.get("inputs") or {}
-            values = {key: [of(v[0]), v[1]] if _is_link(v) else _plain(v) for key, v in inputs.items()}
+    known: dict[str, str] = {}  # "" while what the node depends on is looked at
+    stack = [node_id]
+    while stack:
+        id = stack[-1]
+        node = prompt.get(id) or {}
+        inputs = node.get("inputs") or {}
+        # Nodes of a loop, which ComfyUI refuses later, are known as "".
+        unknown = [value[0] for value in inputs.values() if _is_link(value) and value[0] not in known]
+        if unknown and not known.get(id):
+            known.setdefault(id, "")
+            stack += unknown
+            continue
+        stack.pop()
+        if not known.get(id):
+            values = {key: [known[v[0]], v[1]] if _is_link(v) else _plain(v) for key, v in inputs.items()}
             content = json.dumps([node.get("class_type"), values], sort_keys=True, default=str)
-            seen[id] = hashlib.sha256(content.encode()).hexdigest()
-        return seen[id]
-
-    return of(node_id)
+            known[id] = hashlib.sha256(content.encode()).hexdigest()
+    return known[node_id]
 
 
 def _plain(value):

@@ -1,11 +1,13 @@
 """Reasoning on its way: it carries its prompt and pictures to Encode, and its words into what is saved."""
 
+import importlib
 import io
 import json
 
 import pytest
 from comfy_server import ComfyError
 from graphs import change
+from inprocess import load_pack
 from PIL import Image
 from saved_workflows import saved_prompt
 
@@ -127,6 +129,36 @@ def test_strange_extra_data_is_no_obstacle(server, extra_data):
     prompt = edit(prompt=f"Make it {extra_data}")
     ((_, content),) = server.image_files(server.run(prompt, extra_data=extra_data))
     assert json.loads(Image.open(io.BytesIO(content)).text[KEY]).keys() == {"8"}
+
+
+@pytest.mark.parametrize("info", ["?", [1], {"workflow": {"extra": [1]}}], ids=str)
+def test_reasoning_ends_well_whatever_stands_beside_the_prompt(server, info):
+    prompt = edit(prompt=f"Make it {info}")
+    result = server.run({key: prompt[key] for key in ("1", "7", "8")}, extra_data={"extra_pnginfo": info})
+    assert result.outputs["8"]["text"]
+
+
+def test_the_history_holds_the_reasoning(server):
+    """The workflow of a run that is opened from the queue."""
+    prompt = edit(prompt="Make the history green")
+    result = server.run(prompt, extra_data={"extra_pnginfo": {"workflow": {"extra": {}}}})
+    entry = server.http.get(f"{server.url}/history/{result.prompt_id}", timeout=60).json()[result.prompt_id]
+    saved = entry["prompt"][3]["extra_pnginfo"]["workflow"]["extra"]
+    assert saved == {KEY: {"8": result.outputs["8"]["text"][0]}}
+
+
+def test_a_fingerprint_follows_what_a_node_computes():
+    pack = load_pack()
+    fingerprint = importlib.import_module(f"{pack.__name__}.nodes.metadata").fingerprint
+    long = {str(i): {"class_type": "A", "inputs": {"x": [str(i + 1), 0]}} for i in range(5000)}
+    long["5000"] = {"class_type": "B", "inputs": {"y": 1}}
+    renamed = {f"n{key}": {**node, "inputs": {k: [f"n{v[0]}", 0] if isinstance(v, list) else v
+               for k, v in node["inputs"].items()}} for key, node in long.items()}  # fmt: skip
+    assert fingerprint(long, "0") == fingerprint(renamed, "n0") != fingerprint(long, "1")
+    changed = {**long, "5000": {"class_type": "B", "inputs": {"y": 2}}}
+    assert fingerprint(changed, "0") != fingerprint(long, "0")
+    assert fingerprint({**long, "5000": {"class_type": "B", "inputs": {"y": 1.0}}}, "0") == fingerprint(long, "0")
+    assert fingerprint({"1": {"class_type": "A", "inputs": {"x": ["1", 0], "y": ["2", 0]}}}, "1")
 
 
 def test_a_batch_of_prompts(server):
