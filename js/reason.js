@@ -1,7 +1,7 @@
 // The words of InternVL-U Reason appear in its own `text` widget, where a person can make them their own.
 import { app } from "../../scripts/app.js";
 import { addBar, beforeDrawing, chain, findWidget, noteChange } from "./dom.js";
-import { words } from "./i18n.js";
+import { inputLabel, words } from "./i18n.js";
 import { areasOf, findPath, holder, pathsOf, rootGraph } from "./instances.js";
 import { onPrompt } from "./prompt.js";
 import { View, following, showOutput } from "./stream.js";
@@ -51,6 +51,16 @@ function makeOwn(path, words) {
   pinned.widget.callback?.(true, app.canvas, pinned.node);
 }
 
+function decorate(path) {
+  const own = isOwn(path);
+  for (const area of areasOf(path, "text")) {
+    area.toggleAttribute("data-internvlu-own", own);
+    area.placeholder = words("reasoning_appears_here");
+    area.dir = "auto";
+  }
+  return own;
+}
+
 function addWords(node) {
   const text = findWidget(node, "text");
   if (!text || !findWidget(node, "pinned")) return;
@@ -63,12 +73,7 @@ function addWords(node) {
   text.element.addEventListener("input", () => before.delete(text), true);
 
   beforeDrawing(node, () => {
-    const own = view.pinned();
-    for (const area of areasOf(view.path, "text")) {
-      area.toggleAttribute("data-internvlu-own", own);
-      area.placeholder = words("reasoning_appears_here");
-      area.dir = "auto";
-    }
+    const own = decorate(view.path);
     if (own === view.wasOwn) return;
     view.wasOwn = own;
     view.bar.classList.toggle("internvlu-pinned", own);
@@ -79,6 +84,18 @@ function addWords(node) {
     () => new LGraphBadge({ text: view.pinned() ? words("pinned") : "", fgColor: "#1e1400", bgColor: "#f0a830" }),
   );
   addBar(node, "internvlu_status", view.bar, 42);
+}
+
+// The same in a subgraph's node to which the words are promoted. It calls such a widget by its id, unless a person has
+// given it another name.
+function decorateHost(host) {
+  beforeDrawing(host, () => {
+    for (const path of pathsOf(KIND, host.subgraph, [host])) {
+      decorate(path);
+      const { node, widget, name } = holder(path, "pinned");
+      if (node === host && widget && (widget.label ?? name) === "pinned") widget.label = inputLabel(KIND, "pinned");
+    }
+  });
 }
 
 // A person's edit, wherever the text is shown; not before the frontend has taken note of it.
@@ -111,6 +128,7 @@ app.registerExtension({
   ],
 
   nodeCreated(node) {
+    if (node.subgraph) decorateHost(node);
     if (node.comfyClass !== KIND) return;
     addWords(node);
     showOutput(node);

@@ -177,6 +177,9 @@ def test_words_promoted_to_a_subgraphs_node(ui, graph):
     ui.page.keyboard.type("a lighthouse")
     ui.settle()
     assert (host_value(ui, "text"), host_value(ui, "pinned")) == ("a lighthouse", True)
+    assert text_areas(ui) == [["a lighthouse", True]]
+    label = f"() => {HOST}.widgets.find((w) => w.name === 'pinned' || w.name.endsWith(': pinned')).label"
+    assert ui.js(label) == "my own words"
     ui.run()
     assert ui.posted[-1][key]["inputs"] | {"text": "a lighthouse", "pinned": True} == ui.posted[-1][key]["inputs"]
     assert host_value(ui, "text") == "a lighthouse"
