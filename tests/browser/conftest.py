@@ -234,7 +234,8 @@ class Ui:
         }""")
         self.settle()
         self.page.mouse.click(1450, 560)
-        self.js("() => document.activeElement.blur()")  # else undo is the text area's own
+        # Else undo is the text area's own. (The canvas keeps the focus: it must hear of Shift.)
+        self.js("() => { const at = document.activeElement; if (at.tagName === 'TEXTAREA') at.blur(); }")
         self.page.mouse.move(400, 640)
         self.settle()
 

@@ -454,6 +454,7 @@ def test_chinese(ui):
         assert ui.page.locator(ANSWER).get_attribute("placeholder") == words["answer_appears_here"]
         assert words["tokens"] in ui.page.locator(".internvlu-size output").text_content()
         ui.set(REASON, text="一只猫", pinned=True)
+        ui.settle()
         assert words["pinned_status"] in ui.page.locator(STATUS).all_text_contents()
         ui.look_at(LOADER, scale=0.8)
         ui.shot("chinese")

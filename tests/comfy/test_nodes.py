@@ -197,7 +197,7 @@ def test_pinned_reasoning(server, model):
     assert_close_pictures(picture, np.asarray(expected.images[0]))
 
     reason["inputs"]["text"] = "  "
-    with pytest.raises(ComfyError, match="pinned, but its text is empty"):
+    with pytest.raises(ComfyError, match='"my own words" is on, but the text is empty'):
         server.run(prompt)
 
 
