@@ -3,7 +3,7 @@
 import { app } from "../../scripts/app.js";
 import { findWidget, isLinked } from "./dom.js";
 
-const SUBGRAPH_INPUTS = -10; // id of the node that a subgraph's inputs come from
+export const SUBGRAPH_INPUTS = -10; // id of the node that a subgraph's inputs come from
 
 export const rootGraph = () => app.rootGraph ?? app.graph;
 

@@ -3,11 +3,11 @@
 import { app } from "../../scripts/app.js";
 import { chain, element, findWidget, isLinked } from "./dom.js";
 import { words } from "./i18n.js";
+import { SUBGRAPH_INPUTS, rootGraph } from "./instances.js";
 
 const NAME = "internvlu_download";
 const INPUT = "checkpoint";
 const PAGE = "https://huggingface.co/InternVL-U/InternVL-U";
-const FROM_OUTSIDE = -10; // where a link in a subgraph comes from that comes in from its node
 
 const isLoader = (node) => node.comfyClass === "InternVLULoader";
 
@@ -23,7 +23,7 @@ function choice(node) {
     if (!found) continue;
     const socket = inner.inputs?.find((input) => input.name === found.input);
     const link = socket?.link == null ? null : node.subgraph.getLink(socket.link);
-    const input = link?.origin_id == FROM_OUTSIDE ? node.subgraph.inputs[link.origin_slot]?.name : undefined;
+    const input = link && Number(link.origin_id) === SUBGRAPH_INPUTS ? node.subgraph.inputs[link.origin_slot]?.name : undefined;
     // Without a link it may still be shown, in the older frontends' way.
     const widget = findWidget(node, input ?? `${inner.id}: ${found.input}`);
     if (widget) return { widget, input, source: found.source };
@@ -74,7 +74,7 @@ function refresh(node) {
 // When links are made, and options renewed.
 const later = (node) => setTimeout(() => node.graph && refresh(node));
 
-function everyNode(graph = app.graph?.rootGraph ?? app.graph) {
+function everyNode(graph = rootGraph()) {
   return (graph?.nodes ?? []).flatMap((node) => [node, ...(node.subgraph ? everyNode(node.subgraph) : [])]);
 }
 
@@ -124,7 +124,7 @@ app.registerExtension({
     setTimeout(() => {
       const nodes = everyNode();
       nodes.forEach(refresh);
-      const { id } = app.graph?.rootGraph ?? app.graph ?? {};
+      const { id } = rootGraph() ?? {};
       const seen = (node) => !node.graph.inputNode || isLoader(node); // not again what its subgraph's node shows
       const wanted = nodes.filter(seen).map(missing).filter(Boolean);
       const quiet = app.extensionManager?.setting?.get("Comfy.Workflow.ShowMissingModelsWarning") === false;

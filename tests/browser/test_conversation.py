@@ -8,8 +8,6 @@ from saved_workflows import saved_graph
 ASK, REASON = "InternVLUAsk", "InternVLUReason"
 ANSWER = ".internvlu-panel textarea"
 LONG = {"question": "Cancel me?", "max_new_tokens": 4096, "temperature": 5.0, "seed": 63}  # 791 tokens without history
-
-
 TALK = ".internvlu-talk"
 
 

@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+from saved_workflows import saved_graph, saved_prompt
+
 ROOT = Path(__file__).resolve().parents[2]
 RATIOS = ["1:1", "16:9", "9:16", "4:3", "3:4", "3:2", "2:3", "5:4", "4:5", "7:5", "5:7"]
 ASK, REASON, LATENT, LOADER = "InternVLUAsk", "InternVLUReason", "InternVLUEmptyLatent", "InternVLULoader"
@@ -12,19 +14,10 @@ ANSWER = ".internvlu-panel textarea"
 STATUS = ".internvlu-status"
 
 
-def graph_of(name: str) -> dict:
-    """With all its nodes visible, as version 0.1 shipped it."""
-    return json.loads((ROOT / "tests" / "saved" / "0.1" / f"{name}.json").read_text(encoding="utf-8"))
-
-
-def api_of(name: str) -> dict:
-    return json.loads((ROOT / "tests" / "saved" / "0.1" / "api" / f"{name}.json").read_text(encoding="utf-8"))
-
-
 def assert_is(ui, name: str):
     """The graph on the page is the shipped one, node for node, link for link, value for value."""
-    assert ui.graph() == ui.graph(graph_of(name))
-    assert ui.api() == api_of(name)
+    assert ui.graph() == ui.graph(saved_graph(name))
+    assert ui.api() == saved_prompt(name)
 
 
 def assert_no_complaint(ui):
@@ -35,7 +28,7 @@ def assert_no_complaint(ui):
 
 
 def test_preview_and_picture_appear(ui):
-    ui.load(graph_of("text_to_image"))
+    ui.load(saved_graph("text_to_image"))
     ui.set(LATENT, width=256, height=192)
     ui.set("InternVLUSampler", steps=30)
     ui.look_at(LATENT)
@@ -49,7 +42,7 @@ def test_preview_and_picture_appear(ui):
 
 
 def test_text_streams_into_its_node(ui):
-    ui.load(graph_of("ask"))
+    ui.load(saved_graph("ask"))
     ui.set(ASK, **LONG)
     ui.look_at(ASK)
     page = ui.page
@@ -102,7 +95,7 @@ def test_wheel_and_keys_in_the_answer_are_not_the_canvas(ui):
 
 
 def test_cancel(ui):
-    ui.load(graph_of("ask"))
+    ui.load(saved_graph("ask"))
     ui.set(ASK, **LONG | {"max_new_tokens": 4095})
     ui.look_at(ASK)
     # The real button, at the third piece of the text.
@@ -126,7 +119,7 @@ def reasoning_box(ui):
 
 
 def test_pinned_reasoning(ui):
-    ui.load(graph_of("reason_then_draw"))
+    ui.load(saved_graph("reason_then_draw"))
     ui.make_small()
     ui.set("InternVLUSampler", control_after_generate="fixed")
     ui.set(REASON, max_new_tokens=30)
@@ -195,7 +188,7 @@ def test_pinned_reasoning(ui):
 
 def test_linked_text_and_pin(ui):
     """Over links come values that the page does not know."""
-    ui.load(graph_of("reason_then_draw"))
+    ui.load(saved_graph("reason_then_draw"))
     ui.make_small()
     ui.js("""() => {
       const reason = app.graph.nodes.find((node) => node.type === 'InternVLUReason');
@@ -215,7 +208,7 @@ def test_linked_text_and_pin(ui):
 
 
 def test_reasoning_in_a_subgraph(ui):
-    ui.load(graph_of("reason_then_draw"))
+    ui.load(saved_graph("reason_then_draw"))
     ui.make_small()
     ui.js("""() => {
       const reason = app.graph.nodes.find((node) => node.type === 'InternVLUReason');
@@ -237,7 +230,7 @@ def test_reasoning_in_a_subgraph(ui):
 
 def test_two_instances_of_a_subgraph_with_reason(ui):
     """Each shows the words of its own, and the workflow has none of them before they are complete."""
-    ui.load(graph_of("reason_then_draw"))
+    ui.load(saved_graph("reason_then_draw"))
     ui.make_small()
     ui.set(REASON, max_new_tokens=200, temperature=5.0, seed=63)
     ui.js("""() => {
@@ -279,7 +272,7 @@ def test_two_instances_of_a_subgraph_with_reason(ui):
 
 def test_text_survives_a_reload(ui):
     """Of the page: the frontend keeps the open workflow."""
-    ui.load(graph_of("ask"))
+    ui.load(saved_graph("ask"))
     ui.make_small()
     ui.run()
     answer = ui.page.locator(ANSWER).input_value()
@@ -294,7 +287,7 @@ def test_text_survives_a_reload(ui):
 
 
 def test_several_answers(ui):
-    ui.load(graph_of("caption_batch"))
+    ui.load(saved_graph("caption_batch"))
     ui.make_small()
     ui.run()
     (texts,) = [data["output"]["text"] for kind, data in ui.seen() if kind == "executed" and "tokens" in data["output"]]
@@ -464,7 +457,7 @@ def test_chinese(ui):
 
 
 def test_graphs_saved_before_there_was_text_to_pin(ui):
-    graph = graph_of("reason_then_draw")
+    graph = saved_graph("reason_then_draw")
     (reason,) = [node for node in graph["nodes"] if node["type"] == REASON]
     reason["widgets_values"] = reason["widgets_values"][:-2]
     reason["inputs"] = [socket for socket in reason["inputs"] if socket["name"] not in ("text", "pinned")]
@@ -487,7 +480,7 @@ def test_vue_nodes(ui):
     """ComfyUI's "Nodes 2.0" show and do the same; in the pinned frontend they are an experiment, and draw less."""
     ui.set_setting("Comfy.VueNodes.Enabled", True)
     try:
-        ui.load(graph_of("reason_then_draw"))
+        ui.load(saved_graph("reason_then_draw"))
         ui.make_small()
         ui.set(REASON, max_new_tokens=30)
         ui.look_at(REASON)
