@@ -31,6 +31,11 @@ export function pathTo(node) {
   for (const path of pathsOf(node.comfyClass)) if (path.at(-1) === node) return path;
 }
 
+// Not a subgraph's node's own `getInputLink`: that one looks at its outputs, from within.
+export function inputLink(node, slot) {
+  return slot >= 0 && node.graph ? LGraphNode.prototype.getInputLink.call(node, slot) : null;
+}
+
 // Who holds the value of a node's widget: the node, or the subgraph's node to which the widget is promoted. (Older
 // frontends show such a widget in the subgraph's node and leave the value where it was.)
 export function holder(path, name) {
@@ -38,7 +43,7 @@ export function holder(path, name) {
   let widget = findWidget(node, name);
   for (const host of path.slice(0, -1).reverse()) {
     const slot = node.inputs.findIndex((input) => input.name === name);
-    const link = slot >= 0 ? node.getInputLink(slot) : null;
+    const link = inputLink(node, slot);
     if (!link || Number(link.origin_id) !== SUBGRAPH_INPUTS) break;
     const input = host.inputs.find((input) => input.name === host.subgraph.inputs[link.origin_slot]?.name);
     if (!input) break;

@@ -3,7 +3,7 @@
 import { app } from "../../scripts/app.js";
 import { chain, element, findWidget, isLinked } from "./dom.js";
 import { words } from "./i18n.js";
-import { SUBGRAPH_INPUTS, rootGraph } from "./instances.js";
+import { SUBGRAPH_INPUTS, inputLink, rootGraph } from "./instances.js";
 
 const NAME = "internvlu_download";
 const INPUT = "checkpoint";
@@ -21,8 +21,7 @@ function choice(node) {
   for (const inner of node.subgraph?.nodes ?? []) {
     const found = choice(inner);
     if (!found) continue;
-    const socket = inner.inputs?.find((input) => input.name === found.input);
-    const link = socket?.link == null ? null : node.subgraph.getLink(socket.link);
+    const link = inputLink(inner, inner.inputs?.findIndex((input) => input.name === found.input) ?? -1);
     const input = link && Number(link.origin_id) === SUBGRAPH_INPUTS ? node.subgraph.inputs[link.origin_slot]?.name : undefined;
     // Without a link it may still be shown, in the older frontends' way.
     const widget = findWidget(node, input ?? `${inner.id}: ${found.input}`);

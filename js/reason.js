@@ -49,6 +49,8 @@ function makeOwn(path, words) {
   if (!text.widget.value?.trim() || !app.extensionManager.setting.get(OWN_ON_EDIT)) return;
   pinned.widget.value = true;
   pinned.widget.callback?.(true, app.canvas, pinned.node);
+  decorate(path);
+  pinned.node.setDirtyCanvas(true, true);
 }
 
 function decorate(path) {
