@@ -6,7 +6,7 @@ from contextlib import ExitStack, contextmanager
 
 import torch
 
-from internvlu_core.config import Config
+from internvlu_core.checkpoints.config import Config
 from scripts.random_checkpoint import write_checkpoint
 
 from . import counts

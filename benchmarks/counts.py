@@ -4,7 +4,7 @@ Counted are matrix products and convolutions, 2 FLOPs a multiply-add, as torch's
 meets weights that are not its stream's, and every weight is read once a call.
 """
 
-from internvlu_core.config import LanguageConfig, MMDiTConfig, VAEConfig, VisionConfig
+from internvlu_core.checkpoints.config import LanguageConfig, MMDiTConfig, VAEConfig, VisionConfig
 
 
 def linear(tokens: int, size_in: int, size_out: int) -> int:

@@ -12,12 +12,13 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from internvlu_core import Branch, Context, InternVLU, float8
-from internvlu_core.config import Config
-from internvlu_core.mmdit import MMDiT
-from internvlu_core.sampler import flow_sigmas
-from internvlu_core.vae import VAE
-from internvlu_core.vlm import VLM
+from internvlu_core import Branch, Context, InternVLU
+from internvlu_core.checkpoints.config import Config
+from internvlu_core.models.mmdit import MMDiT
+from internvlu_core.models.vae import VAE
+from internvlu_core.models.vlm import VLM
+from internvlu_core.quantization import float8
+from internvlu_core.sampling import flow_sigmas
 from scripts.random_checkpoint import SCALES, TEMPLATE, write_json
 
 SIDE, CONTEXT = 1024, 512  # of the picture, in pixels; tokens of each branch

@@ -1,6 +1,6 @@
 """InternVL-U in plain PyTorch: understand, reason, draw, edit. Knows nothing of ComfyUI."""
 
-from .context import Branch, Context, TextResult
+from .conditioning import Branch, Context, TextResult
 from .conversation import Turn
 from .errors import CheckpointError, InputError
 from .pipeline import GenerateResult, InternVLU

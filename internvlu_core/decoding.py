@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from .errors import InputError, check_integer, check_number
-from .language import FixedStep, KVCache
-from .vlm import VLM
+from .models.language import FixedStep, KVCache
+from .models.vlm import VLM
 
 MAX_SEED = 2**64 - 1
 MAX_SETTING = 2**31 - 1  # "as many as you like"

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from .config import ProcessorConfig
+from .checkpoints.config import ProcessorConfig
 from .errors import InputError
 
 MAX_ASPECT_RATIO = 200

@@ -12,7 +12,7 @@ from accelerate.utils import PrefixedDataset, convert_file_size_to_int
 from torch import Tensor, nn
 
 from .errors import InputError
-from .float8 import blocks
+from .quantization.float8 import blocks
 
 WORKING_MEMORY = 2 * 2**30  # bytes beside the weights; the most is asked by the VAE, 1.5 GB for 1024 × 1024 in 16 bits
 

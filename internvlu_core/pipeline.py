@@ -9,18 +9,20 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from . import float8, guidance, imaging, weights
-from .config import Config
-from .context import Branch, Context, Reader, TextResult
+from . import guidance, imaging
+from .checkpoints import load as weights
+from .checkpoints.config import Config
+from .checkpoints.files import open_source
+from .conditioning import Branch, Context, Reader, TextResult
 from .conversation import Turn, as_history, as_images, pictures_of
 from .decoding import MAX_SEED, MAX_SETTING, TextSettings, within
 from .errors import InputError, check_integer, check_text
-from .mmdit import MMDiT, Prepared, pack
+from .models.mmdit import MMDiT, Prepared, pack
+from .models.vae import VAE
+from .models.vlm import VLM
 from .prompt import Tokenizer
-from .sampler import dpmpp_2m, flow_sigmas, sigma_to_timestep
-from .source import open_source
-from .vae import VAE
-from .vlm import VLM
+from .quantization import float8
+from .sampling import dpmpp_2m, flow_sigmas, sigma_to_timestep
 
 if TYPE_CHECKING:
     from .offload import Offload

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .conversation import History
 from .errors import CheckpointError, InputError, check_text
-from .vlm import SPECIAL_TOKENS
+from .models.vlm import SPECIAL_TOKENS
 
 # Constants of the checkpoint's training, byte for byte.
 CHAT_SYSTEM = (

@@ -14,7 +14,7 @@ DTYPES = {
     "fp32": torch.float32,
     "fp8_e4m3fn": torch.float8_e4m3fn,
 }
-# To compute in, best first. float16 is for GPUs without bfloat16, to which float32 is slow (internvlu_core/float16.py).
+# To compute in, best first. float16 is for GPUs without bfloat16, on which float32 is slow (core: models/float16.py).
 COMPUTE_DTYPES = [torch.bfloat16, torch.float16, torch.float32]
 
 _REPEATED = re.compile(r"\b(transformer_blocks|layers)\.\d+\..*\.weight")

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import folder_paths
 
-from ..internvlu_core.hub import PARTIAL
-from ..internvlu_core.source import COMPONENTS, components_of
+from ..internvlu_core.checkpoints.files import COMPONENTS, components_of
+from ..internvlu_core.checkpoints.hub import PARTIAL
 
 NAME = "internvl_u"
 DEPTH = 3  # folders may be grouped, as a download of "owner/name" is

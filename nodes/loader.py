@@ -3,13 +3,13 @@
 import torch
 from comfy_api.latest import io
 
-from ..internvlu_core import weights
-from ..internvlu_core.config import Config
-from ..internvlu_core.mmdit import MMDiT
+from ..internvlu_core.checkpoints import load as weights
+from ..internvlu_core.checkpoints.config import Config
+from ..internvlu_core.checkpoints.files import File, Source, open_source
+from ..internvlu_core.models.mmdit import MMDiT
+from ..internvlu_core.models.vae import VAE
+from ..internvlu_core.models.vlm import VLM
 from ..internvlu_core.prompt import Tokenizer
-from ..internvlu_core.source import File, Source, open_source
-from ..internvlu_core.vae import VAE
-from ..internvlu_core.vlm import VLM
 from . import download, folders
 from .dtypes import DTYPES
 from .mmdit import build_model

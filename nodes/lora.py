@@ -16,7 +16,7 @@ import comfy.lora
 import torch
 from comfy.weight_adapter import LoRAAdapter
 
-from ..internvlu_core.vlm import VLM
+from ..internvlu_core.models.vlm import VLM
 from .mmdit import InternVLUModel
 
 MODEL_PREFIX = "diffusion_model."

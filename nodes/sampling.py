@@ -15,7 +15,7 @@ from comfy_execution.graph import ExecutionBlocker
 from tqdm.auto import trange
 
 from ..internvlu_core.errors import InputError
-from ..internvlu_core.sampler import MAX_STEPS, dpmpp_2m, flow_sigmas
+from ..internvlu_core.sampling import MAX_STEPS, dpmpp_2m, flow_sigmas
 from .guider import AUTOMATIC, DualGuider, patch_model
 from .images import from_pil
 from .plot import plot_guidance

@@ -8,9 +8,9 @@ import comfy.ops
 import comfy.sd
 import torch
 
-from ..internvlu_core.config import VAEConfig
-from ..internvlu_core.convert import as_wan
-from ..internvlu_core.vae import VAE
+from ..internvlu_core.checkpoints.config import VAEConfig
+from ..internvlu_core.checkpoints.convert import as_wan
+from ..internvlu_core.models.vae import VAE
 from .mmdit import assign
 
 # Working memory (scripts/measure_vae.py): elements of the VAE's dtype per pixel at base 96, whatever the size and the

@@ -18,12 +18,12 @@ from PIL import Image
 from server import PromptServer
 
 from ..internvlu_core import imaging
-from ..internvlu_core.config import Config
-from ..internvlu_core.context import Branch, Reader, TextResult, fingerprint
+from ..internvlu_core.checkpoints.config import Config
+from ..internvlu_core.conditioning import Branch, Reader, TextResult, fingerprint
 from ..internvlu_core.decoding import TextSettings, within
 from ..internvlu_core.grounding import BOX, MARKERS
+from ..internvlu_core.models.vlm import VLM
 from ..internvlu_core.prompt import Prompt, Tokenizer
-from ..internvlu_core.vlm import VLM
 from .dtypes import choose_dtypes
 from .mmdit import assign
 

@@ -1,4 +1,4 @@
-"""Fit a checkpoint's latent preview (Preview in internvlu_core/config.py) and write it into its vae/config.json.
+"""Fit a checkpoint's latent preview (Preview in checkpoints/config.py) and write it into its vae/config.json.
 
     python scripts/fit_preview.py demo/InternVL-U-toy
 
@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from internvlu_core import InternVLU  # noqa: E402
-from internvlu_core.synthesis import DOMAINS, TASKS, make  # noqa: E402
+from internvlu_train.synthesis import DOMAINS, TASKS, make  # noqa: E402
 
 COUNT = 20  # pictures of each domain
 

@@ -25,7 +25,7 @@ from comfy_server import ComfyServer, link_folder  # noqa: E402
 from dev import find_browser, find_comfyui  # noqa: E402
 from playwright.sync_api import sync_playwright  # noqa: E402
 
-from internvlu_core import hub  # noqa: E402
+from internvlu_core.checkpoints import hub  # noqa: E402
 
 CHECKPOINT = "InternVL-U"
 

@@ -20,7 +20,7 @@ import torch
 import transformers
 
 from internvlu_core import InternVLU
-from internvlu_core.__main__ import DTYPES
+from internvlu_core.cli import DTYPES
 
 
 def resident(key: str) -> int:

@@ -25,8 +25,8 @@ from torch.utils._pytree import tree_leaves
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from internvlu_core.config import VAEConfig
-from internvlu_core.vae import VAE
+from internvlu_core.checkpoints.config import VAEConfig
+from internvlu_core.models.vae import VAE
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 RELEASED = VAEConfig(

@@ -22,11 +22,11 @@ from torch import nn
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from internvlu_core import weights  # noqa: E402
-from internvlu_core.config import Config  # noqa: E402
-from internvlu_core.mmdit import MMDiT  # noqa: E402
-from internvlu_core.vae import VAE  # noqa: E402
-from internvlu_core.vlm import VLM  # noqa: E402
+from internvlu_core.checkpoints import load as weights  # noqa: E402
+from internvlu_core.checkpoints.config import Config  # noqa: E402
+from internvlu_core.models.mmdit import MMDiT  # noqa: E402
+from internvlu_core.models.vae import VAE  # noqa: E402
+from internvlu_core.models.vlm import VLM  # noqa: E402
 
 TEMPLATE = ROOT / "tests" / "golden" / "checkpoint"
 SHARD_BYTES = 2**30

@@ -23,9 +23,9 @@ from comfy_server import ComfyServer, link_folder  # noqa: E402
 from graphs import workflow  # noqa: E402
 
 from internvlu_core import InternVLU  # noqa: E402
-from internvlu_core.evaluation.sampling import Settings  # noqa: E402
-from internvlu_core.evaluation.toy import draw, judge, reply, think, unseen  # noqa: E402
-from internvlu_core.synthesis import Sample, check, check_answer  # noqa: E402
+from internvlu_train.evaluation.sampling import Settings  # noqa: E402
+from internvlu_train.evaluation.toy import draw, judge, reply, think, unseen  # noqa: E402
+from internvlu_train.synthesis import Sample, check, check_answer  # noqa: E402
 
 # By workflow: domain and task of its samples.
 MODES = {

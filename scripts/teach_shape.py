@@ -22,11 +22,11 @@ sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 import toy  # noqa: E402
 
 from internvlu_core import InternVLU  # noqa: E402
-from internvlu_core.evaluation.sampling import Order, Settings, draw_all  # noqa: E402
-from internvlu_core.evaluation.toy import share  # noqa: E402
-from internvlu_core.synthesis import NEW_SHAPES, SHAPES, Chance, check  # noqa: E402
-from internvlu_core.synthesis.objects import single  # noqa: E402
-from internvlu_core.training import __main__ as training  # noqa: E402
+from internvlu_train import __main__ as training  # noqa: E402
+from internvlu_train.evaluation.sampling import Order, Settings, draw_all  # noqa: E402
+from internvlu_train.evaluation.toy import share  # noqa: E402
+from internvlu_train.synthesis import NEW_SHAPES, SHAPES, Chance, check  # noqa: E402
+from internvlu_train.synthesis.objects import single  # noqa: E402
 
 SIZE = 64, 64
 

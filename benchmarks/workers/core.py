@@ -14,8 +14,8 @@ sys.path.insert(0, str(ROOT))
 
 from internvlu_core import InternVLU  # noqa: E402
 from internvlu_core.decoding import TextSettings, generate_tokens  # noqa: E402
-from internvlu_core.float8 import quantise  # noqa: E402
-from internvlu_core.sampler import flow_sigmas  # noqa: E402
+from internvlu_core.quantization.float8 import quantise  # noqa: E402
+from internvlu_core.sampling import flow_sigmas  # noqa: E402
 
 # Of the square matrices whose product, and of the buffer whose copy, tells what the machine can do.
 PROBES = {"cpu": (2048, 2**27), "cuda": (8192, 2**30)}

@@ -9,9 +9,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from internvlu_core.context import Context
+from internvlu_core.conditioning import Context
 from internvlu_core.guidance import combine
-from internvlu_core.sampler import dpmpp_2m, flow_sigmas, sigma_to_timestep
+from internvlu_core.sampling import dpmpp_2m, flow_sigmas, sigma_to_timestep
 
 NAME = "InternVL-U"  # of the checkpoint, as in conftest.py and the shipped workflows
 PROMPT, EDIT_PROMPT = "a photo of a cat", "make it night"

@@ -8,7 +8,7 @@ import pytest
 import torch
 from inprocess import PACK, load_pack
 
-from internvlu_core.context import TextResult
+from internvlu_core.conditioning import TextResult
 from internvlu_core.grounding import MARKERS
 
 ANSWER = (

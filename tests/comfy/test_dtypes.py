@@ -13,9 +13,9 @@ from helpers import noise, relative
 from inprocess import PACK, load_pack
 from safetensors.torch import save_file
 
-from internvlu_core import language, mmdit, vision, vlm
-from internvlu_core.config import Config
-from internvlu_core.float16 import bounded, project
+from internvlu_core.checkpoints.config import Config
+from internvlu_core.models import language, mmdit, vision, vlm
+from internvlu_core.models.float16 import bounded, project
 
 HALF, BFLOAT, FP8 = torch.float16, torch.bfloat16, torch.float8_e4m3fn
 # What writes into a residual stream, and what leads there.
@@ -163,8 +163,8 @@ def host():
     def module(name):
         return importlib.import_module(f"{PACK}.{name}")
 
-    pack_config = module("internvlu_core.config").Config.read(CHECKPOINT)
-    weights, core = module("internvlu_core.weights"), module("internvlu_core.mmdit")
+    pack_config = module("internvlu_core.checkpoints.config").Config.read(CHECKPOINT)
+    weights, core = module("internvlu_core.checkpoints.load"), module("internvlu_core.models.mmdit")
 
     def stored(layout, network_class, *args):
         with torch.device("meta"):
@@ -177,7 +177,7 @@ def host():
 
     def build_vlm(dtype):
         tokenizer = module("internvlu_core.prompt").Tokenizer(CHECKPOINT / "processor")
-        state = stored(weights.vlm_layout(pack_config), module("internvlu_core.vlm").VLM, pack_config)
+        state = stored(weights.vlm_layout(pack_config), module("internvlu_core.models.vlm").VLM, pack_config)
         return module("nodes.vlm").ComfyVLM(pack_config, tokenizer, state, dtype)
 
     return SimpleNamespace(module=module, build_model=build_model, build_vlm=build_vlm, config=pack_config)
@@ -306,10 +306,10 @@ def test_adapters_on_eight_bits(host):
 
 
 def test_vae_never_draws_nans(host):
-    pack_vae = host.module("internvlu_core.vae")
+    pack_vae = host.module("internvlu_core.models.vae")
     with torch.device("meta"):
         network = pack_vae.VAE(host.config.vae)
-    weights = host.module("internvlu_core.weights")
+    weights = host.module("internvlu_core.checkpoints.load")
     comfy_vae = host.module("nodes.vae").ComfyVAE(
         host.config.vae, weights.load_state_dict(CHECKPOINT, weights.VAE, network)
     )

@@ -18,8 +18,8 @@ from inprocess import PACK, load_pack
 from safetensors.torch import load_file, save_file
 
 from internvlu_core import InternVLU
-from internvlu_core.convert import convert
-from internvlu_core.source import SPLIT_FILES
+from internvlu_core.checkpoints.convert import convert
+from internvlu_core.checkpoints.files import SPLIT_FILES
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = {"width": 64, "height": 48, "steps": 2}

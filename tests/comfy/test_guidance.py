@@ -27,7 +27,7 @@ from stock import patched_options, stock_guider, with_hooks
 
 from internvlu_core import InternVLU
 from internvlu_core.guidance import combine
-from internvlu_core.sampler import sigma_to_timestep
+from internvlu_core.sampling import sigma_to_timestep
 
 SCALES = [(4.5, 2.0), (3.5, 1.5), (1.0, 1.0), (6.0, 0.0), (0.0, 0.0)]
 BATCH = 2

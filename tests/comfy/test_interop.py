@@ -38,7 +38,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from stock import flow_sampling, patched_options, sigmas_of, stock_guider, stock_sample, with_hooks
 
-from internvlu_core.sampler import flow_sigmas, sigma_to_timestep
+from internvlu_core.sampling import flow_sigmas, sigma_to_timestep
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "interop.md"
 README = Path(__file__).resolve().parents[2] / "README.md"
@@ -907,8 +907,10 @@ def check_taesd_previews(bench):
     import folder_paths
     import latent_preview
 
-    modules = {name: importlib.import_module(f"{PACK}.{name}") for name in ("nodes.mmdit", "internvlu_core.config")}
-    config = modules["internvlu_core.config"].Config.read(CHECKPOINT)
+    modules = {
+        name: importlib.import_module(f"{PACK}.{name}") for name in ("nodes.mmdit", "internvlu_core.checkpoints.config")
+    }
+    config = modules["internvlu_core.checkpoints.config"].Config.read(CHECKPOINT)
     latent_format = modules["nodes.mmdit"].ModelConfig(config).latent_format
     network = comfy.taesd.taehv.TAEHV(latent_channels=16)
     generator = torch.Generator().manual_seed(0)

@@ -14,9 +14,9 @@ from inprocess import PACK, load_pack
 from safetensors.torch import load_file, save_file
 
 from internvlu_core import InternVLU
-from internvlu_core.training.lora import adapt, write_lora
-from internvlu_core.training.settings import LoraStage
-from internvlu_core.training.storage import Networks
+from internvlu_train.lora import adapt, write_lora
+from internvlu_train.settings import LoraStage
+from internvlu_train.storage import Networks
 
 RANK, STRENGTH = 3, 0.7
 
@@ -105,14 +105,17 @@ def host():
     def module(name):
         return importlib.import_module(f"{PACK}.{name}")
 
-    config = module("internvlu_core.config").Config.read(CHECKPOINT)
-    weights = module("internvlu_core.weights")
+    config = module("internvlu_core.checkpoints.config").Config.read(CHECKPOINT)
+    weights = module("internvlu_core.checkpoints.load")
     untouched = comfy.lora.model_lora_keys_unet, comfy.lora.model_lora_keys_clip, comfy.lora.load_lora
     for _ in range(2):  # the second time it does nothing
         module("nodes.lora").install()
 
     with torch.device("meta"):
-        networks = module("internvlu_core.vlm").VLM(config), module("internvlu_core.mmdit").MMDiT(config.mmdit)
+        networks = (
+            module("internvlu_core.models.vlm").VLM(config),
+            module("internvlu_core.models.mmdit").MMDiT(config.mmdit),
+        )
     layouts = weights.vlm_layout(config), weights.MMDIT
     vlm, mmdit = (weights.load_state_dict(CHECKPOINT, *pair) for pair in zip(layouts, networks, strict=True))
     tokenizer = module("internvlu_core.prompt").Tokenizer(CHECKPOINT / "processor")

@@ -35,7 +35,11 @@ PARTS = ("MODEL", "VLM", "VAE")
 def host():
     """The pack's modules in this process, by name."""
     load_pack()
-    names = {"core_vae": "internvlu_core.vae", "config": "internvlu_core.config", "language": "internvlu_core.language"}
+    names = {
+        "core_vae": "internvlu_core.models.vae",
+        "config": "internvlu_core.checkpoints.config",
+        "language": "internvlu_core.models.language",
+    }
     names |= {name: f"nodes.{name}" for name in ("clip", "encode", "loader", "mmdit", "sampling", "text", "vae")}
     return SimpleNamespace(**{key: importlib.import_module(f"{PACK}.{name}") for key, name in names.items()})
 

@@ -17,7 +17,11 @@ IMAGE_MASK, GRIDS = (False,) * 2 + (True,) * TOKENS + (False,) * 4, ((1, 4, 4),)
 @pytest.fixture(scope="module")
 def host():
     load_pack()
-    names = {"nodes": "nodes.mmdit", "core": "internvlu_core.mmdit", "config": "internvlu_core.config"}
+    names = {
+        "nodes": "nodes.mmdit",
+        "core": "internvlu_core.models.mmdit",
+        "config": "internvlu_core.checkpoints.config",
+    }
     return SimpleNamespace(**{key: importlib.import_module(f"{PACK}.{name}") for key, name in names.items()})
 
 

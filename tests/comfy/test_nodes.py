@@ -12,8 +12,8 @@ from graphs import assert_close_pictures, picture_of, workflow
 from inprocess import PACK, load_pack
 from PIL import Image
 
-from internvlu_core.context import TextResult
-from internvlu_core.sampler import flow_sigmas
+from internvlu_core.conditioning import TextResult
+from internvlu_core.sampling import flow_sigmas
 
 SMALL = {"width": 160, "height": 128, "steps": 3}
 

@@ -12,7 +12,7 @@ from graphs import workflow
 from inprocess import PACK, load_pack
 
 from internvlu_core import InternVLU
-from internvlu_core.config import Config
+from internvlu_core.checkpoints.config import Config
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
 import fit_preview

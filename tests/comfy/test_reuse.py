@@ -19,7 +19,7 @@ EYES = "vision_model.encoder.layers.0.attn.proj.weight"
 @pytest.fixture(scope="module")
 def host():
     load_pack()
-    names = {"config": "internvlu_core.config"}
+    names = {"config": "internvlu_core.checkpoints.config"}
     names |= {name: f"nodes.{name}" for name in ("clip", "encode", "loader", "reason", "text", "vlm")}
     return SimpleNamespace(**{key: importlib.import_module(f"{PACK}.{name}") for key, name in names.items()})
 

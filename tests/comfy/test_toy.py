@@ -10,7 +10,7 @@ import pytest
 from graphs import WORKFLOWS, change, picture_of, workflow
 from PIL import Image
 
-from internvlu_core.synthesis import check, check_answer, make
+from internvlu_train.synthesis import check, check_answer, make
 
 sys.path.insert(0, str(WORKFLOWS.parent / "scripts"))
 import toy

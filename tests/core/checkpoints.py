@@ -9,11 +9,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from internvlu_core import weights
-from internvlu_core.config import Config
-from internvlu_core.mmdit import MMDiT
-from internvlu_core.vae import VAE
-from internvlu_core.vlm import VLM
+from internvlu_core.checkpoints import load as weights
+from internvlu_core.checkpoints.config import Config
+from internvlu_core.models.mmdit import MMDiT
+from internvlu_core.models.vae import VAE
+from internvlu_core.models.vlm import VLM
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
 CHECKPOINT = GOLDEN / "checkpoint"

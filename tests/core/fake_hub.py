@@ -11,7 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from internvlu_core.hub import REPOSITORY, REVISION
+from internvlu_core.checkpoints.hub import REPOSITORY, REVISION
 
 
 class FakeHub:

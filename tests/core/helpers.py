@@ -6,8 +6,8 @@ import torch
 from checkpoints import randomise
 from torch import Tensor
 
-from internvlu_core.config import LanguageConfig
-from internvlu_core.language import Qwen3
+from internvlu_core.checkpoints.config import LanguageConfig
+from internvlu_core.models.language import Qwen3
 
 
 def relative(actual: Tensor, expected: Tensor) -> float:

@@ -13,11 +13,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks import comparisons, counts, tables
 from benchmarks.__main__ import main
 from benchmarks.harness import BenchmarkError, Run, Side, fit, side_by_side
-from internvlu_core.config import Config
-from internvlu_core.language import Qwen3
-from internvlu_core.mmdit import MMDiT
-from internvlu_core.vae import VAE
-from internvlu_core.vlm import VLM
+from internvlu_core.checkpoints.config import Config
+from internvlu_core.models.language import Qwen3
+from internvlu_core.models.mmdit import MMDiT
+from internvlu_core.models.vae import VAE
+from internvlu_core.models.vlm import VLM
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from checkpoints import CHECKPOINT, GOLDEN, copy_checkpoint
 from PIL import Image
 
 from internvlu_core import InternVLU, Turn
-from internvlu_core.__main__ import main
+from internvlu_core.cli import main
 from internvlu_core.conversation import read_turns
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -12,10 +12,13 @@ from forms import native_checkpoint
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from internvlu_core import CheckpointError, InputError, InternVLU, convert, source, weights
-from internvlu_core.__main__ import main
-from internvlu_core.config import Config
-from internvlu_core.vae import VAE
+from internvlu_core import CheckpointError, InputError, InternVLU
+from internvlu_core.checkpoints import convert
+from internvlu_core.checkpoints import files as source
+from internvlu_core.checkpoints import load as weights
+from internvlu_core.checkpoints.config import Config
+from internvlu_core.cli import main
+from internvlu_core.models.vae import VAE
 
 MMDIT, VLM_FILE, VAE_FILE = (source.SPLIT_FILES[name] for name in ("generation_decoder", "vlm", "vae"))
 

@@ -10,11 +10,11 @@ from checkpoints import CHECKPOINT
 from PIL import Image
 
 from internvlu_core import InputError
-from internvlu_core.evaluation import TASKS, evaluate, toy
-from internvlu_core.evaluation.__main__ import main
-from internvlu_core.evaluation.benchmarks import BENCHMARKS, Run, subject
-from internvlu_core.evaluation.sampling import Order, Settings, draw_all
-from internvlu_core.synthesis import make
+from internvlu_train.evaluation import TASKS, evaluate, toy
+from internvlu_train.evaluation.__main__ import main
+from internvlu_train.evaluation.benchmarks import BENCHMARKS, Run, subject
+from internvlu_train.evaluation.sampling import Order, Settings, draw_all
+from internvlu_train.synthesis import make
 
 SIZE = (64, 64)
 SETTINGS = Settings(SIZE, steps=2, batch=3)

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from internvlu_core import Branch, Context, TextResult, guidance, imaging
 from internvlu_core.decoding import TextSettings, generate_tokens
-from internvlu_core.sampler import dpmpp_2m, flow_sigmas, sigma_to_timestep
+from internvlu_core.sampling import dpmpp_2m, flow_sigmas, sigma_to_timestep
 
 CASES = {case["name"]: case for case in json.loads((GOLDEN / "cases.json").read_text(encoding="utf-8"))}
 BRANCHES = ("full", "partial", "unconditional")

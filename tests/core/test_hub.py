@@ -12,9 +12,10 @@ import torch
 from checkpoints import CHECKPOINT
 from fake_hub import FakeHub
 
-from internvlu_core import InternVLU, hub
-from internvlu_core.__main__ import main
-from internvlu_core.hub import DownloadError, download
+from internvlu_core import InternVLU
+from internvlu_core.checkpoints import hub
+from internvlu_core.checkpoints.hub import DownloadError, download
+from internvlu_core.cli import main
 
 ROOT = Path(__file__).resolve().parents[2]
 WEIGHTS = "vae/diffusion_pytorch_model.safetensors"

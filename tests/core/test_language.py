@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from helpers import noise, relative
 
-from internvlu_core.language import Linear
+from internvlu_core.models.language import Linear
 
 
 @pytest.mark.parametrize("bias", [False, True])

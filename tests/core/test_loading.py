@@ -14,7 +14,7 @@ from checkpoints import CHECKPOINT, WEIGHTS, change_json, copy_checkpoint
 from safetensors.torch import load_file, save_file
 
 from internvlu_core import CheckpointError, InternVLU
-from internvlu_core.config import Config
+from internvlu_core.checkpoints.config import Config
 
 VLM, MMDIT, VAE = WEIGHTS
 NORM = "language_model.model.norm.weight"

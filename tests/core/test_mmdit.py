@@ -11,10 +11,10 @@ from checkpoints import CHECKPOINT, randomise
 from helpers import noise, relative
 from torch._dynamo.testing import CompileCounter
 
-from internvlu_core.config import Config
+from internvlu_core.checkpoints.config import Config
 from internvlu_core.guidance import combine
-from internvlu_core.mmdit import MMDiT, modulate, pack, rotate
-from internvlu_core.sampler import dpmpp_2m, flow_sigmas
+from internvlu_core.models.mmdit import MMDiT, modulate, pack, rotate
+from internvlu_core.sampling import dpmpp_2m, flow_sigmas
 from scripts.measure_vae import LiveTensors
 
 CONFIG = replace(Config.read(CHECKPOINT).mmdit, num_layers=3)

@@ -12,8 +12,8 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 
 from benchmarks import memory
 from internvlu_core import InputError, InternVLU
-from internvlu_core.__main__ import main
-from internvlu_core.float8 import DTYPE, Float8Linear, blocks, keep_in_float8, quantise
+from internvlu_core.cli import main
+from internvlu_core.quantization.float8 import DTYPE, Float8Linear, blocks, keep_in_float8, quantise
 
 KB = 1000
 PHOTO = Image.open(GOLDEN / "photo.png").convert("RGB")

@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 from torch._dynamo.testing import CompileCounter
 
 from internvlu_core import InputError, InternVLU, TextResult
-from internvlu_core.config import Config
-from internvlu_core.sampler import flow_sigmas
+from internvlu_core.checkpoints.config import Config
+from internvlu_core.sampling import flow_sigmas
 
 DRAW = {"prompt": "a cat", "height": 64, "width": 80, "steps": 3}
 

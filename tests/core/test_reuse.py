@@ -12,7 +12,7 @@ from torch import Tensor
 
 from internvlu_core import InternVLU, TextResult, decoding
 from internvlu_core.decoding import Steps, TextSettings, continue_text, generate_tokens
-from internvlu_core.language import FixedStep, KVCache
+from internvlu_core.models.language import FixedStep, KVCache
 
 # So long that no pads go in front of it.
 WORDS = "A long instruction, so that nothing needs padding, about a cat in a hat that sits upon a wall, and more."

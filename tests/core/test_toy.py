@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from internvlu_core import InternVLU
-from internvlu_core.convert import convert
-from internvlu_core.evaluation import toy
-from internvlu_core.evaluation.sampling import Settings
-from internvlu_core.synthesis import check_answer
+from internvlu_core.checkpoints.convert import convert
+from internvlu_train.evaluation import toy
+from internvlu_train.evaluation.sampling import Settings
+from internvlu_train.synthesis import check_answer
 
 TOY = Path(__file__).resolve().parents[2] / "demo" / "InternVL-U-toy"
 SETTINGS = Settings((64, 64))

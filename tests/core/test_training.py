@@ -17,31 +17,21 @@ from helpers import relative
 from PIL import Image
 from safetensors.torch import load_file
 
-from internvlu_core import CheckpointError, InputError, InternVLU, TextResult, synthesis
-from internvlu_core.convert import convert
+from internvlu_core import CheckpointError, InputError, InternVLU, TextResult
+from internvlu_core.checkpoints.convert import convert
 from internvlu_core.imaging import reference_pixels, vit_tiles
 from internvlu_core.prompt import CHAT_SYSTEM, DRAW_SYSTEM, EDIT_SYSTEM, Tokenizer
-from internvlu_core.sampler import flow_sigmas
-from internvlu_core.synthesis import Sample
-from internvlu_core.training import __main__ as command
-from internvlu_core.training import data, objectives
-from internvlu_core.training.attention import masked_attention
-from internvlu_core.training.feed import Feed
-from internvlu_core.training.folder import read_folder
-from internvlu_core.training.fresh import write_fresh
-from internvlu_core.training.loop import Run, assign, freeze, learning_rate, make_optimizers
-from internvlu_core.training.settings import (
-    CPU,
-    PRESETS,
-    SIZES,
-    LoraStage,
-    PictureStage,
-    Sizes,
-    TextStage,
-    VAEStage,
-    changed,
-)
-from internvlu_core.training.storage import Networks, write_checkpoint
+from internvlu_core.sampling import flow_sigmas
+from internvlu_train import __main__ as command
+from internvlu_train import data, objectives, synthesis
+from internvlu_train.attention import masked_attention
+from internvlu_train.feed import Feed
+from internvlu_train.folder import read_folder
+from internvlu_train.fresh import write_fresh
+from internvlu_train.loop import Run, assign, freeze, learning_rate, make_optimizers
+from internvlu_train.settings import CPU, PRESETS, SIZES, LoraStage, PictureStage, Sizes, TextStage, VAEStage, changed
+from internvlu_train.storage import Networks, write_checkpoint
+from internvlu_train.synthesis import Sample
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = Sizes(
@@ -848,7 +838,7 @@ def test_two_processes_equal_twice_the_accumulation(fresh, tmp_path):
     Run(alone, fresh, tmp_path / "alone").train()
     arguments = [flag for change in [*changes, "accumulate=2"] for flag in ("--set", change)]
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    module = ["-m", "internvlu_core.training", "stage3", str(tmp_path / "two"), "--base", str(fresh), *arguments]
+    module = ["-m", "internvlu_train", "stage3", str(tmp_path / "two"), "--base", str(fresh), *arguments]
     environment = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "ACCELERATE_USE_CPU": "true"}
     if os.name == "nt":
         environment["USE_LIBUV"] = "0"  # torch for Windows may be built without it, and is then not told by itself

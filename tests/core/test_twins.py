@@ -17,14 +17,14 @@ from helpers import noise, relative, tiny_language
 from PIL import Image
 
 from internvlu_core import InputError, guidance, imaging
-from internvlu_core.config import Config
+from internvlu_core.checkpoints.config import Config
 from internvlu_core.decoding import TextSettings, generate_tokens
-from internvlu_core.language import KVCache
-from internvlu_core.mmdit import MMDiT
-from internvlu_core.positions import joint_positions
-from internvlu_core.sampler import dpmpp_2m, flow_sigmas, sigma_to_timestep
-from internvlu_core.vae import VAE
-from internvlu_core.vision import InternViT, fold_patches
+from internvlu_core.models.language import KVCache
+from internvlu_core.models.mmdit import MMDiT
+from internvlu_core.models.rope import joint_positions
+from internvlu_core.models.vae import VAE
+from internvlu_core.models.vision import InternViT, fold_patches
+from internvlu_core.sampling import dpmpp_2m, flow_sigmas, sigma_to_timestep
 
 CONFIG = Config.read(CHECKPOINT)
 

@@ -1,0 +1,1 @@
+"""Checkpoints: their JSON, their files in every layout, loading, conversion and download."""

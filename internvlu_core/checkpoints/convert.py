@@ -1,0 +1,276 @@
+"""A checkpoint from one form into another: the released folder, one file, three files. See source.py for the forms.
+
+Bytes are copied in small pieces from the places that the headers name, so memory does not grow with the model, and
+tensors of any type, also those that inference never reads, come out as they went in.
+"""
+
+import errno
+import json
+import math
+import os
+import shutil
+import struct
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from ..errors import InputError
+from ..models.mmdit import MMDiT
+from ..models.vae import VAE
+from ..models.vlm import VLM
+from . import files as source
+from . import load as weights
+from .config import Config, VAEConfig
+from .files import COMPONENTS, SPLIT_FILES, STEMS, Stored
+
+FORMS = ("split", "single", "folder")
+SINGLE_FILE = "internvl_u.safetensors"
+PIECE = 2**24  # bytes that are in memory at a time
+FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
+
+OnBytes = Callable[[int, int], None]  # (bytes written, bytes in all)
+
+
+@dataclass(frozen=True)
+class Output:
+    """A file to write: {key: tensor} with metadata as safetensors, or text."""
+
+    path: Path
+    tensors: dict[str, Stored]
+    metadata: dict[str, str]
+    text: str | None = None
+
+
+def convert(
+    checkpoint: str | Path,
+    target: str | Path,
+    form: str = "split",
+    *,
+    dtype: torch.dtype | None = None,
+    force: bool = False,
+    progress: OnBytes | None = None,
+) -> list[Path]:
+    """Write a checkpoint in another form. Returns the files.
+
+    form: "split" writes SPLIT_FILES into the folder target (ComfyUI's models folder, say), "single" one file, target or
+    SINGLE_FILE in it, "folder" the released layout. dtype: of all weights; None keeps each one's own, which loses
+    nothing. force: overwrite. progress may raise to cancel; then, as after an error, no file is left behind.
+    Raises CheckpointError for a checkpoint that cannot be read, InputError for a target that cannot be written.
+    """
+    target, origin = Path(target), source.open_source(checkpoint)
+    config = Config.read(origin)
+    with torch.device("meta"):
+        networks = VLM(config), MMDiT(config.mmdit), VAE(config.vae)
+    layouts = weights.vlm_layout(config), weights.MMDIT, weights.VAE
+    components = {
+        layout.folder: weights.check_tensors(origin, layout, network)
+        for layout, network in zip(layouts, networks, strict=True)
+    }
+    with origin.tokenizer_folder():  # it has one
+        pass
+    outputs = _plan(config.texts, components, target, form)
+    for output in outputs:
+        if output.path.exists() and not force:
+            raise InputError(f"{output.path} exists; --force overwrites it")
+    return _write(outputs, dtype, progress or (lambda done, total: None))
+
+
+def _plan(texts: dict[str, str], components: dict[str, dict[str, Stored]], target: Path, form: str) -> list[Output]:
+    if form == "folder":
+        outputs = [
+            Output(target / name / f"{STEMS[name]}.safetensors", tensors, {"format": "pt"})
+            for name, tensors in components.items()
+        ]
+        return outputs + [Output(target / name, {}, {}, text) for name, text in texts.items()]
+    if form == "single":
+        if target.is_dir():
+            target = target / SINGLE_FILE
+        if target.suffix != ".safetensors":
+            raise InputError(f"{target}: the file's name must end in .safetensors")
+        tensors = {
+            f"{component}.{name}": tensor for component in COMPONENTS for name, tensor in components[component].items()
+        }
+        return [Output(target, tensors, _metadata(COMPONENTS, texts))]
+    if form != "split":
+        raise InputError(f"form is {form!r}; it must be {' or '.join(FORMS)}")
+    if target.is_file():
+        raise InputError(f"{target} is a file; three files need a folder")
+    outputs = []
+    for component in COMPONENTS:
+        own = texts if component == "vlm" else {name: texts[name] for name in source.CONFIG_FILES if name in texts}
+        tensors = components[component]
+        if component == "vae":
+            native = is_wan(texts["vae/config.json"], tensors)
+            tensors = {source.to_wan(name) if native else f"vae.{name}": tensor for name, tensor in tensors.items()}
+        outputs.append(Output(target / SPLIT_FILES[component], tensors, _metadata([component], own)))
+    return outputs
+
+
+def is_wan(config: str, tensors: dict[str, Stored]) -> bool:
+    """Whether ComfyUI's VAELoader can build this VAE: Wan's shape, with all that a video needs."""
+    values = json.loads(config)
+    # CheckpointSave writes what single pictures need: kernels without time.
+    dimensions = {"conv1.weight": 5, "norm1.gamma": 4}
+    return all(values.get(key, default) == default for key, default in source.WAN_CONFIG.items()) and all(
+        len(tensor.shape) == count
+        for name, tensor in tensors.items()
+        for ending, count in dimensions.items()
+        if name.endswith(ending)
+    )
+
+
+def as_wan(config: VAEConfig, state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor] | None:
+    """The network's own VAE weights as ComfyUI's Wan VAE takes them, for pictures; None for a VAE of another shape.
+
+    Kernels get their taps in time back as zeros, which a single picture never meets; so does what works between frames.
+    """
+    shape = (config.latent_channels, list(config.multipliers), config.num_res_blocks)
+    if shape != tuple(source.WAN_CONFIG[key] for key in ("z_dim", "dim_mult", "num_res_blocks")):
+        return None
+    wan = {}
+    for name, tensor in state_dict.items():
+        flat = "resample" in name or "attentions" in name
+        if tensor.ndim == 4 and not flat:
+            earlier = [torch.zeros_like(tensor)] * (tensor.shape[-1] - 1)
+            tensor = torch.stack([*earlier, tensor], dim=2)
+        elif name.endswith(".gamma") and not flat:
+            tensor = tensor[..., None]
+        wan[source.to_wan(name)] = tensor
+    between_frames = {"encoder.downsamples.5": 1, "encoder.downsamples.8": 1}
+    between_frames |= {"decoder.upsamples.3": 2, "decoder.upsamples.7": 2}  # one frame becomes two
+    for place, factor in between_frames.items():
+        like = wan[f"{place}.resample.1.weight"]
+        size = like.shape[1]
+        wan[f"{place}.time_conv.weight"] = like.new_zeros(factor * size, size, 3, 1, 1)
+        wan[f"{place}.time_conv.bias"] = like.new_zeros(factor * size)
+    return wan
+
+
+def _metadata(components, texts: dict[str, str]) -> dict[str, str]:
+    return {
+        "format": "pt",  # what transformers and others look for
+        source.VERSION_KEY: source.VERSION,
+        source.COMPONENTS_KEY: " ".join(components),
+        **{source.TEXT_PREFIX + name: text for name, text in texts.items()},
+    }
+
+
+def _write(outputs: list[Output], dtype: torch.dtype | None, progress: OnBytes) -> list[Path]:
+    """Write all files under other names first: only whole ones get theirs."""
+    total = sum(_size(tensor, dtype) for output in outputs for tensor in output.tensors.values())
+    done = 0
+
+    def advance(count: int):
+        nonlocal done
+        done += count
+        progress(done, total)
+
+    made: list[Path] = []
+    current = outputs[0].path
+    try:
+        with ExitStack() as leftovers:
+            for current in dict.fromkeys(output.path.parent for output in outputs):
+                made += _make_folder(current)
+            _check_space(outputs[0].path.parent, total)
+            for output in outputs:
+                current, partial = output.path, output.path.with_name(f".{output.path.name}.partial")
+                leftovers.callback(partial.unlink, missing_ok=True)
+                if output.text is not None:
+                    partial.write_bytes(output.text.encode())
+                else:
+                    _write_tensors(partial, output, dtype, advance)
+            for output in outputs:
+                current = output.path
+                output.path.with_name(f".{output.path.name}.partial").replace(output.path)
+    except BaseException as error:
+        for folder in reversed(made):  # those that are empty
+            if not any(folder.iterdir()):
+                folder.rmdir()
+        if isinstance(error, OSError):
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+            reason = "no space is left on its disk" if full else error.strerror or str(error)
+            raise InputError(f"cannot write {current}: {reason}") from error
+        raise
+    return [output.path for output in outputs]
+
+
+def _make_folder(folder: Path) -> list[Path]:
+    """Make a folder. Returns what was made, outermost first."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    return missing[::-1]
+
+
+def _check_space(folder: Path, needed: int):
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise InputError(f"{folder} has {free / 1e9:.1f} GB of disk space left; {needed / 1e9:.1f} GB are needed")
+
+
+def _write_tensors(path: Path, output: Output, dtype: torch.dtype | None, advance: Callable[[int], None]):
+    # The widest types first, so that every tensor is aligned.
+    order = sorted(output.tensors, key=lambda key: (-_width(output.tensors[key], dtype), key))
+    header, offset = {"__metadata__": output.metadata}, 0
+    for key in order:
+        tensor = output.tensors[key]
+        size = _size(tensor, dtype)
+        header[key] = {
+            "dtype": _NAMES[dtype] if _changes(tensor, dtype) else tensor.dtype,
+            "shape": list(tensor.shape),
+            "data_offsets": [offset, offset + size],
+        }
+        offset += size
+    encoded = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    encoded += b" " * (-len(encoded) % 8)
+    with path.open("wb") as file, ExitStack() as inputs:
+        file.write(struct.pack("<Q", len(encoded)) + encoded)
+        opened = {}
+        for key in order:
+            tensor = output.tensors[key]
+            if tensor.file not in opened:
+                opened[tensor.file] = inputs.enter_context(tensor.file.open("rb"))
+            _copy(opened[tensor.file], file, tensor, dtype if _changes(tensor, dtype) else None, advance)
+        file.flush()
+        os.fsync(file.fileno())  # some disks find out only now that they are full
+
+
+def _copy(reader, writer, tensor: Stored, dtype: torch.dtype | None, advance: Callable[[int], None]):
+    reader.seek(tensor.offset)
+    left = tensor.nbytes
+    while left:
+        piece = reader.read(min(PIECE, left))
+        if not piece:
+            raise InputError(f"{tensor.file} became shorter while it was read")
+        left -= len(piece)
+        if dtype is not None:
+            piece = _cast(piece, tensor, dtype)
+        writer.write(piece)
+        advance(len(piece))
+
+
+def _cast(piece: bytes, tensor: Stored, dtype: torch.dtype) -> bytes:
+    values = torch.frombuffer(bytearray(piece), dtype=torch.uint8).view(weights.DTYPES[tensor.dtype]).float()
+    result = values.to(dtype)
+    if not torch.equal(result.isfinite(), values.isfinite()):
+        raise InputError(f"{tensor.file}: the tensor {tensor.key} has values beyond the range of {dtype}")
+    return result.view(torch.uint8).numpy().tobytes()
+
+
+_NAMES = {dtype: name for name, dtype in weights.DTYPES.items()}
+
+
+def _changes(tensor: Stored, dtype: torch.dtype | None) -> bool:
+    return dtype is not None and tensor.dtype in FLOATS and weights.DTYPES[tensor.dtype] is not dtype
+
+
+def _width(tensor: Stored, dtype: torch.dtype | None) -> int:
+    """Bytes of one value."""
+    return dtype.itemsize if _changes(tensor, dtype) else tensor.nbytes // max(1, math.prod(tensor.shape))
+
+
+def _size(tensor: Stored, dtype: torch.dtype | None) -> int:
+    """Bytes of the tensor as it will be written."""
+    return math.prod(tensor.shape) * dtype.itemsize if _changes(tensor, dtype) else tensor.nbytes

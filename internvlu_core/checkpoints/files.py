@@ -1,0 +1,435 @@
+"""Where a checkpoint lies: the released folder, a single file, or three files as ComfyUI users keep them.
+
+A source gives a checkpoint's text files (JSON, tokenizer) by their names in the released folder, and says in which file
+and under which key each tensor is stored. Only safetensors and text files are ever opened: a pickle can run code.
+
+The files are safetensors. Their metadata have "internvl_u.version", "internvl_u.components" (names of COMPONENTS,
+separated by spaces) and each text file as "internvl_u/<name>". Keys are the released tensor names: bare where a file
+holds one component, behind "<component>." where it holds several. A VAE alone has the key names of Wan's VAE, which is
+the same network and the one that ComfyUI's VAELoader knows. None of these is what ComfyUI tells another model by.
+
+ComfyUI's own ModelSave and CheckpointSave write no metadata of a model's choice; there the text files are a tensor.
+"""
+
+import json
+import re
+import struct
+import tempfile
+from abc import ABC, abstractmethod
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from ..errors import CheckpointError
+
+COMPONENTS = ("vlm", "generation_decoder", "vae")
+MAX_HEADER = 10**8  # bytes; safetensors' own limit
+STEMS = {"vlm": "model", "generation_decoder": "model", "vae": "diffusion_pytorch_model"}  # of the released file names
+
+# What describes the networks, without the tokenizer.
+CONFIG_FILES = (
+    "model_index.json",
+    "vlm/config.json",
+    "generation_decoder/config.json",
+    "vae/config.json",
+    "scheduler/scheduler_config.json",
+    "processor/processor_config.json",
+)
+
+VERSION = "1"
+VERSION_KEY, COMPONENTS_KEY, TEXT_PREFIX = "internvl_u.version", "internvl_u.components", "internvl_u/"
+
+# The three files, as they lie in ComfyUI's models folder.
+SPLIT_FILES = {
+    "vlm": "text_encoders/internvl_u_vlm.safetensors",
+    "generation_decoder": "diffusion_models/internvl_u_mmdit.safetensors",
+    "vae": "vae/internvl_u_vae.safetensors",
+}
+
+# ComfyUI's prefixes in what its save nodes write, and the tensor there that holds the text files.
+SAVED_PREFIXES = {
+    "vlm": "cond_stage_model.",
+    "generation_decoder": "model.diffusion_model.",
+    "vae": "first_stage_model.",
+}
+SAVED_TEXTS = "internvlu_files"
+
+# A file's name is a stranger's words: it stays inside the folder it is written to.
+_TEXT_NAME = re.compile(
+    r"model_index\.json|(vlm|generation_decoder|vae|scheduler|processor)/[A-Za-z0-9_][\w.-]*\.(json|txt|jinja)"
+)
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A tensor in a safetensors file: its key there, dtype by safetensors' name, shape, and place in bytes."""
+
+    file: Path
+    key: str
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+    nbytes: int
+
+
+class Source(ABC):
+    """path: of the folder or file. Errors are CheckpointErrors that name it."""
+
+    path: Path
+
+    @abstractmethod
+    def text_names(self) -> list[str]:
+        """Names of the text files, such as "vlm/config.json"."""
+
+    @abstractmethod
+    def text(self, name: str) -> str:
+        """Content of a text file."""
+
+    @abstractmethod
+    def tensors(self, component: str) -> dict[str, Stored]:
+        """{released name: where it is stored} of a component."""
+
+    def place(self, component: str) -> Path:
+        """What an error about a component's tensors names."""
+        return self.path
+
+    @contextmanager
+    def tokenizer_folder(self):
+        """A folder with the tokenizer's files, for as long as the context lasts."""
+        names = [name for name in self.text_names() if name.startswith("processor/")]
+        if not any(name.startswith("processor/tokenizer") for name in names):
+            raise CheckpointError(f"{self.path} holds no tokenizer; load the VLM from its own file")
+        with tempfile.TemporaryDirectory(prefix="internvlu_") as folder:
+            for name in names:
+                (Path(folder) / PurePosixPath(name).name).write_bytes(self.text(name).encode())
+            yield Path(folder)
+
+
+def open_source(path: "str | Path | Source") -> Source:
+    """The source at a path. Raises CheckpointError if there is none."""
+    if isinstance(path, Source):
+        return path
+    try:
+        path = Path(path)
+    except TypeError:
+        raise CheckpointError(f"a checkpoint is a path, not {path!r}") from None
+    if path.is_file():
+        return File(path)
+    if not path.is_dir():
+        raise CheckpointError(f"checkpoint {str(path)!r} does not exist")
+    if not (path / "vlm").is_dir() and any((path / file).is_file() for file in SPLIT_FILES.values()):
+        return Split(path)
+    return Folder(path)
+
+
+class Folder(Source):
+    """The released (diffusers) layout: a folder a component."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        for component in ("vlm", "generation_decoder", "vae", "scheduler", "processor"):
+            if not (path / component).is_dir():
+                raise CheckpointError(f"{str(path)!r} is no InternVL-U checkpoint: its folder {component}/ is missing")
+
+    def text_names(self):
+        files = (path.relative_to(self.path) for path in self.path.glob("**/*") if path.is_file())
+        names = sorted(file.as_posix() for file in files)
+        return [name for name in names if _TEXT_NAME.fullmatch(name) and not name.endswith(".safetensors.index.json")]
+
+    def text(self, name):
+        file = self.path / name
+        try:
+            return file.read_bytes().decode()
+        except FileNotFoundError:
+            raise CheckpointError(f"missing file {file}") from None
+        except (OSError, UnicodeDecodeError) as error:
+            raise CheckpointError(f"{file} is not readable text: {error}") from error
+
+    @contextmanager
+    def tokenizer_folder(self):
+        yield self.path / "processor"
+
+    def place(self, component):
+        return self.path / component
+
+    def tensors(self, component):
+        tensors = {}
+        for file, promised in self._weight_files(component).items():
+            _, stored = read_header(file)
+            for name in stored if promised is None else promised:
+                if name not in stored:
+                    raise CheckpointError(f"{file} lacks the tensor {name} that its index promises")
+                tensors[name] = stored[name]
+            unnamed = sorted(stored.keys() - tensors.keys())
+            if unnamed:
+                raise CheckpointError(f"{file} has tensors that its index does not name: {first(unnamed)}")
+        return tensors
+
+    def _weight_files(self, component: str) -> dict[Path, list[str] | None]:
+        """{safetensors file: names of its tensors by the index, None where there is no index}."""
+        folder, stem = self.path / component, STEMS[component]
+        index, single = folder / f"{stem}.safetensors.index.json", folder / f"{stem}.safetensors"
+        if single.is_file():
+            return {single: None}
+        if not index.is_file():
+            others = sorted(p.name for p in folder.glob("*") if p.suffix in {".bin", ".pt", ".pth", ".ckpt", ".pkl"})
+            found = f"; {', '.join(others)} will not be opened: only safetensors files are" if others else ""
+            raise CheckpointError(f"missing file {single} (nor is there {index.name}){found}")
+        try:
+            weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+            shards: dict[Path, list[str]] = {}
+            for name, shard in weight_map.items():
+                if Path(shard).name != shard or not shard.endswith(".safetensors"):
+                    raise CheckpointError(f"{index}: {shard!r} is no safetensors file of this folder")
+                shards.setdefault(folder / shard, []).append(name)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            if isinstance(error, CheckpointError):
+                raise
+            raise CheckpointError(f"{index} is not a readable index: {type(error).__name__}: {error}") from error
+        absent = [shard.name for shard in shards if not shard.is_file()]
+        if absent:
+            raise CheckpointError(f"{folder}: shards named by {index.name} are missing: {', '.join(sorted(absent))}")
+        return shards
+
+
+class File(Source):
+    """One safetensors file with one or more components: of this package's converter, or of ComfyUI's save nodes."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        metadata, self._stored = read_header(path)
+        self.components = _components(metadata, self._stored)
+        self.saved = VERSION_KEY not in metadata
+        if self.saved:
+            self._texts = self._saved_texts()
+        else:
+            if metadata[VERSION_KEY] != VERSION:
+                raise CheckpointError(
+                    f"{path} has version {metadata[VERSION_KEY]!r} of the file format; this program reads {VERSION}"
+                )
+            self._texts = {
+                key.removeprefix(TEXT_PREFIX): text for key, text in metadata.items() if key.startswith(TEXT_PREFIX)
+            }
+        if not self.components or not set(self.components) <= set(COMPONENTS):
+            raise CheckpointError(f"{path}: {COMPONENTS_KEY} is {' '.join(self.components)!r}")
+        outside = sorted(name for name in self._texts if not _TEXT_NAME.fullmatch(name))
+        if outside:
+            raise CheckpointError(f"{path}: {outside[0]!r} is no name of a checkpoint's text file")
+        if len(self.components) > 1 and not self.saved:
+            prefixes = tuple(f"{component}." for component in self.components)
+            unknown = sorted(key for key in self._stored if not key.startswith(prefixes))
+            if unknown:
+                raise CheckpointError(f"{path}: tensors of no component: {first(unknown)}")
+
+    def _saved_texts(self) -> dict[str, str]:
+        keys = [prefix + SAVED_TEXTS for prefix in SAVED_PREFIXES.values() if prefix + SAVED_TEXTS in self._stored]
+        if not keys:
+            raise CheckpointError(
+                f"{self.path} is no InternVL-U file; such files are made by `python -m internvlu_core convert` or by "
+                "ModelSave of an InternVL-U model"
+            )
+        texts = {}
+        with open_safetensors(self.path) as handle:
+            for key in keys:
+                try:
+                    texts |= unpack_texts(handle.get_tensor(key))
+                except ValueError as error:
+                    raise CheckpointError(f"{self.path}: the tensor {key} is not readable: {error}") from error
+        return texts
+
+    def text_names(self):
+        return sorted(self._texts)
+
+    def text(self, name):
+        if name not in self._texts:
+            raise CheckpointError(f"{self.path} lacks the text of {name}")
+        return self._texts[name]
+
+    def tensors(self, component):
+        if component not in self.components:
+            raise CheckpointError(f"{self.path} holds no {component}, but {' and '.join(self.components)}")
+        tensors = {}
+        for key, stored in self._stored.items():
+            name = self._released_name(component, key)
+            if name is not None and name != SAVED_TEXTS:
+                tensors[name] = stored
+        return tensors
+
+    def _released_name(self, component: str, key: str) -> str | None:
+        """None for another component's key."""
+        if self.saved:
+            prefix = SAVED_PREFIXES[component]
+            if component == "vae" and prefix + WAN_MARK in self._stored:
+                return from_wan(key.removeprefix(prefix)) if key.startswith(prefix) else None
+        elif len(self.components) > 1 or (component == "vae" and WAN_MARK not in self._stored):
+            prefix = f"{component}."
+        else:
+            return from_wan(key) if component == "vae" else key
+        return key.removeprefix(prefix) if key.startswith(prefix) else None
+
+
+class Split(Source):
+    """Three files, one a component, in ComfyUI's folders."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.files = {}
+        for component, name in SPLIT_FILES.items():
+            if not (path / name).is_file():
+                raise CheckpointError(f"missing file {path / name}")
+            self.files[component] = File(path / name)
+        self._texts = {}
+        for file in self.files.values():
+            for name in file.text_names():
+                if self._texts.setdefault(name, file.text(name)) != file.text(name):
+                    raise CheckpointError(
+                        f"{path}: {' and '.join(SPLIT_FILES.values())} are of different checkpoints: {name} differs"
+                    )
+
+    def text_names(self):
+        return sorted(self._texts)
+
+    def text(self, name):
+        if name not in self._texts:
+            raise CheckpointError(f"the files in {self.path} lack the text of {name}")
+        return self._texts[name]
+
+    def place(self, component):
+        return self.files[component].path
+
+    def tensors(self, component):
+        return self.files[component].tensors(component)
+
+
+def pack_texts(texts: dict[str, str]) -> torch.Tensor:
+    """Text files as bytes, uint8 [n]."""
+    return torch.frombuffer(bytearray(json.dumps(texts).encode()), dtype=torch.uint8)
+
+
+def unpack_texts(tensor: torch.Tensor) -> dict[str, str]:
+    """Raises ValueError."""
+    if tensor.dtype != torch.uint8 or tensor.ndim != 1:
+        raise ValueError(f"{tensor.dtype} {list(tensor.shape)}")
+    texts = json.loads(tensor.numpy().tobytes())
+    if not isinstance(texts, dict) or not all(isinstance(text, str) for text in texts.values()):
+        raise ValueError("it is no object of strings")
+    return texts
+
+
+# safetensors
+
+
+def open_safetensors(file: Path):
+    """safetensors' own reader. Raises CheckpointError."""
+    try:
+        return safe_open(file, framework="pt")
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"{file} is not a whole safetensors file (cut off while downloading, or another format): {error}"
+        ) from error
+
+
+def read_header(file: Path) -> tuple[dict[str, str], dict[str, Stored]]:
+    """Metadata, and {key: tensor}, of a safetensors file that is sound and whole. Raises CheckpointError."""
+    with open_safetensors(file):
+        return _parse_header(file)
+
+
+def _parse_header(file: Path) -> tuple[dict[str, str], dict[str, Stored]]:
+    with file.open("rb") as raw:
+        (size,) = struct.unpack("<Q", raw.read(8))
+        if size > MAX_HEADER:
+            raise ValueError("no safetensors file")
+        header = json.loads(raw.read(size))
+    metadata = header.pop("__metadata__", None) or {}
+    stored = {}
+    for key in sorted(header):
+        start, end = header[key]["data_offsets"]
+        stored[key] = Stored(
+            file, key, header[key]["dtype"], tuple(header[key]["shape"]), 8 + size + start, end - start
+        )
+    return metadata, stored
+
+
+def components_of(file: Path) -> tuple[str, ...]:
+    """What an InternVL-U file holds by its header, even if it is cut off; () for any other file."""
+    try:
+        metadata, stored = _parse_header(file)
+        return _components(metadata, stored)
+    except (OSError, ValueError, struct.error, KeyError, TypeError, AttributeError, RecursionError):
+        return ()
+
+
+def _components(metadata: dict[str, str], stored: dict[str, Stored]) -> tuple[str, ...]:
+    if VERSION_KEY in metadata:
+        return tuple(metadata.get(COMPONENTS_KEY, "").split())
+    if not any(prefix + SAVED_TEXTS in stored for prefix in SAVED_PREFIXES.values()):
+        return ()
+    return tuple(c for c in COMPONENTS if any(key.startswith(SAVED_PREFIXES[c]) for key in stored))
+
+
+# Wan's names of the VAE, for the one shape that ComfyUI's VAELoader builds
+
+WAN_MARK = "decoder.head.0.gamma"
+WAN_CONFIG = {
+    "z_dim": 16,
+    "dim_mult": [1, 2, 4, 4],
+    "num_res_blocks": 2,
+    "attn_scales": [],
+    "temperal_downsample": [False, True, True],
+}
+
+
+def _wan_places() -> dict[str, str]:
+    """{where a layer is by its released name: by Wan's}."""
+    places = {"quant_conv": "conv1", "post_quant_conv": "conv2"}
+    for side in ("encoder", "decoder"):
+        places |= {
+            f"{side}.conv_in": f"{side}.conv1",
+            f"{side}.mid_block.resnets.0": f"{side}.middle.0",
+            f"{side}.mid_block.attentions.0": f"{side}.middle.1",
+            f"{side}.mid_block.resnets.1": f"{side}.middle.2",
+            f"{side}.norm_out": f"{side}.head.0",
+            f"{side}.conv_out": f"{side}.head.2",
+        }
+    places |= {f"encoder.down_blocks.{i}": f"encoder.downsamples.{i}" for i in range(11)}
+    for block in range(4):
+        places |= {f"decoder.up_blocks.{block}.resnets.{i}": f"decoder.upsamples.{4 * block + i}" for i in range(3)}
+        places |= {f"decoder.up_blocks.{block}.upsamplers.0": f"decoder.upsamples.{4 * block + 3}"}
+    return places
+
+
+_PLACES = _wan_places()
+_LEAVES = {
+    "norm1": "residual.0",
+    "conv1": "residual.2",
+    "norm2": "residual.3",
+    "conv2": "residual.6",
+    "conv_shortcut": "shortcut",
+}
+
+
+def to_wan(name: str) -> str:
+    """A released name of the VAE → Wan's; a name that is none stays as it is."""
+    return _translate(name, _PLACES, _LEAVES)
+
+
+def from_wan(key: str) -> str:
+    return _translate(key, {wan: name for name, wan in _PLACES.items()}, {wan: name for name, wan in _LEAVES.items()})
+
+
+def _translate(name: str, places: dict[str, str], leaves: dict[str, str]) -> str:
+    alternatives = ("|".join(map(re.escape, table)) for table in (places, leaves))
+    match = re.fullmatch(r"({})\.(?:({})\.)?(.+)".format(*alternatives), name)
+    if not match:
+        return name
+    place, leaf, rest = match.groups()
+    return ".".join(filter(None, (places[place], leaves.get(leaf), rest)))
+
+
+def first(items: list[str], limit: int = 8) -> str:
+    """The first of many, for an error."""
+    return ", ".join(items[:limit]) + (f" … and {len(items) - limit} more" if len(items) > limit else "")

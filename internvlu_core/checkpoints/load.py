@@ -1,0 +1,195 @@
+"""From a checkpoint's tensors to a network's state dict: names, shapes and dtypes, strictly.
+
+Tensors are memory-mapped, so a checkpoint that is loaded in its own dtype on the CPU is never copied, and one that is
+converted or moved goes through memory tensor by tensor.
+"""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from ..errors import CheckpointError
+from .config import Config
+from .files import STEMS, Source, Stored, first, open_safetensors, open_source
+
+# Handles are reopened after this many converted bytes: a mapped page counts as resident memory until its file closes.
+REOPEN_AFTER = 256 * 2**20
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How one network is stored: where, under which names, in which shape.
+
+    file_name maps a parameter's name in the network to its name in the file; unread matches tensors that belong to
+    the layout but that inference has no use for; adapt(stored name, tensor, shape) gives a stored tensor the network's
+    shape, or leaves it as it is.
+    """
+
+    folder: str
+    stem: str
+    file_name: Callable[[str], str] = lambda name: name
+    unread: re.Pattern = re.compile(r"(?!)")
+    adapt: Callable[[str, torch.Tensor, torch.Size], torch.Tensor] = lambda name, tensor, shape: tensor
+
+
+# Free-standing vectors, which are rows of an Embedding in the network (see vision.py): same values, other shape.
+_VECTORS = re.compile(r"(.*\.(class_embedding|position_embedding|ls1|ls2))(\.weight)?")
+
+
+def _vectors_as_rows(name: str, tensor: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+    return _with_ones(tensor, shape) if _VECTORS.fullmatch(name) else tensor
+
+
+def _last_tap(name: str, tensor: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+    """A causal 3-D kernel meets a single frame with its last temporal tap only (model.md section 10)."""
+    if tensor.ndim == 5:
+        return tensor[:, :, -1]
+    return _with_ones(tensor, shape) if name.endswith(".gamma") else tensor  # some are [C, 1, 1, 1]
+
+
+def _with_ones(tensor: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+    """In this shape, if it differs in sides of length 1 only."""
+    squeezed = [side for side in tensor.shape if side != 1]
+    return tensor.view(shape) if squeezed == [side for side in shape if side != 1] else tensor
+
+
+VLM = Layout(
+    folder="vlm",
+    stem=STEMS["vlm"],
+    file_name=lambda name: _VECTORS.sub(r"\1", name),
+    adapt=_vectors_as_rows,
+)
+# A tied head is the embedding itself; some writers store it all the same.
+VLM_TIED = Layout(VLM.folder, VLM.stem, VLM.file_name, re.compile(r"language_model\.lm_head\.weight"), VLM.adapt)
+
+
+def vlm_layout(config: Config) -> Layout:
+    return VLM_TIED if config.language.tied_head else VLM
+
+
+MMDIT = Layout(
+    folder="generation_decoder",
+    stem=STEMS["generation_decoder"],
+    file_name=lambda name: name if name.startswith("decoder_projector.") else f"decoder.{name}",
+    # It only ever fills positions that attention masks out; branches run unpadded here.
+    unread=re.compile(r"encoder_padding_token"),
+)
+VAE = Layout(
+    folder="vae",
+    stem=STEMS["vae"],
+    unread=re.compile(r".*\.time_conv\.(weight|bias)"),  # used between frames only
+    adapt=_last_tap,
+)
+
+
+def check_tensors(checkpoint: str | Path | Source, layout: Layout, network: nn.Module) -> dict[str, Stored]:
+    """{released name: where it is stored} of a component, once it is sure that `network` can take it.
+
+    network: its parameters may be on the meta device. Raises CheckpointError naming every missing, unknown or misshaped
+    tensor, or the file that cannot be read.
+    """
+    source = open_source(checkpoint)
+    place = source.place(layout.folder)
+    stored = source.tensors(layout.folder)
+    meta = {name: _on_meta(name, tensor) for name, tensor in stored.items()}
+    wanted = {layout.file_name(name): tensor.shape for name, tensor in network.state_dict().items()}
+
+    missing = sorted(wanted.keys() - meta.keys())
+    unknown = sorted(name for name in meta.keys() - wanted.keys() if not layout.unread.fullmatch(name))
+    if missing or unknown:
+        raise CheckpointError(
+            f"{place} does not hold the tensors that its config.json describes"
+            + (f"; {len(missing)} missing: {first(missing)}" if missing else "")
+            + (f"; {len(unknown)} unknown: {first(unknown)}" if unknown else "")
+        )
+    misshaped = [
+        f"{name} is {list(meta[name].shape)}, config.json asks for {list(shape)}"
+        for name, shape in wanted.items()
+        if layout.adapt(name, meta[name], shape).shape != shape
+    ]
+    if misshaped:
+        raise CheckpointError(f"{place}: tensors of a wrong shape: {first(misshaped)}")
+    not_float = [name for name in wanted if not meta[name].is_floating_point()]
+    if not_float:
+        raise CheckpointError(f"{place}: weights that are not floating point: {first(not_float)}")
+    return stored
+
+
+def load_state_dict(
+    checkpoint: str | Path | Source,
+    layout: Layout,
+    network: nn.Module,
+    *,
+    dtype: torch.dtype | None = None,
+    device: str | torch.device = "cpu",
+) -> dict[str, torch.Tensor]:
+    """Read the tensors of `network` (whose own parameters may be on the meta device) from a checkpoint.
+
+    dtype=None keeps each tensor's own. Returns {parameter name: tensor}, for load_state_dict(..., assign=True).
+    Raises CheckpointError as check_tensors does.
+    """
+    stored = check_tensors(checkpoint, layout, network)
+    wanted = {layout.file_name(name): (name, tensor.shape) for name, tensor in network.state_dict().items()}
+    files: dict[Path, dict[str, Stored]] = {}
+    for name, tensor in stored.items():
+        if name in wanted:
+            files.setdefault(tensor.file, {})[name] = tensor
+    state = {}
+    for file, tensors in files.items():
+        for name, tensor in _read(file, tensors, dtype, device):
+            parameter, shape = wanted[name]
+            state[parameter] = layout.adapt(name, tensor, shape).contiguous()
+    return state
+
+
+def stored_dtype(checkpoint: str | Path | Source, layout: Layout) -> torch.dtype:
+    """The floating-point dtype that most of the stored values have."""
+    counts = {torch.float32: 0}
+    for name, stored in open_source(checkpoint).tensors(layout.folder).items():
+        tensor = _on_meta(name, stored)
+        if tensor.is_floating_point():  # check_tensors names those that are not
+            counts[tensor.dtype] = counts.get(tensor.dtype, 0) + tensor.numel()
+    return max(counts, key=counts.get)
+
+
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+
+
+def _on_meta(name: str, stored: Stored) -> torch.Tensor:
+    """Its shape and dtype as a tensor."""
+    if stored.dtype not in DTYPES:
+        raise CheckpointError(f"{stored.file}: the tensor {name} is of an unsupported type, {stored.dtype}")
+    return torch.empty(stored.shape, dtype=DTYPES[stored.dtype], device="meta")
+
+
+def _read(file: Path, tensors: dict[str, Stored], dtype, device):
+    """Yield (name, tensor), keeping little of the mapped file resident when tensors are converted or moved."""
+    left = list(tensors.items())
+    while left:
+        converted = 0
+        with open_safetensors(file) as handle:
+            while left and converted < REOPEN_AFTER:
+                name, stored = left.pop(0)
+                mapped = handle.get_tensor(stored.key)
+                tensor = mapped.to(device=device, dtype=dtype or mapped.dtype)
+                if tensor.data_ptr() != mapped.data_ptr():
+                    converted += stored.nbytes
+                yield name, tensor
+                del mapped, tensor

@@ -1,0 +1,260 @@
+"""What the MMDiT is conditioned on: hidden states of up to three branches (model.md sections 3 to 6)."""
+
+import copy
+import hashlib
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from .checkpoints.config import Config
+from .decoding import OnTokens, Steps, TextSettings, Transcript, continue_text
+from .errors import CheckpointError, InputError
+from .models.rope import Grid
+from .models.vlm import VLM
+from .prompt import IMG, PAD, Prompt, PromptBuilder, Tokenizer, as_tensor
+
+SEEN_TILES = 32  # of the pictures last seen, whose ViT tokens are remembered: 1 MB each in bfloat16
+TAIL = 8  # tokens that are read one by one rather than everything anew
+
+
+@dataclass(frozen=True, eq=False)
+class Memory:
+    """A transcript and the weights it was made with (see Reader)."""
+
+    weights: Hashable
+    transcript: Transcript
+
+
+@dataclass(frozen=True)
+class TextResult:
+    """Generated text. token_ids holds every generated token, the stop token included if one was reached.
+
+    memory: what the model has read and written, if it was to be kept: 0.1 MB a token in bfloat16. A picture drawn
+    after this text then need not read it again.
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    memory: Memory | None = field(default=None, compare=False, repr=False)
+
+
+@dataclass(frozen=True)
+class Branch:
+    """Conditioning of one branch.
+
+    hidden: [T, C], select layers concatenated. image_mask: [T], which positions are ViT tokens. image_grids: their
+    grids (frames, rows, columns) in order. references: normalised latents [1, z, h_i, w_i], one per image. reasoned:
+    whether reasoning was given, for which a checkpoint has scales of its own.
+    """
+
+    hidden: Tensor
+    image_mask: Tensor
+    image_grids: list[Grid] = field(default_factory=list)
+    references: list[Tensor] = field(default_factory=list)
+    reasoned: bool = False
+
+
+@dataclass(frozen=True)
+class Context:
+    """The three branches of a picture. Without images, partial is the very object unconditional."""
+
+    full: Branch
+    partial: Branch
+    unconditional: Branch
+
+
+class Reader:
+    """A VLM with its tokenizer: turns prompts and seen pictures into embeddings and conditioning.
+
+    weights: says which weights the VLM has at the moment, as a value that is never the same for others; None: cannot
+    tell. What was computed with the same ones is not computed again: ViT tokens of a picture, the text so far.
+    """
+
+    def __init__(
+        self, vlm: VLM, tokenizer: Tokenizer, config: Config, weights: Callable[[], Hashable | None] | None = None
+    ):
+        self.vlm, self.tokenizer, self.config = vlm, tokenizer, config
+        self.weights = weights or _Weights(vlm)
+        self.seen: OrderedDict[tuple, Tensor] = OrderedDict()
+        if tokenizer.size > config.language.vocab_size:
+            raise CheckpointError(
+                f"the tokenizer has ids up to {tokenizer.size - 1}, but llm_config.vocab_size is "
+                f"{config.language.vocab_size}: they are of different checkpoints"
+            )
+        tokens_per_tile = config.tile_grid[1] * config.tile_grid[2]
+        self._most_tokens = SEEN_TILES * tokens_per_tile
+        self.prompts = PromptBuilder(tokenizer, tokens_per_tile, config.language.max_positions)
+
+    def with_weights(self, weights: Callable[[], Hashable | None]) -> "Reader":
+        """The same, but for weights that this function tells of. Both remember the same pictures."""
+        other = copy.copy(self)
+        other.weights = weights
+        return other
+
+    @torch.inference_mode()
+    def see(self, tiles: list[Tensor], device, dtype) -> list[Tensor]:
+        """Pictures as normalised tiles [n_i, 3, S, S] → their tokens [n_i · T, hidden]."""
+        weights = self.weights()
+        return [self._see(image, device, dtype, weights) for image in tiles]
+
+    def _see(self, tiles: Tensor, device, dtype, weights) -> Tensor:
+        if weights is None:
+            return self.vlm.see(tiles.to(device, dtype)).flatten(0, 1)
+        key = *fingerprint(tiles), torch.device(device), dtype, weights
+        tokens = self.seen.pop(key, None)
+        if tokens is None:
+            tokens = self.vlm.see(tiles.to(device, dtype)).flatten(0, 1)
+        self.seen[key] = tokens
+        while len(self.seen) > 1 and sum(map(len, list(self.seen.values()))) > self._most_tokens:
+            self.seen.popitem(last=False)
+        return tokens
+
+    @torch.inference_mode()
+    def embed(self, prompt: Prompt, features: list[Tensor], device) -> Tensor:
+        """Embeddings [1, T, hidden] of a prompt."""
+        return self._embed(prompt.ids, prompt.image_mask, features, device)
+
+    def _embed(self, ids, image_mask, features: list[Tensor], device) -> Tensor:
+        return self.vlm.embed(
+            as_tensor(ids, device),
+            self.tokenizer.special_ids.to(device),
+            torch.tensor(image_mask, device=device),
+            torch.cat(features) if features else None,
+        )
+
+    @torch.inference_mode()
+    def write(
+        self,
+        prompt: Prompt,
+        tiles: list[Tensor],
+        settings: TextSettings,
+        *,
+        device,
+        dtype,
+        on_tokens: OnTokens | None = None,
+        keep: torch.device | None = None,
+    ) -> TextResult:
+        """Continue a prompt in words. tiles: as in see, one entry per image of the prompt.
+
+        keep: where the result's memory is to be, if one is wanted. (Beams leave none.)
+        """
+        keep = None if settings.num_beams > 1 else keep
+        embeddings = self.embed(prompt, self.see(tiles, device, dtype), device)
+        select = () if keep is None else self.config.mmdit.select_layers
+        steps = Steps(self.vlm, embeddings, settings.max_new_tokens, select)
+        tokens = continue_text(steps, self.tokenizer.stop_ids, settings, on_tokens)
+        weights = self.weights()
+        memory = None if keep is None or weights is None else Memory(weights, steps.transcript().to(keep))
+        return TextResult(self.tokenizer.decode(tokens), tuple(tokens), memory)
+
+    @torch.inference_mode()
+    def read(self, prompt: Prompt, features: list[Tensor], references: list[Tensor], device) -> Branch:
+        """One branch. features: one entry per image of the prompt; references: any."""
+        return self._branch(prompt, prompt.ids, 0, features, references, device)
+
+    @torch.inference_mode()
+    def context(
+        self,
+        prompt: str,
+        features: list[Tensor],
+        references: list[Tensor],
+        *,
+        device,
+        system_prompt: str | None = None,
+        reasoning: TextResult | str | None = None,
+        whole_reasoning: bool = False,
+        negative: str = "",
+        partial_negative: str = "",
+    ) -> Context:
+        """All branches of a picture. features and references hold one entry per image; see InternVLU.encode."""
+        n = len(features)
+        full = self.prompts.full(prompt, n, system_prompt)
+        blank = self.prompts.unconditional(n, system_prompt, negative)
+        partial = self.prompts.partial(n, system_prompt, partial_negative) if n else blank
+
+        words, pads = self.reasoned(full, max(len(partial), len(blank)), reasoning, whole_reasoning)
+        unconditional = self.read(blank, [], [], device)
+        read = self._branch(full, words, pads, features, references, device, getattr(reasoning, "memory", None))
+        return Context(
+            full=replace(read, reasoned=reasoning is not None),
+            partial=self.read(partial, features, references, device) if n else unconditional,
+            unconditional=unconditional,
+        )
+
+    def reasoned(self, full: Prompt, longest_blank: int, reasoning, whole: bool) -> tuple[tuple[int, ...], int]:
+        """The tokens of the full prompt and its reasoning, and how many pads go in front of them."""
+        if reasoning is None:
+            return full.ids, 0
+        if isinstance(reasoning, str):
+            return (*full.ids, *self.tokenizer.encode(reasoning)), 0
+        if not isinstance(reasoning, TextResult):
+            raise InputError(f"reasoning must be a TextResult or a string, not {type(reasoning).__name__}")
+        tokens = reasoning.token_ids
+        if not tokens:
+            return full.ids, 0
+        stop = next((i for i, token in enumerate(tokens) if token in self.tokenizer.stop_ids), None)
+        if whole:
+            return (*full.ids, *tokens[:stop]), 0
+        # The official pipeline drops the last token before the stop too, and lets the pads that once aligned its
+        # batch of three prompts be read as text (model.md section 5). Both look like slips, but the official pictures
+        # are made with them.
+        end = len(tokens) - 1 if stop is None else stop
+        return (*full.ids, *tokens)[: len(full) + end - 1], max(0, longest_blank - len(full))
+
+    def _branch(self, prompt: Prompt, ids, pads: int, features, references, device, memory=None) -> Branch:
+        """Read ids, which continue (or, by a token, cut) the prompt, with `<img>` behind and pads in front of them."""
+        ids = [self.tokenizer.id(PAD)] * pads + [*ids, self.tokenizer.id(IMG)]
+        if len(ids) > self.prompts.max_tokens:
+            raise InputError(
+                f"prompt and reasoning are {len(ids)} tokens long; this checkpoint reads at most "
+                f"{self.prompts.max_tokens}"
+            )
+        image_mask = [False] * pads + list(prompt.image_mask)
+        image_mask = image_mask[: len(ids)] + [False] * (len(ids) - len(image_mask))
+        hidden = self._hidden(self._embed(ids, image_mask, features, device), memory)
+        if not hidden.isfinite().all():
+            raise FloatingPointError(f"the language model's hidden states are not finite in {hidden.dtype}")
+
+        start, longest = pads + prompt.start, self.config.mmdit.max_context
+        kept = slice(start, None if longest is None else start + longest)
+        mask = torch.tensor(image_mask)[kept]
+        tokens_per_image = self.prompts.tokens_per_tile
+        if mask.sum() % tokens_per_image:
+            raise InputError(f"the images do not fit into the {longest} tokens of context that this checkpoint reads")
+        grids = [self.config.tile_grid] * int(mask.sum() // tokens_per_image)
+        return Branch(hidden[kept], mask, grids, references)
+
+    def _hidden(self, x: Tensor, memory: Memory | None) -> Tensor:
+        """Embeddings [1, T, C] → hidden states [T, S·C] at the select layers. memory: of a text that may start so."""
+        select = self.config.mmdit.select_layers
+        known, length = 0, x.shape[1]
+        if memory is not None and memory.weights == self.weights():
+            known = min(memory.transcript.in_common(x[0]), length - 1)
+        # Only a few tokens at the end are new after reasoning. Special tokens that were generated, pads, other words
+        # and other pictures all show in the embeddings.
+        if known < length - TAIL:
+            return torch.cat(self.vlm.language_model(x, select), dim=-1)[0]
+        cache = memory.transcript.cache.copy(known, length, x.device)
+        tail = [self.vlm.language_model(token, select, cache) for token in x[:, known:].split(1, dim=1)]
+        return torch.cat([memory.transcript.hidden[:known].to(x.device), *(torch.cat(s, dim=-1)[0] for s in tail)])
+
+
+def fingerprint(tiles: Tensor) -> tuple[bytes, torch.Size]:
+    """The same for the same picture."""
+    return hashlib.sha256(tiles.contiguous().view(torch.uint8).cpu().numpy()).digest(), tiles.shape
+
+
+class _Weights:
+    """Tells the weights of a network that nobody else manages: the tensors, and how often each was changed in place.
+
+    Changes through `.data`, which torch does not count, go unnoticed.
+    """
+
+    def __init__(self, network: torch.nn.Module):
+        self.network = network
+
+    def __call__(self) -> Hashable:
+        return tuple((p.data_ptr(), 0 if p.is_inference() else p._version) for p in self.network.parameters())

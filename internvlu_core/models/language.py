@@ -1,0 +1,237 @@
+"""Qwen3, the language model (arXiv 2505.09388): hidden states for the generator, logits for text."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..checkpoints.config import LanguageConfig
+from .float16 import for_norm, project, widened
+
+
+class KVCache:
+    """Keys and values [batch, kv_heads, capacity, head_dim] of every layer, of the `length` tokens read so far."""
+
+    mask: Tensor | None = None  # which keys a new token sees; None: all that extend returns
+
+    def __init__(self, config: LanguageConfig, batch: int, capacity: int, *, dtype, device):
+        self.config, self.length = config, 0
+        shape = (batch, config.num_kv_heads, capacity, config.head_dim)
+        self.keys = [torch.empty(shape, dtype=dtype, device=device) for _ in range(config.num_layers)]
+        self.values = [torch.empty(shape, dtype=dtype, device=device) for _ in range(config.num_layers)]
+        self.rope = rotary_table(config, capacity, dtype, device)
+
+    def begin(self, tokens: int) -> tuple[Tensor, Tensor]:
+        """The rotary table of the next tokens, which extend then gets layer by layer, until advance."""
+        cos, sin = self.rope
+        return cos.narrow(0, self.length, tokens), sin.narrow(0, self.length, tokens)
+
+    def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Store the keys and values of new tokens; return those of all tokens so far."""
+        return self._append(self.keys[layer], k), self._append(self.values[layer], v)
+
+    def _append(self, stored: Tensor, new: Tensor) -> Tensor:
+        stored.narrow(2, self.length, new.shape[2]).copy_(new)
+        return stored.narrow(2, 0, self.length + new.shape[2])
+
+    def advance(self, tokens: int):
+        self.length += tokens
+
+    def select(self, rows: Tensor):
+        """Make batch row i continue the text of row rows[i] (beams; also widens the batch)."""
+        for tensors in (self.keys, self.values):
+            for layer, tensor in enumerate(tensors):
+                if len(rows) != len(tensor):
+                    tensors[layer] = tensor[rows]
+                else:  # in place: a captured step keeps the addresses
+                    tensor[:, :, : self.length] = tensor[rows, :, : self.length]
+
+    def copy(self, length: int, capacity: int, device) -> "KVCache":
+        """The first tokens in a cache of its own."""
+        first = self.keys[0]
+        other = KVCache(self.config, len(first), capacity, dtype=first.dtype, device=device)
+        for mine, its in zip((*self.keys, *self.values), (*other.keys, *other.values), strict=True):
+            its[:, :, :length] = mine[:, :, :length]
+        other.length = length
+        return other
+
+
+class FixedStep:
+    """A KVCache to read one more token with, by operations that are the same for every token, as CUDA graphs ask.
+
+    position [1] says where the token goes. It sees the first `window` tokens of the cache, those behind it masked.
+    """
+
+    def __init__(self, cache: KVCache, window: int):
+        self.cache, self.window = cache, window
+        device = cache.keys[0].device
+        self.position = torch.tensor([cache.length], device=device)
+        self.slots = torch.arange(window, device=device)
+        for tensor in (*cache.keys, *cache.values):  # masked or not, what is there must be finite
+            tensor[:, :, cache.length : window] = 0
+
+    def begin(self, tokens: int) -> tuple[Tensor, Tensor]:
+        behind = self.slots > self.position
+        # [1, window], for any batch, heads and queries; in numbers, which else every layer would make of it.
+        self.mask = torch.zeros_like(self.slots, dtype=self.cache.keys[0].dtype).masked_fill(behind, -math.inf)[None]
+        cos, sin = self.cache.rope
+        return cos.index_select(0, self.position), sin.index_select(0, self.position)
+
+    def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        keys, values = self.cache.keys[layer], self.cache.values[layer]
+        keys.index_copy_(2, self.position, k)
+        values.index_copy_(2, self.position, v)
+        return keys.narrow(2, 0, self.window), values.narrow(2, 0, self.window)
+
+    def advance(self, tokens: int):
+        """Whoever replays the step counts."""
+
+
+class Linear(nn.Linear):
+    """nn.Linear, by oneDNN for a single float32 row on a CPU: F.linear leaves that product to one thread."""
+
+    by_rows = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        single = x.device.type == "cpu" and x.dtype == torch.float32 and x.numel() == self.in_features
+        if self.by_rows is None or not single or torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return super().forward(x)
+        return self.by_rows(x, self.weight, self.bias, "none", [], "")
+
+
+class Operations:
+    """The layers that the language model is made of where no host gives others."""
+
+    Linear, Embedding, RMSNorm = Linear, nn.Embedding, nn.RMSNorm
+
+
+class Qwen3(nn.Module):
+    """Embeddings [B, T, C] → hidden states; see forward. attention takes q, k, v and is_causal."""
+
+    def __init__(self, config: LanguageConfig, operations=nn, attention=F.scaled_dot_product_attention, **factory):
+        super().__init__()
+        self.config = config
+        # Hosts' layers move and cast weights while they run.
+        self.capturable = operations is nn and attention is F.scaled_dot_product_attention
+        operations = Operations if operations is nn else operations
+        layers = nn.ModuleList(Layer(config, i, operations, attention, **factory) for i in range(config.num_layers))
+        self.model = nn.ModuleDict(
+            {
+                "embed_tokens": operations.Embedding(config.vocab_size, config.hidden_size, **factory),
+                "layers": layers,
+                "norm": operations.RMSNorm(config.hidden_size, eps=config.norm_eps, **factory),
+            }
+        )
+        if not config.tied_head:
+            self.lm_head = operations.Linear(config.hidden_size, config.vocab_size, bias=False, **factory)
+
+    def forward(self, x: Tensor, select: tuple[int, ...], cache: "KVCache | FixedStep | None" = None) -> list[Tensor]:
+        """Hidden states [B, T, C] at each index of [input of layer 0, …, input of the last layer, final norm].
+
+        Layers' inputs are float32 where x is float16, whose range they can leave. With a cache, x continues the cached
+        tokens: either the whole prompt (into an empty cache) or one token.
+        """
+        tokens, dtype = x.shape[1], x.dtype
+        rope = cache.begin(tokens) if cache else rotary_table(self.config, tokens, dtype, x.device)
+        last = self.config.num_layers
+        states, x = {}, widened(x)
+        for index, layer in enumerate(self.model["layers"]):
+            if index in select:
+                states[index] = x
+            if index == max(select):
+                break
+            x = layer(x, dtype, rope, cache)
+        if last in select:
+            states[last] = self.model["norm"](for_norm(x, dtype))
+        if cache:
+            cache.advance(tokens)
+        return [states[index] for index in select]
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Normed hidden states [..., C] → next-token logits [..., vocabulary], float32."""
+        if self.config.tied_head:
+            table = self.model["embed_tokens"].weight
+            return F.linear(hidden, table.to(hidden.device, hidden.dtype)).float()
+        return self.lm_head(hidden).float()
+
+
+class Layer(nn.Module):
+    def __init__(self, config: LanguageConfig, index: int, operations, attention, **factory):
+        super().__init__()
+        self.input_layernorm = operations.RMSNorm(config.hidden_size, eps=config.norm_eps, **factory)
+        self.self_attn = Attention(config, index, operations, attention, **factory)
+        self.post_attention_layernorm = operations.RMSNorm(config.hidden_size, eps=config.norm_eps, **factory)
+        self.mlp = MLP(config, operations, **factory)
+
+    def forward(self, x: Tensor, dtype: torch.dtype, rope: tuple[Tensor, Tensor], cache) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(for_norm(x, dtype)), rope, cache)
+        return x + self.mlp(self.post_attention_layernorm(for_norm(x, dtype)))
+
+
+class Attention(nn.Module):
+    """Causal grouped-query attention with RMSNorm on each head's queries and keys."""
+
+    def __init__(self, config: LanguageConfig, index: int, operations, attention, **factory):
+        super().__init__()
+        self.config, self.index, self.attention = config, index, attention
+        bias = config.attention_bias
+        q_size, kv_size = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+        self.q_proj = operations.Linear(config.hidden_size, q_size, bias=bias, **factory)
+        self.k_proj = operations.Linear(config.hidden_size, kv_size, bias=bias, **factory)
+        self.v_proj = operations.Linear(config.hidden_size, kv_size, bias=bias, **factory)
+        self.o_proj = operations.Linear(q_size, config.hidden_size, bias=bias, **factory)
+        self.q_norm = operations.RMSNorm(config.head_dim, eps=config.norm_eps, **factory)
+        self.k_norm = operations.RMSNorm(config.head_dim, eps=config.norm_eps, **factory)
+
+    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], cache) -> Tensor:
+        heads = (*x.shape[:-1], -1, self.config.head_dim)
+        q, k, v = self.q_proj(x).view(heads), self.k_proj(x).view(heads), self.v_proj(x).view(heads)
+        q = rotate(self.q_norm(q), rope).transpose(1, 2)  # [B, heads, T, D]
+        k = rotate(self.k_norm(k), rope).transpose(1, 2)  # [B, kv_heads, T, D]
+        v = v.transpose(1, 2)
+        mask = None
+        if cache:
+            k, v = cache.extend(self.index, k, v)
+            mask = cache.mask
+        return project(self.o_proj, self.attend(q, k, v, mask).transpose(1, 2).flatten(2), x.dtype)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        groups = self.config.num_heads // self.config.num_kv_heads
+        if q.shape[2] == 1:
+            # One new token sees everything, so the heads that share keys can stand in for query positions and the
+            # cache need not be repeated for each of them.
+            grouped = q.view(len(q), -1, groups, q.shape[-1])
+            masked = {} if mask is None else {"attn_mask": mask}  # of a captured step, hence never with a host
+            return self.attention(grouped, k, v, **masked).reshape(q.shape)
+        k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
+        return self.attention(q, k, v, is_causal=True)
+
+
+class MLP(nn.Module):
+    """SwiGLU (arXiv 2002.05202)."""
+
+    def __init__(self, config: LanguageConfig, operations, **factory):
+        super().__init__()
+        self.gate_proj = operations.Linear(config.hidden_size, config.mlp_size, bias=False, **factory)
+        self.up_proj = operations.Linear(config.hidden_size, config.mlp_size, bias=False, **factory)
+        self.down_proj = operations.Linear(config.mlp_size, config.hidden_size, bias=False, **factory)
+
+    def forward(self, x: Tensor) -> Tensor:
+        product = F.silu(widened(self.gate_proj(x))) * widened(self.up_proj(x))
+        return project(self.down_proj, product, x.dtype)
+
+
+def rotary_table(config: LanguageConfig, length: int, dtype: torch.dtype, device) -> tuple[Tensor, Tensor]:
+    """What rotate multiplies positions 0 … length − 1 by (RoFormer, arXiv 2104.09864): two of [length, 1, head_dim]."""
+    channels = torch.arange(0, config.head_dim, 2, dtype=torch.float32, device=device)
+    positions = torch.arange(length, dtype=torch.float32, device=device)
+    angles = positions[:, None, None] * (1.0 / config.rope_theta ** (channels / config.head_dim))
+    cos, sin = angles.cos(), angles.sin()
+    return torch.cat([cos, cos], dim=-1).to(dtype), torch.cat([-sin, sin], dim=-1).to(dtype)
+
+
+def rotate(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
+    """Rotate x [B, T, heads, D]; channel i is paired with channel i + D/2."""
+    cos, sin = rope
+    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)

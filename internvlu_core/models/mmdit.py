@@ -1,0 +1,397 @@
+"""The generation decoder: a two-stream diffusion transformer with gated attention (model.md section 7).
+
+Latent tokens (generated and reference) form the image stream, context tokens the text stream. A token only ever meets
+its own stream's weights; the streams meet in one full attention per block.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from ..checkpoints.config import MMDiTConfig
+from ..errors import InputError
+from .float16 import bounded, project
+from .rope import Grid, joint_positions, rotary_table
+
+NORM_EPS = 1e-6
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the tokens of one or several branches lie in the two streams, and how they are rotated.
+
+    Image stream: the generated tokens of every branch (`generated` each), then the references of every branch
+    (`references[i]`). Text stream: the context of every branch (`texts[i]`). img_rope, txt_rope: the rotary tables of
+    these tokens [tokens, head_dim / 2, 2]. What is written [B, T, …] below has the tokens of a whole stream as T.
+    """
+
+    generated: int
+    references: tuple[int, ...]
+    texts: tuple[int, ...]
+    img_rope: Tensor
+    txt_rope: Tensor
+
+    @property
+    def all_generated(self) -> int:
+        return self.generated * len(self.texts)
+
+    def join(self, img: Tensor, txt: Tensor) -> list[Tensor]:
+        """Both streams → each branch's tokens [B, tokens of the branch, …]: generated, references, context."""
+        generated = img[:, : self.all_generated].split(self.generated, dim=1)
+        references = img[:, self.all_generated :].split(self.references, dim=1)
+        branches = zip(generated, references, txt.split(self.texts, dim=1), strict=True)
+        return [torch.cat(tokens, dim=1) for tokens in branches]
+
+    def part(self, branches: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """The inverse of join."""
+        sizes = zip(self.references, self.texts, strict=True)
+        parts = [x.split([self.generated, *size], dim=1) for x, size in zip(branches, sizes, strict=True)]
+        generated, references, texts = zip(*parts, strict=True)
+        return torch.cat(generated + references, dim=1), torch.cat(texts, dim=1)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What of one or several branches is the same in every step of a run.
+
+    references, txt: their tokens as they enter the streams [1 or B, tokens, size], laid out as layout says.
+    """
+
+    references: Tensor
+    txt: Tensor
+    layout: Layout
+
+
+def pack(branches: list[Prepared]) -> Prepared:
+    """Several branches as one, for pictures of one size: their linear layers then run, and are read, once a step.
+
+    Nothing is padded: only the attention is computed branch by branch.
+    """
+    layouts = [branch.layout for branch in branches]
+    generated = layouts[0].generated
+    img_ropes = [layout.img_rope.tensor_split([layout.all_generated]) for layout in layouts]
+    layout = Layout(
+        generated,
+        sum((layout.references for layout in layouts), ()),
+        sum((layout.texts for layout in layouts), ()),
+        torch.cat([rope for ropes in zip(*img_ropes, strict=True) for rope in ropes]),
+        torch.cat([layout.txt_rope for layout in layouts]),
+    )
+    streams = ([getattr(branch, name) for branch in branches] for name in ("references", "txt"))
+    return Prepared(*(torch.cat(tokens, dim=1) for tokens in streams), layout)
+
+
+class MMDiT(nn.Module):
+    """Velocity of noisy latents, given one branch's conditioning. See forward.
+
+    operations is a namespace of layers (torch.nn, or a host's casting twins); attention is a function of
+    q, k, v [B, heads, T, head_dim].
+    """
+
+    def __init__(self, config: MMDiTConfig, operations=nn, attention=F.scaled_dot_product_attention, **factory):
+        super().__init__()
+        self.config, self.rope = config, partial(rope_tables, config)
+        size = config.hidden_size
+        if config.projector == "mlp2x_gelu":  # the name notwithstanding, its activation is SiLU
+            self.decoder_projector = nn.Sequential(
+                operations.Linear(config.context_size, 3 * config.joint_size, **factory),
+                nn.SiLU(),
+                operations.Linear(3 * config.joint_size, config.joint_size, **factory),
+            )
+        else:
+            self.decoder_projector = nn.Identity()
+        self.txt_norm = operations.RMSNorm(config.joint_size, eps=NORM_EPS, **factory)
+        self.txt_in = operations.Linear(config.joint_size, size, **factory)
+        self.img_in = operations.Linear(config.in_channels, size, **factory)
+        self.time_text_embed = TimeEmbedding(size, operations, **factory)
+        self.transformer_blocks = nn.ModuleList(
+            Block(config, operations, attention, **factory) for _ in range(config.num_layers)
+        )
+        self.norm_out = OutputNorm(size, operations, **factory)
+        self.proj_out = operations.Linear(size, config.in_channels, **factory)
+
+    def forward(
+        self,
+        x: Tensor,
+        timestep: Tensor,
+        context: Tensor,
+        image_mask: Tensor,
+        image_grids: list[Grid],
+        references: list[Tensor] = (),
+        **attention_options,
+    ) -> Tensor:
+        """Predict the velocity [B, C, h, w] of noisy latents x at timestep [B] in 0…1000.
+
+        context: hidden states [1 or B, T, context_size]; image_mask [T] marks its ViT tokens, image_grids are their
+        grids in order. references: normalised latents [1 or B, C, h_i, w_i]. attention_options go to the attention
+        function. Raises InputError if a latent's sides are not multiples of the patch size.
+        """
+        prepared = self.prepare(self.grid(x), context, image_mask, image_grids, references)
+        return self.velocities(x, timestep, prepared, **attention_options)[0]
+
+    def prepare(
+        self,
+        grid: Grid,
+        context: Tensor,
+        image_mask: Tensor,
+        image_grids: list[Grid],
+        references: list[Tensor] = (),
+    ) -> Prepared:
+        """What forward needs of one branch in every step, for latents of a grid of patches. Arguments as in forward."""
+        grids = (grid, *(self.grid(latent) for latent in references))
+        img_rope, txt_rope = self.rope(
+            grids, tuple(image_mask.tolist()), tuple(map(tuple, image_grids)), context.device
+        )
+        txt = project(self.txt_in, self.txt_norm(self.decoder_projector(context)), context.dtype)
+        if references:
+            patches = torch.cat([self.patchify(latent) for latent in references], dim=1)
+            tokens = project(self.img_in, patches, context.dtype)
+        else:
+            tokens = txt[:, :0]
+        layout = Layout(math.prod(grid), (tokens.shape[1],), (txt.shape[1],), img_rope, txt_rope)
+        return Prepared(tokens, txt, layout)
+
+    def velocities(
+        self, x: Tensor | Sequence[Tensor], timestep: Tensor, prepared: Prepared, **attention_options
+    ) -> list[Tensor]:
+        """forward's velocity in each prepared branch, of one x, or one for each, at one timestep."""
+        layout = prepared.layout
+        latents = [x] if isinstance(x, Tensor) else x
+        x, batch = latents[0], len(latents[0])
+        patches = torch.cat([self.patchify(latent) for latent in latents], dim=1)
+        generated = project(self.img_in, patches, x.dtype).repeat(1, len(layout.texts) // len(latents), 1)
+        img = torch.cat([generated, prepared.references.expand(batch, -1, -1)], dim=1)
+        txt = prepared.txt.expand(batch, -1, -1)
+        temb = self.time_text_embed(timestep, x.dtype)
+        for index in range(len(self.transformer_blocks)):
+            img, txt = self.run_block(index, img, txt, temb, layout, **attention_options)
+        out = self.proj_out(self.norm_out(img[:, : layout.all_generated], temb))
+        return [self.unpatchify(tokens, self.grid(x)) for tokens in out.split(layout.generated, dim=1)]
+
+    def run_block(self, index: int, img: Tensor, txt: Tensor, temb: Tensor, layout: Layout, **attention_options):
+        """Both streams [B, T, size] after block `index`; after the last one only what is read. A host may override."""
+        last = index == len(self.transformer_blocks) - 1
+        return self.transformer_blocks[index](img, txt, temb, layout, generated_only=last, **attention_options)
+
+    def bound_context(self, context: Tensor) -> Tensor:
+        """Hidden states [..., T, C] within float16's range, which a language model's can leave; for forward the same.
+
+        The first thing that happens to them is a norm. A projector in front of it would see a difference.
+        """
+        return bounded(context, 2**15)[0] if isinstance(self.decoder_projector, nn.Identity) else context
+
+    def grid(self, latent: Tensor) -> Grid:
+        h, w = latent.shape[-2:]
+        p = self.config.patch_size
+        if h % p or w % p:
+            raise InputError(f"latents of {h} × {w} do not divide into patches of {p} × {p}")
+        return 1, h // p, w // p
+
+    def patchify(self, latent: Tensor) -> Tensor:
+        p = self.config.patch_size
+        return rearrange(latent, "b c (h ph) (w pw) -> b (h w) (c ph pw)", ph=p, pw=p)
+
+    def unpatchify(self, tokens: Tensor, grid: Grid) -> Tensor:
+        p = self.config.patch_size
+        return rearrange(tokens, "b (h w) (c ph pw) -> b c (h ph) (w pw)", h=grid[1], w=grid[2], ph=p, pw=p)
+
+
+def rope_tables(
+    config: MMDiTConfig, grids: tuple[Grid, ...], image_mask: tuple[bool, ...], image_grids: tuple[Grid, ...], device
+) -> tuple[Tensor, Tensor]:
+    """Rotary tables of one branch's image stream and text stream, see Layout. grids: of its latents."""
+    mask = torch.tensor(image_mask, dtype=torch.bool)
+    positions = joint_positions(grids, mask, image_grids, config.latent_scale, config.vit_scale)
+    table = rotary_table(positions, config.rope_axes)
+    return table.to(device).tensor_split([len(table) - len(mask)])
+
+
+class TimeEmbedding(nn.Module):
+    """Sinusoids of the timestep, then a two-layer MLP."""
+
+    def __init__(self, size: int, operations, channels: int = 256, **factory):
+        super().__init__()
+        self.channels = channels
+        self.timestep_embedder = nn.ModuleDict(
+            {
+                "linear_1": operations.Linear(channels, size, **factory),
+                "linear_2": operations.Linear(size, size, **factory),
+            }
+        )
+
+    def forward(self, timestep: Tensor, dtype: torch.dtype) -> Tensor:
+        """timestep [B] → [B, size] in dtype."""
+        mlp = self.timestep_embedder
+        return mlp["linear_2"](F.silu(mlp["linear_1"](self.sinusoids(timestep, dtype).to(dtype))))
+
+    def sinusoids(self, timestep: Tensor, dtype: torch.dtype) -> Tensor:
+        # The rounding to the compute dtype is part of the model, and so is the order of these float32 operations:
+        # arguments reach 1e6, where one rounding more or less changes the first velocity by 2e-3 to 5e-3.
+        angles = 1000 * (timestep.to(dtype).float()[:, None] * self.frequencies(timestep.device))
+        return torch.cat([angles.cos(), angles.sin()], dim=-1)
+
+    def frequencies(self, device: torch.device | None = None) -> Tensor:
+        """Of the sinusoids [channels / 2], in radians for a thousandth of a timestep, falling."""
+        half = self.channels // 2
+        exponent = -math.log(10000) * torch.arange(half, dtype=torch.float32, device=device) / half
+        return torch.exp(exponent)
+
+
+class Block(nn.Module):
+    """One two-stream block; the img_ and txt_ (to_ and add_) weights belong to their stream alone."""
+
+    def __init__(self, config: MMDiTConfig, operations, attention, **factory):
+        super().__init__()
+        size = config.hidden_size
+        self.img_mod = nn.Sequential(nn.SiLU(), operations.Linear(size, 6 * size, **factory))
+        self.txt_mod = nn.Sequential(nn.SiLU(), operations.Linear(size, 6 * size, **factory))
+        self.attn = GatedAttention(config, operations, attention, **factory)
+        self.img_mlp = FeedForward(size, operations, **factory)
+        self.txt_mlp = FeedForward(size, operations, **factory)
+
+    def forward(
+        self, img: Tensor, txt: Tensor, temb: Tensor, layout: Layout, generated_only: bool = False, **attention_options
+    ) -> tuple[Tensor, Tensor]:
+        """Both streams [B, T, size] after this block; with generated_only the generated tokens, and txt as it was."""
+        img_shift1, img_scale1, img_gate1, *img_mod2 = modulation(self.img_mod, temb)
+        txt_shift1, txt_scale1, txt_gate1, *txt_mod2 = modulation(self.txt_mod, temb)
+        img_attn, txt_attn = self.attn(
+            modulate(img, img_shift1, img_scale1),
+            modulate(txt, txt_shift1, txt_scale1),
+            layout,
+            generated_only,
+            **attention_options,
+        )
+        img = torch.addcmul(img[:, : img_attn.shape[1]], img_gate1, img_attn)
+        img = self.img_mlp(img, *img_mod2)
+        if not generated_only:
+            txt = self.txt_mlp(torch.addcmul(txt, txt_gate1, txt_attn), *txt_mod2)
+        return img, txt
+
+
+class GatedAttention(nn.Module):
+    """Full attention over both streams; each output is gated after its projection (arXiv 2505.06708)."""
+
+    def __init__(self, config: MMDiTConfig, operations, attention, **factory):
+        super().__init__()
+        size, self.heads, self.attention = config.hidden_size, config.num_heads, attention
+        self.to_q = operations.Linear(size, 2 * size, **factory)  # per head: query, gate
+        self.to_k = operations.Linear(size, size, **factory)
+        self.to_v = operations.Linear(size, size, **factory)
+        self.to_out = nn.ModuleList([operations.Linear(size, size, **factory)])
+        self.add_q_proj = operations.Linear(size, 2 * size, **factory)
+        self.add_k_proj = operations.Linear(size, size, **factory)
+        self.add_v_proj = operations.Linear(size, size, **factory)
+        self.to_add_out = operations.Linear(size, size, **factory)
+        for name in ("norm_q", "norm_k", "norm_added_q", "norm_added_k"):
+            self.add_module(name, operations.RMSNorm(config.head_dim, eps=NORM_EPS, **factory))
+
+    def forward(self, img: Tensor, txt: Tensor, layout: Layout, generated_only: bool, **attention_options):
+        """Both streams' outputs [B, T, size]; with generated_only those of the generated tokens, and None."""
+        branches, img_gate, txt_gate = self.attend(img, txt, layout, generated_only, **attention_options)
+        if generated_only:
+            return gated(self.to_out[0], torch.cat(branches, dim=1), img_gate), None
+        img, txt = layout.part(branches)
+        del branches
+        return gated(self.to_out[0], img, img_gate), gated(self.to_add_out, txt, txt_gate)
+
+    def attend(self, img: Tensor, txt: Tensor, layout: Layout, generated_only: bool, **attention_options):
+        """What the queries of each branch [B, tokens, heads·D] find, and the gates of both streams.
+
+        Apart from forward, so that queries, keys and values are gone when the output is projected.
+        """
+        keys, values = self.keys(img, txt, layout)
+        queries, *gates = self.queries(img, txt, layout, generated_only)
+        found = []
+        for branch in zip(queries, keys, values, strict=True):
+            q, k, v = (t.transpose(1, 2) for t in branch)  # [B, heads, T, D]
+            found.append(self.attention(q, k, v, **attention_options).transpose(1, 2).flatten(2))
+        return found, *gates
+
+    def keys(self, img: Tensor, txt: Tensor, layout: Layout) -> tuple[list[Tensor], list[Tensor]]:
+        """Keys and values [B, tokens, heads, D] of each branch."""
+        img_k = rotate(self.norm_k(self.heads_of(self.to_k(img))), layout.img_rope)
+        txt_k = rotate(self.norm_added_k(self.heads_of(self.add_k_proj(txt))), layout.txt_rope)
+        keys = layout.join(img_k, txt_k)
+        del img_k, txt_k
+        return keys, layout.join(self.heads_of(self.to_v(img)), self.heads_of(self.add_v_proj(txt)))
+
+    def queries(self, img: Tensor, txt: Tensor, layout: Layout, generated_only: bool):
+        """Queries [B, tokens, heads, D] of each branch, and the gates [B, T, heads·D] of both streams, or None."""
+        if generated_only:
+            img = img[:, : layout.all_generated]
+        img_q, img_gate = self.heads_of(self.to_q(img)).chunk(2, dim=-1)
+        img_q, img_gate = rotate(self.norm_q(img_q), layout.img_rope), img_gate.flatten(2)
+        if generated_only:
+            return img_q.split(layout.generated, dim=1), img_gate, None
+        txt_q, txt_gate = self.heads_of(self.add_q_proj(txt)).chunk(2, dim=-1)
+        txt_q = rotate(self.norm_added_q(txt_q), layout.txt_rope)
+        return layout.join(img_q, txt_q), img_gate, txt_gate.flatten(2)
+
+    def heads_of(self, x: Tensor) -> Tensor:
+        """[B, T, heads·n] → [B, T, heads, n]."""
+        return x.unflatten(-1, (self.heads, -1))
+
+
+class FeedForward(nn.Module):
+    """MLP of width 4 with tanh-GELU, in its modulated residual branch."""
+
+    def __init__(self, size: int, operations, **factory):
+        super().__init__()
+        self.net = nn.ModuleList(
+            [
+                nn.ModuleDict({"proj": operations.Linear(size, 4 * size, **factory)}),
+                nn.Identity(),  # the released names count a dropout layer here
+                operations.Linear(4 * size, size, **factory),
+            ]
+        )
+
+    def forward(self, x: Tensor, shift: Tensor, scale: Tensor, gate: Tensor) -> Tensor:
+        # In place, which F.gelu does not offer: there is no larger tensor in the network.
+        hidden = torch.ops.aten.gelu_(self.net[0]["proj"](modulate(x, shift, scale)), approximate="tanh")
+        return torch.addcmul(x, gate, project(self.net[2], hidden, hidden.dtype))
+
+
+class OutputNorm(nn.Module):
+    def __init__(self, size: int, operations, **factory):
+        super().__init__()
+        self.linear = operations.Linear(size, 2 * size, **factory)
+
+    def forward(self, x: Tensor, temb: Tensor) -> Tensor:
+        scale, shift = self.linear(F.silu(temb)).float()[:, None].chunk(2, dim=-1)
+        return (F.layer_norm(x.float(), x.shape[-1:], eps=NORM_EPS) * (1 + scale) + shift).to(temb.dtype)
+
+
+def modulation(mod: nn.Module, temb: Tensor) -> tuple[Tensor, ...]:
+    """shift1, scale1, gate1, shift2, scale2, gate2, each [B, 1, size]."""
+    return mod(temb)[:, None].chunk(6, dim=-1)
+
+
+def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """A stream's LayerNorm, computed in float32, shifted and scaled; in the dtype of these two."""
+    normed = F.layer_norm(x, x.shape[-1:], eps=NORM_EPS)  # its kernels compute in float32 whatever the dtype of x
+    return torch.addcmul(shift, normed, 1 + scale).to(scale.dtype)
+
+
+def gated(linear: nn.Module, x: Tensor, gate: Tensor) -> Tensor:
+    """A stream's attention output, projected, then gated."""
+    return project(linear, x, x.dtype) * gate.sigmoid()
+
+
+def rotate(x: Tensor, rope: Tensor) -> Tensor:
+    """Rotate x [B, T, heads, D] by the first T rows of a table, in float32; channel 2i is paired with 2i + 1."""
+    pairs, rope = x.float().unflatten(-1, (-1, 2)), rope[: x.shape[1], None]
+    # A complex product is a quarter of the work, where there is one: compilers fuse real arithmetic alone, and DirectML
+    # and older systems of Apple's do not know complex numbers.
+    if torch.compiler.is_compiling() or x.device.type in ("privateuseone", "mps"):
+        (a, b), (cos, sin) = pairs.unbind(-1), rope.unbind(-1)
+        rotated = torch.stack([a * cos - b * sin, a * sin + b * cos], dim=-1)
+    else:
+        rotated = torch.view_as_real(torch.view_as_complex(pairs) * torch.view_as_complex(rope))
+    return rotated.flatten(-2).to(x.dtype)

@@ -1,0 +1,118 @@
+"""InternViT, the picture encoder, up to its folded tokens (arXiv 2603.09877; InternVL, arXiv 2312.14238)."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..checkpoints.config import VisionConfig
+from .float16 import for_norm, project, widened
+
+
+class InternViT(nn.Module):
+    """Pixels [N, 3, S, S] → tokens [N, T, token_size]; T = (S / patch / fold)².
+
+    operations is a namespace of layers (torch.nn, or a host's casting twins); attention is a function of
+    q, k, v [N, heads, T, head_dim].
+    """
+
+    def __init__(self, config: VisionConfig, operations=nn, attention=F.scaled_dot_product_attention, **factory):
+        super().__init__()
+        self.config = config
+        self.embeddings = Embeddings(config, operations, **factory)
+        self.encoder = nn.ModuleDict(
+            {"layers": nn.ModuleList(Layer(config, operations, attention, **factory) for _ in range(config.num_layers))}
+        )
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        x = widened(self.embeddings(pixels))
+        for layer in self.encoder["layers"][: self.config.select_layer]:
+            x = layer(x, pixels.dtype)
+        side_h, side_w = (side // self.config.patch_size for side in pixels.shape[-2:])
+        return fold_patches(x[:, 1:].unflatten(1, (side_h, side_w)), self.config.fold)  # [:, 1:] drops the class token
+
+
+class Embeddings(nn.Module):
+    """Patches and the class token, with learned positions."""
+
+    def __init__(self, config: VisionConfig, operations, **factory):
+        super().__init__()
+        self.config = config
+        self.grid = config.image_size // config.patch_size
+        # Free-standing vectors are one-row tables: hosts cast, patch and offload leaf modules, not bare parameters.
+        self.class_embedding = operations.Embedding(1, config.hidden_size, **factory)
+        self.position_embedding = operations.Embedding(self.grid**2 + 1, config.hidden_size, **factory)
+        self.patch_embedding = operations.Conv2d(
+            3, config.hidden_size, config.patch_size, stride=config.patch_size, **factory
+        )
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        patches = self.patch_embedding(pixels)  # [N, C, h, w]
+        h, w = patches.shape[-2:]
+        index = torch.arange(self.grid**2 + 1, device=pixels.device)
+        positions = self.position_embedding(index).to(patches.dtype)
+        class_token = self.class_embedding(index[:1]).to(patches.dtype) + positions[:1]
+        x = patches.flatten(2).transpose(1, 2) + self.resize(positions[1:], h, w)
+        return torch.cat([class_token.expand(len(x), 1, -1), x], dim=1)
+
+    def resize(self, positions: Tensor, h: int, w: int) -> Tensor:
+        """Positions [grid², C] for a grid of h × w patches, interpolated in float32."""
+        if (h, w) == (self.grid, self.grid):
+            return positions
+        table = positions.float().unflatten(0, (self.grid, self.grid)).permute(2, 0, 1)[None]
+        table = F.interpolate(table, (h, w), mode="bicubic", align_corners=False)
+        return table[0].flatten(1).T.to(positions.dtype)
+
+
+class Layer(nn.Module):
+    """Pre-norm transformer layer with layer scale (arXiv 2103.17239)."""
+
+    def __init__(self, config: VisionConfig, operations, attention, **factory):
+        super().__init__()
+        norm = operations.LayerNorm if config.norm_type == "layer_norm" else operations.RMSNorm
+        self.norm1 = norm(config.hidden_size, eps=config.norm_eps, **factory)
+        self.attn = Attention(config, operations, attention, **factory)
+        self.ls1 = operations.Embedding(1, config.hidden_size, **factory)
+        self.norm2 = norm(config.hidden_size, eps=config.norm_eps, **factory)
+        self.mlp = MLP(config, operations, **factory)
+        self.ls2 = operations.Embedding(1, config.hidden_size, **factory)
+
+    def forward(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        row = torch.zeros(1, dtype=torch.long, device=x.device)
+        x = x + self.attn(self.norm1(for_norm(x, dtype))) * self.ls1(row).to(x.dtype)
+        return x + self.mlp(self.norm2(for_norm(x, dtype))) * self.ls2(row).to(x.dtype)
+
+
+class Attention(nn.Module):
+    def __init__(self, config: VisionConfig, operations, attention, **factory):
+        super().__init__()
+        self.num_heads, self.attention = config.num_heads, attention
+        self.qkv = operations.Linear(config.hidden_size, 3 * config.hidden_size, bias=config.qkv_bias, **factory)
+        self.proj = operations.Linear(config.hidden_size, config.hidden_size, **factory)
+        self.qk_norm = config.qk_norm
+        if config.qk_norm:  # over the whole width, not per head
+            self.q_norm = operations.RMSNorm(config.hidden_size, eps=config.norm_eps, **factory)
+            self.k_norm = operations.RMSNorm(config.hidden_size, eps=config.norm_eps, **factory)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).chunk(3, dim=-1)
+        if self.qk_norm:
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k, v = (t.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for t in (q, k, v))
+        return project(self.proj, self.attention(q, k, v).transpose(1, 2).flatten(2), x.dtype)
+
+
+class MLP(nn.Module):
+    def __init__(self, config: VisionConfig, operations, **factory):
+        super().__init__()
+        self.fc1 = operations.Linear(config.hidden_size, config.mlp_size, **factory)
+        self.fc2 = operations.Linear(config.mlp_size, config.hidden_size, **factory)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return project(self.fc2, F.gelu(self.fc1(x)), x.dtype)
+
+
+def fold_patches(x: Tensor, fold: int) -> Tensor:
+    """Pixel shuffle, version 2: [N, h, w, C] → [N, h·w / fold², fold²·C], channels in (row, column, C) order."""
+    n, h, w, c = x.shape
+    x = x.view(n, h // fold, fold, w // fold, fold, c)
+    return x.permute(0, 1, 3, 2, 4, 5).reshape(n, h * w // fold**2, fold * fold * c)

@@ -1,0 +1,1 @@
+"""Weight formats other than plain tensors, a file each."""

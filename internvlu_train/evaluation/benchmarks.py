@@ -1,0 +1,274 @@
+"""Real weights on public benchmarks: their prompt or question files in, pictures or answers in their own layout out.
+
+Nothing is downloaded and nothing is scored that the project's own script scores; what is already there is not made
+again, so that a run can be continued. Layouts as read by:
+  GenEval    djghosh13/geneval, evaluation/evaluate_images.py
+  DPG-Bench  TencentQQGYLab/ELLA, dpg_bench/compute_dpg_bench.py
+  OCRBench   Yuliang-Liu/MultimodalOCR, OCRBench/scripts
+  MMMU       MMMU-Benchmark/MMMU, eval/main_parse_and_eval.py
+  MME        BradyFU/Awesome-Multimodal-Large-Language-Models, eval_tool/calculation.py
+"""
+
+import ast
+import io
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from internvlu_core.errors import InputError
+from internvlu_core.pipeline import InternVLU
+
+OPTION_PROMPT = "Answer with the option's letter from the given choices directly."
+SHORT_PROMPT = "Answer the question using a single word or phrase."
+MOST_MMMU_IMAGES = 7
+
+
+@dataclass(frozen=True)
+class Run:
+    """Where a benchmark is read and written. images: the folder of its pictures, where it has them apart.
+
+    size: (width, height) of a picture or None for the checkpoint's. samples: pictures a prompt. seed: of the first.
+    """
+
+    source: Path
+    out: Path
+    images: Path | None = None
+    size: tuple[int | None, int | None] = (None, None)
+    samples: int = 4
+    steps: int = 20
+    seed: int = 0
+    max_tiles: int = 1
+    max_new_tokens: int = 512
+
+    def pictures(self, model: InternVLU, prompt: str) -> list[Image.Image]:
+        width, height = self.size
+        settings = {"width": width, "height": height, "steps": self.steps, "seed": self.seed}
+        return model.generate(prompt, num_images=self.samples, **settings).images
+
+    def answer(self, model: InternVLU, question: str, images: list[Image.Image]) -> str:
+        return model.answer(question, images, max_tiles=self.max_tiles, max_new_tokens=self.max_new_tokens).text.strip()
+
+
+# Pictures
+
+
+def geneval(model: InternVLU, run: Run):
+    """evaluation_metadata.jsonl → OUT/00000/metadata.jsonl and OUT/00000/samples/00000.png, …"""
+    for index, line in enumerate(read_text(run.source).splitlines()):
+        metadata = parse_json(line, f"{run.source}, line {index + 1}")
+        folder = run.out / f"{index:05}"
+        paths = [folder / "samples" / f"{k:05}.png" for k in range(run.samples)]
+        if all(path.exists() for path in paths):
+            continue
+        write_text(folder / "metadata.jsonl", json.dumps(metadata))
+        for path, picture in zip(paths, run.pictures(model, field(metadata, "prompt", run.source)), strict=True):
+            save(picture, path)
+
+
+def dpg(model: InternVLU, run: Run):
+    """A folder of prompts, NAME.txt → OUT/NAME.png: four pictures as a grid of two rows (one, if samples is 1)."""
+    if run.samples not in (1, 4):
+        raise InputError(f"samples is {run.samples}; DPG-Bench reads 1 or 4 pictures a prompt")
+    for prompt in files(run.source, "*.txt"):
+        path = run.out / f"{prompt.stem}.png"
+        if not path.exists():
+            save(grid(run.pictures(model, read_text(prompt).strip())), path)
+
+
+def grid(pictures: list[Image.Image]) -> Image.Image:
+    """Up to four pictures of one size, row by row in two columns."""
+    width, height = pictures[0].size
+    if len(pictures) == 1:
+        return pictures[0]
+    sheet = Image.new("RGB", (2 * width, 2 * height))
+    for k, picture in enumerate(pictures):
+        sheet.paste(picture, (k % 2 * width, k // 2 * height))
+    return sheet
+
+
+# Answers
+
+
+def ocrbench(model: InternVLU, run: Run):
+    """OCRBench.json, a list of {image_path, question, answers, type, …} → the same with "predict", in the file OUT."""
+    records = parse_json(read_text(run.source), run.source)
+    known = {} if not run.out.exists() else {key(r): r for r in parse_json(read_text(run.out), run.out)}
+    for record in records:
+        if "predict" in known.get(key(record), {}):
+            record["predict"] = known[key(record)]["predict"]
+            continue
+        image = open_image(picture_folder(run) / field(record, "image_path", run.source))
+        record["predict"] = run.answer(model, field(record, "question", run.source), [image])
+        write_text(run.out, json.dumps(records, indent=4, ensure_ascii=False))
+    write_text(run.out, json.dumps(records, indent=4, ensure_ascii=False))
+
+
+def key(record: dict) -> tuple:
+    return record.get("image_path"), record.get("question")
+
+
+def mmmu(model: InternVLU, run: Run):
+    """Questions (parquet or JSON; a file, or a folder of them) → OUT/SUBJECT/output.json, a list of answers each."""
+    answers: dict[Path, list[dict]] = {}
+    for path in [run.source] if run.source.is_file() else files(run.source, "*.parquet", "*.json"):
+        for record in read_records(path):
+            identity = str(field(record, "id", path))
+            out = run.out / subject(identity) / "output.json"
+            if out not in answers:
+                answers[out] = parse_json(read_text(out), out) if out.exists() else []
+            if identity not in [entry["id"] for entry in answers[out]]:
+                answers[out].append(answer_mmmu(model, run, record, path))
+                write_text(out, json.dumps(answers[out], indent=4, ensure_ascii=False))
+
+
+def subject(identity: str) -> str:
+    """ "validation_Computer_Science_3" → "Computer_Science"."""
+    match = re.fullmatch(r"[^_]+_(\w+)_\d+", identity)
+    if not match:
+        raise InputError(f"the id {identity!r} is not of MMMU's form SPLIT_SUBJECT_NUMBER")
+    return match.group(1)
+
+
+def answer_mmmu(model: InternVLU, run: Run, record: dict, place: Path) -> dict:
+    """One entry of output.json. place: the file of the record."""
+    options = listed(record.get("options") or [], place)
+    choices = {chr(ord("A") + i): option for i, option in enumerate(options)}
+    lines = [field(record, "question", place), *(f"({letter}) {option}" for letter, option in choices.items())]
+    lines.append(OPTION_PROMPT if choices else SHORT_PROMPT)
+    prompt, numbers = numbered_images("\n".join(lines))
+    images = [record_image(record.get(f"image_{n}"), run.images or place.parent) for n in numbers]
+    answer = record.get("answer")
+    if not choices and isinstance(answer, str) and answer.startswith("["):
+        answer = listed(answer, place)  # several right ones: the script that scores wants a list, the data have a text
+    entry = {
+        "id": str(record["id"]),
+        "question_type": "multiple-choice" if choices else "short-answer",
+        "answer": answer,
+    }
+    if choices:
+        entry |= {"all_choices": list(choices), "index2ans": choices}
+    return entry | {"response": run.answer(model, prompt, images)}
+
+
+def listed(value, place: Path) -> list:
+    """A list, or the text of one in Python's spelling."""
+    try:
+        return list(ast.literal_eval(value) if isinstance(value, str) else value)
+    except (ValueError, SyntaxError, TypeError) as error:
+        raise InputError(f"an entry of {place} has {value!r}, which is no list") from error
+
+
+def numbered_images(text: str) -> tuple[str, list[int]]:
+    """MMMU's `<image 2>` as `<image>`, and the numbers in the order in which they are read."""
+    pattern = r"<image\s+(\d+)>"
+    numbers = [int(number) for number in re.findall(pattern, text)]
+    wrong = [number for number in numbers if not 1 <= number <= MOST_MMMU_IMAGES]
+    if wrong:
+        raise InputError(f"a question names <image {wrong[0]}>; MMMU has 1 to {MOST_MMMU_IMAGES}")
+    return re.sub(pattern, "<image>", text), numbers
+
+
+def record_image(value, folder: Path) -> Image.Image:
+    """A picture of a record: {"bytes": …} as parquet holds it, or a file's name."""
+    if isinstance(value, dict) and value.get("bytes"):
+        return open_image(io.BytesIO(value["bytes"]))
+    name = value.get("path") if isinstance(value, dict) else value
+    if not name:
+        raise InputError("a question names an image that its record does not hold")
+    return open_image(folder / name)
+
+
+def read_records(path: Path) -> list[dict]:
+    if path.suffix != ".parquet":
+        return parse_json(read_text(path), path)
+    try:
+        from pyarrow import parquet  # needed for this file format alone, so no requirement of the pack
+    except ImportError as error:
+        raise InputError(f"{path} is parquet: `pip install pyarrow`, or give the questions as JSON") from error
+    return parquet.read_table(path).to_pylist()
+
+
+def mme(model: InternVLU, run: Run):
+    """A folder of SUBTASK.txt (picture ⇥ question ⇥ right answer) → OUT/SUBTASK.txt with ⇥ the model's answer added."""
+    for questions in files(run.source, "*.txt"):
+        path = run.out / questions.name
+        if path.exists():
+            continue
+        lines = []
+        for number, line in enumerate(read_text(questions).splitlines(), 1):
+            parts = line.split("\t")
+            if len(parts) < 3:
+                raise InputError(f"{questions}, line {number}: picture, question and answer must be set apart by tabs")
+            name, question, truth = parts[:3]
+            said = run.answer(model, question, [open_image(mme_image(run, questions.stem, name))])
+            lines.append("\t".join([name, question, truth, " ".join(said.split())]))
+        write_text(path, "\n".join(lines) + "\n")
+
+
+def mme_image(run: Run, task: str, name: str) -> Path:
+    """MME keeps a subtask's pictures in its folder, or in `images` in it."""
+    folder = picture_folder(run)
+    places = [folder / task / name, folder / task / "images" / name, folder / name]
+    return next((place for place in places if place.exists()), places[0])
+
+
+# Files
+
+
+def picture_folder(run: Run) -> Path:
+    return run.images or (run.source if run.source.is_dir() else run.source.parent)
+
+
+def files(folder: Path, *patterns: str) -> list[Path]:
+    found = sorted(path for pattern in patterns for path in folder.glob(pattern))
+    if not found:
+        raise InputError(f"there is no {' or '.join(patterns)} in {folder}")
+    return found
+
+
+def read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read {path}: {error}") from error
+
+
+def parse_json(text: str, place):
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise InputError(f"{place} is not JSON: {error}") from error
+
+
+def field(record: dict, name: str, place):
+    if not isinstance(record, dict) or name not in record:
+        raise InputError(f"an entry of {place} has no {name!r}")
+    return record[name]
+
+
+def open_image(source: Path | io.BytesIO) -> Image.Image:
+    try:
+        with Image.open(source) as image:
+            return image.convert("RGB")
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise InputError(f"cannot read the picture {source}: {error}") from error
+
+
+def write_text(path: Path, text: str):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")  # what a killed run leaves must not be taken for a whole file
+    part.write_text(text, encoding="utf-8")
+    part.replace(path)
+
+
+def save(picture: Image.Image, path: Path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    picture.save(part, "PNG")
+    part.replace(path)
+
+
+BENCHMARKS = {"geneval": geneval, "dpg": dpg, "ocrbench": ocrbench, "mmmu": mmmu, "mme": mme}

@@ -1,0 +1,153 @@
+"""Scores on the toy world's unseen prompts (odd seeds), judged by its checker."""
+
+from collections import defaultdict
+from collections.abc import Callable
+
+import numpy as np
+from PIL import Image, ImageFilter
+
+from internvlu_core.pipeline import InternVLU
+
+from ..synthesis import TASKS as DOMAIN_TASKS
+from ..synthesis import Sample, Verdict, check, check_answer, make
+from .sampling import Order, Settings, draw_all, reconstruct
+
+GENEVAL = ("single", "two", "counting", "colours", "position", "attribution")
+NEAR_EDGE = 4  # pixels around what an edit changes that are not counted as unchanged
+MAX_WORDS = 64  # tokens of an answer or a thought
+Progress = Callable[[str], None]
+
+
+def unseen(domain: str, task: str, count: int, settings: Settings, kind: str | None = None) -> list[Sample]:
+    return [make(domain, task, 2 * i + 1, settings.size, kind) for i in range(count)]
+
+
+def draw(model: InternVLU, samples: list[Sample], settings: Settings, thoughts=None) -> list[np.ndarray]:
+    thoughts = thoughts or [None] * len(samples)
+    orders = [
+        Order(sample.prompt, sample.images, thought, seed)
+        for seed, (sample, thought) in enumerate(zip(samples, thoughts, strict=True))
+    ]
+    return draw_all(model, orders, settings)
+
+
+def summary(samples: list[Sample], verdicts: list[Verdict]) -> dict:
+    """Shares of right ones: of all, by kind, by part of the verdict, and of those with held-out pairs."""
+    kinds, parts = defaultdict(list), defaultdict(list)
+    for sample, verdict in zip(samples, verdicts, strict=True):
+        kinds[sample.truth.kind].append(verdict.right)
+        for name, right in verdict.parts.items():
+            parts[name].append(right)
+    held_out = [v.right for s, v in zip(samples, verdicts, strict=True) if s.truth.held_out]
+    return {
+        "score": share([verdict.right for verdict in verdicts]),
+        "count": len(samples),
+        "kinds": {kind: share(rights) for kind, rights in sorted(kinds.items())},
+        "parts": {name: share(rights) for name, rights in parts.items()},
+        "held_out": {"score": share(held_out) if held_out else None, "count": len(held_out)},
+    }
+
+
+def share(rights) -> float:
+    return round(float(np.mean(rights)), 4)
+
+
+def judge(pictures: list[np.ndarray], samples: list[Sample]) -> list[Verdict]:
+    return [check(picture, sample.truth) for picture, sample in zip(pictures, samples, strict=True)]
+
+
+def geneval(model: InternVLU, count: int, settings: Settings) -> dict:
+    """The six kinds, `count` prompts each, and their mean. "shuffled": pictures judged by other prompts of the kind."""
+    tasks = {}
+    for kind in GENEVAL:
+        samples = unseen("objects", "draw", count, settings, kind)
+        pictures = draw(model, samples, settings)
+        shuffled = judge(pictures, samples[1:] + samples[:1])
+        tasks[kind] = summary(samples, judge(pictures, samples)) | {"shuffled": share([v.right for v in shuffled])}
+    return {"score": share([task["score"] for task in tasks.values()]), "tasks": tasks}
+
+
+def edit(model: InternVLU, count: int, settings: Settings) -> dict:
+    """Edits of objects. psnr: decibels of what an edit leaves alone, against the VAE's own reconstruction of it."""
+    samples = unseen("objects", "edit", count, settings)
+    pictures = draw(model, samples, settings)
+    levels = [unchanged_psnr(model, s, p) for s, p in zip(samples, pictures, strict=True)]
+    return summary(samples, judge(pictures, samples)) | {
+        "psnr": round(float(np.mean(levels)), 2),
+        "psnr_at_least_25": share(np.array(levels) >= 25),
+    }
+
+
+def unchanged_psnr(model: InternVLU, sample: Sample, picture: np.ndarray) -> float:
+    same = unchanged(sample.images[0], sample.picture)
+    reference = reconstruct(model, sample.images[0])
+    error = float(np.mean((picture[same].astype(np.float64) - reference[same]) ** 2))
+    return 10 * np.log10(255**2 / max(error, 1e-4))
+
+
+def unchanged(before: np.ndarray, after: np.ndarray) -> np.ndarray:
+    """Mask [H, W] of the pixels that an edit leaves alone, away from those it changes."""
+    changed = Image.fromarray(((before != after).any(-1) * 255).astype(np.uint8))
+    return np.asarray(changed.filter(ImageFilter.MaxFilter(2 * NEAR_EDGE + 1))) == 0
+
+
+def ask(model: InternVLU, count: int, settings: Settings) -> dict:
+    """Questions of each domain; the score is of the questions on objects."""
+    domains = {}
+    for domain, tasks in DOMAIN_TASKS.items():
+        if "ask" in tasks:
+            samples = unseen(domain, "ask", count, settings)
+            verdicts = [check_answer(reply(model, sample), sample.truth) for sample in samples]
+            domains[domain] = summary(samples, verdicts)
+    return {"score": domains["objects"]["score"], "domains": domains}
+
+
+def reply(model: InternVLU, sample: Sample) -> str:
+    images = [Image.fromarray(image) for image in sample.images]
+    return model.answer(sample.prompt, images, max_new_tokens=MAX_WORDS).text
+
+
+def words(model: InternVLU, count: int, settings: Settings) -> dict:
+    """Words of three letters that were never trained on; right when they are read back letter by letter."""
+    samples = unseen("text", "draw", count, settings, "word")
+    result = summary(samples, judge(draw(model, samples, settings), samples))
+    return result | {"score": result["parts"]["word"], "with_colour": result["score"]}
+
+
+def reason(model: InternVLU, count: int, settings: Settings) -> dict:
+    """Pictures with the model's own thoughts before them, and without any; how often the thoughts are right ones."""
+    samples = unseen("reasoning", "reason", count, settings)
+    thoughts = [think(model, sample) for sample in samples]
+    reasoned = summary(samples, judge(draw(model, samples, settings, thoughts), samples))
+    without = summary(samples, judge(draw(model, samples, settings), samples))
+    said = [thought.text.strip() == sample.words for thought, sample in zip(thoughts, samples, strict=True)]
+    gain = round(reasoned["score"] - without["score"], 4)
+    return reasoned | {"without": without, "gain": gain, "thoughts": share(said)}
+
+
+def think(model: InternVLU, sample: Sample):
+    images = [Image.fromarray(image) for image in sample.images]
+    return model.reason(sample.prompt, images, max_new_tokens=MAX_WORDS)
+
+
+def domains(model: InternVLU, count: int, settings: Settings) -> dict:
+    """Drawing and editing of every domain."""
+    results = {}
+    for domain, tasks in DOMAIN_TASKS.items():
+        for task in set(tasks) & {"draw", "edit"}:
+            samples = unseen(domain, task, count, settings)
+            results[f"{domain}/{task}"] = summary(samples, judge(draw(model, samples, settings), samples))
+    return {"score": share([result["score"] for result in results.values()]), "domains": dict(sorted(results.items()))}
+
+
+TASKS = {"geneval": geneval, "edit": edit, "ask": ask, "words": words, "reason": reason, "domains": domains}
+
+
+def evaluate(model: InternVLU, tasks: tuple[str, ...], count: int, settings: Settings, on_task: Progress | None = None):
+    """Scores by task, ready for JSON. count: unseen samples of each task, kind or domain."""
+    results = {}
+    for task in tasks:
+        if on_task:
+            on_task(task)
+        results[task] = TASKS[task](model, count, settings)
+    return results

@@ -1,0 +1,67 @@
+"""A folder of pictures with texts as training samples.
+
+    NAME.png and NAME.txt                     a picture and its caption
+    NAME.png, NAME.txt and NAME.before.png    a picture, an instruction, and the picture that it was followed on
+
+A text may have several pictures before it: NAME.before.png, NAME.before2.png and so on. JPEG and WebP are read too.
+"""
+
+import re
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from internvlu_core.checkpoints.config import ProcessorConfig
+from internvlu_core.errors import InputError
+from internvlu_core.imaging import reference_size, resize_reference, to_rgb
+
+from .synthesis import Sample, Truth
+
+ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
+
+
+def read_folder(folder: Path, config: ProcessorConfig) -> list[Sample]:
+    """Every text's sample, in the texts' order by name; pictures brought to the sizes that the model draws.
+
+    An edit's result takes the size of the first picture before it, as it does at inference. Raises InputError for a
+    folder without texts, a text that is empty, not in UTF-8 or has no picture, and a picture that cannot be read.
+    """
+    if not folder.is_dir():
+        raise InputError(f"{folder} is no folder")
+    texts = sorted(folder.glob("*.txt"))
+    if not texts:
+        raise InputError(f"{folder} has no NAME.txt; each picture NAME.png needs one, with its caption or instruction")
+    pictures = [file for file in sorted(folder.iterdir()) if file.suffix.lower() in ENDINGS]
+    return [_sample(text, pictures, config) for text in texts]
+
+
+def _sample(text: Path, pictures: list[Path], config: ProcessorConfig) -> Sample:
+    try:
+        prompt = text.read_text(encoding="utf-8-sig").strip()  # some editors put a mark before the text
+    except UnicodeDecodeError as error:
+        raise InputError(f"{text} is not in UTF-8: {error}") from error
+    if not prompt:
+        raise InputError(f"{text} is empty")
+    after = [file for file in pictures if file.stem == text.stem]
+    if len(after) != 1:
+        raise InputError(f"{text} needs one picture {text.stem}.png (or {', '.join(ENDINGS[1:])}), not {len(after)}")
+    numbered = {file: re.fullmatch(r"\.before(\d*)", file.stem.removeprefix(text.stem)) for file in pictures}
+    inputs = sorted((int(found[1] or 0), file) for file, found in numbered.items() if found)
+    before = [_read(file) for _, file in inputs]
+    picture = _read(after[0])
+    if before:
+        height, width = reference_size(before[0].height, before[0].width, config)
+        picture = picture.resize((width, height), Image.Resampling.BICUBIC)
+    else:
+        picture = resize_reference(picture, config)
+    arrays = tuple(np.array(image) for image in before)
+    return Sample("edit" if before else "draw", "", prompt, arrays, np.array(picture), "", Truth("folder"))
+
+
+def _read(file: Path) -> Image.Image:
+    try:
+        with Image.open(file) as image:
+            return to_rgb(ImageOps.exif_transpose(image))
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise InputError(f"{file} cannot be read: {error}") from error

@@ -1,0 +1,148 @@
+"""The losses, as functions of a stage's settings and a batch."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from internvlu_core.models.vae import VAE
+from internvlu_core.sampling import sigma_to_timestep
+
+from .data import Batch, Context, Reading
+from .settings import PictureStage, Stage, TextStage, VAEStage
+from .storage import Networks
+
+
+@dataclass(frozen=True)
+class Losses:
+    """total: what is minimised. parts: its terms before their weights, by name."""
+
+    total: Tensor
+    parts: dict[str, Tensor]
+
+
+def losses(networks: Networks, batch: Batch, stage: Stage, step: int) -> Losses:
+    if isinstance(stage, VAEStage):
+        return vae_loss(networks.vae, batch, stage, step)
+    if isinstance(stage, TextStage):
+        loss = text_loss(networks, batch.text)
+        return Losses(loss, {"text": loss})
+    parts, total = {}, 0
+    if batch.text is not None:
+        parts["text"] = text_loss(networks, batch.text)
+        total = total + stage.text_weight * parts["text"]
+    if batch.latents is not None:
+        parts["flow"] = flow_loss(networks, batch, stage)
+        total = total + stage.flow_weight * parts["flow"]
+    return Losses(total, parts)
+
+
+# The VAE
+
+
+def vae_loss(vae: VAE, batch: Batch, stage: VAEStage, step: int) -> Losses:
+    """The decoder alone is trained near the encoder's mode, which is what it will be given; else on a sample of it."""
+    pixels = batch.pixels
+    whole = any(parameter.requires_grad for parameter in vae.encoder.parameters())
+    mean, log_variance = vae.quant_conv(vae.encoder(pixels)).float().chunk(2, dim=1)
+    latents = mean
+    if whole:
+        latents = mean + (0.5 * log_variance).exp() * noise_like(mean, batch.generator)
+    elif stage.noise:
+        deviation = mean.new_tensor(vae.config.latents_std)[:, None, None]
+        strength = stage.noise * torch.rand(len(mean), 1, 1, 1, generator=batch.generator).to(mean.device)
+        latents = mean + strength * deviation * noise_like(mean, batch.generator)
+    difference = vae.decoder(vae.post_quant_conv(latents)).float() - pixels  # not clamped: a clamp has no gradient
+    parts = {"mse": difference.square().mean(), "l1": difference.abs().mean()}
+    ramp = min(1.0, (step + 1) / stage.l1_ramp)
+    total = stage.mse * parts["mse"] + stage.l1 * ramp * parts["l1"]
+    if whole:
+        parts["kl"] = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
+        total = total + stage.kl * parts["kl"]
+    return Losses(total, parts)
+
+
+# Words
+
+
+def text_loss(networks: Networks, reading: Reading) -> Tensor:
+    """Cross entropy of the trained tokens, each given all before it; the mean over them."""
+    language = networks.vlm.language_model
+    (hidden,) = language(embed(networks, reading), (language.config.num_layers,))
+    trained = reading.trained[:, 1:]
+    logits = language.logits(hidden[:, :-1][trained])
+    return F.cross_entropy(logits.float(), reading.ids[:, 1:][trained])
+
+
+def embed(networks: Networks, reading: Reading) -> Tensor:
+    """Embeddings [B, T, C] of rows, with the ViT's tokens where image_mask says."""
+    x = networks.vlm.embed(reading.ids, networks.reader.tokenizer.special_ids.to(reading.ids.device))
+    if reading.tiles is None:
+        return x
+    features = networks.vlm.see(reading.tiles).to(x.dtype)
+    return x.masked_scatter(reading.image_mask[..., None], features.flatten(0, 1))
+
+
+# Pictures
+
+
+def flow_loss(networks: Networks, batch: Batch, stage: PictureStage) -> Tensor:
+    """Mean squared error of the velocity noise − latents, at x = (1 − σ)·latents + σ·noise."""
+    latents = batch.latents
+    context = batch.context or read(networks, batch.reading)
+    sigma = noise_levels(len(latents), stage, batch.generator).to(latents.device)
+    noise = noise_like(latents, batch.generator)
+    at = sigma[:, None, None, None]
+    velocity = networks.mmdit(
+        (1 - at) * latents + at * noise,
+        sigma_to_timestep(sigma),
+        context.hidden,
+        context.image_mask,
+        context.image_grids,
+        list(batch.references),
+        mask=joint_mask(networks, latents, batch.references, context.mask),
+    )
+    return F.mse_loss(velocity.float(), noise - latents)
+
+
+def noise_levels(count: int, stage: PictureStage, generator: torch.Generator) -> Tensor:
+    """σ [count]: the sigmoid of a normal, or for a share of them uniform, moved towards noise as the sampler's are."""
+    sigma = torch.randn(count, generator=generator).sigmoid()
+    even = torch.rand(count, generator=generator) < stage.even
+    sigma = torch.where(even, torch.rand(count, generator=generator), sigma)
+    return stage.shift * sigma / (1 + (stage.shift - 1) * sigma)
+
+
+def noise_like(x: Tensor, generator: torch.Generator) -> Tensor:
+    """Standard normal, drawn on the CPU, so that it is the same on every device."""
+    return torch.randn(x.shape, generator=generator).to(x.device)
+
+
+def read(networks: Networks, reading: Reading) -> Context:
+    """Rows → what of their hidden states conditions the MMDiT."""
+    states = networks.vlm.language_model(embed(networks, reading), networks.config.mmdit.select_layers)
+    hidden = torch.cat(states, dim=-1)
+    rows = [row[start:end] for row, start, end in zip(hidden, reading.starts, reading.lengths, strict=True)]
+    masks = [
+        row[start:end] for row, start, end in zip(reading.image_mask, reading.starts, reading.lengths, strict=True)
+    ]
+    return make_context(networks, rows, masks)
+
+
+def make_context(networks: Networks, rows: list[Tensor], image_masks: list[Tensor]) -> Context:
+    """Hidden states [T_i, C] of each row, whose ViT positions (image_masks [T_i]) are in the same places."""
+    hidden = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+    lengths = torch.tensor([len(row) for row in rows], device=hidden.device)
+    mask = torch.arange(hidden.shape[1], device=hidden.device) < lengths[:, None]
+    image_mask = max(image_masks, key=len).cpu()
+    grid = networks.config.tile_grid
+    count = int(image_mask.sum()) // (grid[1] * grid[2])
+    return Context(hidden, mask, image_mask, [grid] * count)
+
+
+def joint_mask(networks: Networks, latents: Tensor, references, context: Tensor) -> Tensor:
+    """Which keys are there [B, tokens], in the order of the MMDiT's attention: latents, references, context."""
+    patch = networks.config.mmdit.patch_size**2
+    count = sum(x.shape[-2] * x.shape[-1] // patch for x in (latents, *references))
+    return torch.cat([context.new_ones(len(context), count), context], dim=1)
