@@ -288,7 +288,7 @@ def scaling(run: Run, options):
 
 
 def memory(run: Run, options):
-    """What the released sizes need of a device at 1024 × 1024, computed from the sizes of tensors."""
+    """What the released sizes need of a GPU at 1024 × 1024, counted on a fake one."""
     for row in table():
         run.record(comparison="memory", side="core", machine="computed", **row)
 

@@ -11,7 +11,7 @@ TITLES = {
     "vae": "VAE, against ComfyUI's own",
     "transformers": "Text, against transformers' generate",
     "scaling": "Growth",
-    "memory": "Memory of a device at 1024×1024, computed",
+    "memory": "Memory, kernels and arithmetic of a GPU at 1024×1024, computed",
     "fp8": "Weights in 8 bits: errors of the first velocity, of the weights",
 }
 
@@ -116,12 +116,14 @@ def _fp8(group: list[dict]) -> list[str]:
 
 
 def _memory(group: list[dict]) -> list[str]:
-    rows = [
-        "| on the device | weights, bf16 | weights, fp8 | beside them | at once, bf16 | at once, fp8 |",
-        "|---" * 6 + "|",
-    ]
+    """Weights of the stage's network, what it works in beside them, and both, in 16 and 8 bits."""
+    head = ["on the device", "weights, bf16", "weights, fp8", "beside them", "at once, bf16", "at once, fp8"]
+    head += ["kernels, bf16", "kernels, fp8", "TFLOP"]
+    rows = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for line in group:
         sizes = line["bf16"], line["fp8"], line["working"]
-        sizes += line["bf16"] + line["working"], line["fp8"] + line["working"]
-        rows.append("| " + " | ".join([line["stage"], *(f"{size / 1e9:.2f} GB" for size in sizes)]) + " |")
+        sizes += line["bf16"] + line["working"], line["fp8"] + line["working_fp8"]
+        cells = [line["stage"], *(f"{size / 1e9:.2f} GB" for size in sizes)]
+        cells += [str(line["kernels"]), str(line["kernels_fp8"]), f"{line['flops'] / 1e12:.3g}"]
+        rows.append("| " + " | ".join(cells) + " |")
     return rows

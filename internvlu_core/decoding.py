@@ -186,7 +186,8 @@ def _one_sequence(steps: Steps, stop_ids, settings, on_tokens) -> list[int]:
 def _next(logits: Tensor, settings: TextSettings, generator: torch.Generator) -> int:
     """choose, with one wait for the device. Raises FloatingPointError."""
     if settings.temperature == 0:
-        token, greatest = torch.stack([logits.argmax().double(), logits.amax().double()]).tolist()
+        # In float32, which has every token's number: Apple's devices have no float64.
+        token, greatest = torch.stack([logits.argmax().float(), logits.amax()]).tolist()
         _check_finite(greatest)
         return int(token)
     logits = logits.cpu()
