@@ -6,13 +6,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from checkpoints import CHECKPOINT
-from helpers import noise, relative, tiny_language
 from torch import Tensor
 
 from internvlu_core import InternVLU, TextResult, decoding
 from internvlu_core.decoding import Steps, TextSettings, continue_text, generate_tokens
 from internvlu_core.models.language import FixedStep, KVCache
+from support.checkpoints import CHECKPOINT
+from support.networks import tiny_language
+from support.tensors import noise, relative
 
 # So long that no pads go in front of it.
 WORDS = "A long instruction, so that nothing needs padding, about a cat in a hat that sits upon a wall, and more."
