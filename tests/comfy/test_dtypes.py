@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 from internvlu_core.checkpoints.config import Config
 from internvlu_core.models import language, mmdit, vision, vlm
-from internvlu_core.models.float16 import bounded, project
+from internvlu_core.models.float16 import project_to_residual, scale_down
 
 HALF, BFLOAT, FP8 = torch.float16, torch.bfloat16, torch.float8_e4m3fn
 # What writes into a residual stream, and what leads there.
@@ -32,9 +32,9 @@ def naive(monkeypatch):
     """The networks as they would be without float16.py."""
     for module in (mmdit, language, vision, vlm):
         for name, function in {
-            "project": lambda linear, x, dtype: linear(x),
-            "widened": lambda x: x,
-            "for_norm": lambda x, dtype: x,
+            "project_to_residual": lambda linear, x, dtype: linear(x),
+            "to_residual_dtype": lambda x: x,
+            "scale_for_norm": lambda x, dtype: x,
         }.items():
             if hasattr(module, name):
                 monkeypatch.setattr(module, name, function)
@@ -133,12 +133,12 @@ def test_projection_keeps_its_bias():
     linear.bias.data.copy_(torch.arange(8) * 10.0)
     x = noise(2, 3, 512) * torch.tensor([1e-3, 1.0, 5e4])[:, None]
     exact = linear(x)
-    actual = project(linear.half(), x, HALF)
+    actual = project_to_residual(linear.half(), x, HALF)
     assert actual.dtype == torch.float32 and not linear(x.half()).isfinite().all()
     for token in range(3):
         assert relative(actual[:, token], exact[:, token]) < 2e-3
-    assert torch.equal(bounded(torch.zeros(1, 4))[0], torch.zeros(1, 4))
-    assert not project(linear, torch.full((1, 1, 512), torch.nan), HALF).isfinite().any()
+    assert torch.equal(scale_down(torch.zeros(1, 4))[0], torch.zeros(1, 4))
+    assert not project_to_residual(linear, torch.full((1, 1, 512), torch.nan), HALF).isfinite().any()
 
 
 def test_contexts_beyond_float16(config):
