@@ -42,7 +42,7 @@ class VLM(nn.Module):
         # Embeddings decide the dtype of all that follows; a host that stores weights in another one sets this.
         self.compute_dtype: torch.dtype | None = None
 
-    def see(self, pixels: Tensor) -> Tensor:
+    def image_features(self, pixels: Tensor) -> Tensor:
         """Normalised tiles [N, 3, S, S] → projected tokens [N, T, hidden]."""
         return self.mlp1(scale_for_norm(self.vision_model(pixels), pixels.dtype))
 

@@ -63,7 +63,7 @@ def velocity(network, dtype) -> torch.Tensor:
 def states(network, dtype) -> torch.Tensor:
     """The conditioning of a text with a picture: both select layers, and logits. Each normalised."""
     network.to(dtype)
-    features = network.see(noise(1, 3, 224, 224).to(dtype)).flatten(0, 1)
+    features = network.image_features(noise(1, 3, 224, 224).to(dtype)).flatten(0, 1)
     ids = torch.arange(3, 103)[None]
     mask = torch.zeros(100, dtype=torch.bool)
     mask[10 : 10 + len(features)] = True
@@ -78,7 +78,7 @@ def states(network, dtype) -> torch.Tensor:
 @torch.inference_mode()
 def features(network, dtype) -> torch.Tensor:
     """A picture's tokens."""
-    return network.to(dtype).see(noise(1, 3, 224, 224).to(dtype)).float()
+    return network.to(dtype).image_features(noise(1, 3, 224, 224).to(dtype)).float()
 
 
 RUNS = [
@@ -195,7 +195,7 @@ def denoised(patcher) -> torch.Tensor:
 
 @torch.inference_mode()
 def hidden(reader) -> torch.Tensor:
-    context = reader.reader.context("a cat", [], [], device="cpu")
+    context = reader.conditioner.context("a cat", [], [], device="cpu")
     return torch.cat([branch.hidden.float() for branch in (context.full, context.unconditional)])
 
 
@@ -286,7 +286,7 @@ def test_what_a_gpu_without_bfloat16_computes_in(host, monkeypatch, name):
     for actual, expected, tolerance in zip((denoised(model), hidden(reader)), exact, tolerances, strict=True):
         assert relative(actual, expected) < 1.5 * tolerance
     settings = host.module("internvlu_core.decoding").TextSettings(max_new_tokens=4)
-    assert reader.generate(reader.reader.prompts.chat("Who?", [], None), [], settings).token_ids
+    assert reader.generate(reader.conditioner.prompts.chat("Who?", [], None), [], settings).token_ids
 
 
 def test_adapters_on_eight_bits(host):
