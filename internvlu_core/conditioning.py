@@ -1,4 +1,7 @@
-"""What the MMDiT is conditioned on: hidden states of up to three branches (model.md sections 3 to 6)."""
+"""What the MMDiT is conditioned on: hidden states of up to three branches.
+
+Source: docs/model.md, "Hidden states and conditioning" and "Prompt and chat template".
+"""
 
 import copy
 import hashlib
@@ -181,8 +184,8 @@ class Conditioner:
         if whole:
             return (*full.ids, *tokens[:stop]), 0
         # The official pipeline drops the last token before the stop too, and lets the pads that once aligned its
-        # batch of three prompts be read as text (model.md section 5). Both look like slips, but the official pictures
-        # are made with them.
+        # batch of three prompts be read as text (docs/model.md, "Hidden states and conditioning"). Both look like
+        # slips, but the official pictures are made with them.
         end = len(tokens) - 1 if stop is None else stop
         return (*full.ids, *tokens)[: len(full) + end - 1], max(0, longest_blank - len(full))
 

@@ -1,4 +1,4 @@
-"""The generation decoder: a two-stream diffusion transformer with gated attention (model.md section 7).
+"""The generation decoder: a two-stream diffusion transformer with gated attention (docs/model.md, "MMDiT").
 
 Latent tokens (generated and reference) form the image stream, context tokens the text stream. A token only ever meets
 its own stream's weights; the streams meet in one full attention per block.

@@ -1,8 +1,9 @@
 """Rotary position embedding (RoFormer, arXiv 2104.09864), in the two conventions that the model uses.
 
 The language model has one axis and pairs channel i with channel i + D/2 (`rope_table_1d`, `rotate_half`). The MMDiT has
-three axes, frame, row and column, and pairs channel 2i with channel 2i + 1 (`rope_table_3d`, `rotate_pairs`). See
-docs/model.md, sections "Language model" and "Position encoding".
+three axes, frame, row and column, and pairs channel 2i with channel 2i + 1 (`rope_table_3d`, `rotate_pairs`).
+
+Source: docs/model.md, "Language model" and "Position encoding".
 """
 
 import torch

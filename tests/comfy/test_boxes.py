@@ -6,10 +6,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from inprocess import PACK, load_pack
 
 from internvlu_core.conditioning import TextResult
 from internvlu_core.grounding import MARKERS
+from support.inprocess import PACK, load_pack
 
 ANSWER = (
     "<ref>cat</ref><box>[[100, 200, 500, 600], [0, 0, 50, 100]]</box>, <ref>狗</ref><box>[[700, 500, 1000, 1000]]</box>"

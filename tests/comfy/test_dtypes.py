@@ -6,16 +6,17 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from checkpoints import CHECKPOINT, randomise
-from comfy_server import ComfyError
-from graphs import workflow
-from helpers import noise, relative
-from inprocess import PACK, load_pack
 from safetensors.torch import save_file
 
 from internvlu_core.checkpoints.config import Config
 from internvlu_core.models import language, mmdit, vision, vlm
 from internvlu_core.models.float16 import project_to_residual, scale_down
+from support.checkpoints import CHECKPOINT
+from support.comfy_server import ComfyError
+from support.inprocess import PACK, load_pack
+from support.networks import randomise
+from support.tensors import noise, relative
+from support.workflows import workflow
 
 HALF, BFLOAT, FP8 = torch.float16, torch.bfloat16, torch.float8_e4m3fn
 # What writes into a residual stream, and what leads there.

@@ -12,16 +12,16 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from checkpoints import CHECKPOINT, copy_checkpoint, random_checkpoint
-from comfy_server import ComfyServer, link_folder
-from graphs import WORKFLOWS, assert_close_pictures, picture_of, workflow
-from helpers import noise
-from inprocess import PACK, load_pack
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from scripts.measure_vae import LiveTensors
 from scripts.soak import soak
+from support.checkpoints import CHECKPOINT, copy_checkpoint, random_checkpoint
+from support.comfy_server import ComfyServer, link_folder
+from support.inprocess import PACK, load_pack
+from support.tensors import noise
+from support.workflows import WORKFLOWS, assert_close_pictures, picture_of, workflow
 
 ROOT = WORKFLOWS.parent
 META = torch.device("meta")

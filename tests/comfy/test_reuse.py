@@ -7,9 +7,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from checkpoints import CHECKPOINT
-from helpers import noise, relative
-from inprocess import PACK, load_pack
+
+from support.checkpoints import CHECKPOINT
+from support.inprocess import PACK, load_pack
+from support.tensors import noise, relative
 
 WORDS = "A long instruction, so that nothing needs padding, about a cat in a hat that sits upon a wall, and more."
 LANGUAGE = "language_model.model.layers.0.self_attn.o_proj.weight"

@@ -5,10 +5,10 @@ import io
 import numpy as np
 import pytest
 import torch
-from checkpoints import CHECKPOINT, copy_checkpoint
 from PIL import Image
 
 from internvlu_core import InputError, InternVLU, TextResult, imaging
+from support.checkpoints import CHECKPOINT, copy_checkpoint
 
 NAN, INF = float("nan"), float("inf")
 SMALL = {"height": 32, "width": 32, "steps": 1}

@@ -4,9 +4,6 @@ import json
 
 import pytest
 import torch
-from checkpoints import CHECKPOINT
-from comfy_server import link_folder
-from helpers import noise
 from safetensors.torch import save_file
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -18,6 +15,9 @@ from internvlu_core.models.language import Qwen3
 from internvlu_core.models.mmdit import MMDiT
 from internvlu_core.models.vae import VAE
 from internvlu_core.models.vlm import VLM
+from support.checkpoints import CHECKPOINT
+from support.comfy_server import link_folder
+from support.tensors import noise
 
 
 @pytest.fixture(scope="module")

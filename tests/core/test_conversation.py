@@ -5,12 +5,12 @@ from dataclasses import FrozenInstanceError
 
 import pytest
 import torch
-from checkpoints import CHECKPOINT
 from transformers import AutoTokenizer
 
 from internvlu_core import InputError, InternVLU, Turn
 from internvlu_core.conversation import read_turns, write_turns
 from internvlu_core.prompt import CHAT_SYSTEM
+from support.checkpoints import CHECKPOINT
 
 TILE = 64  # tokens of the recorded checkpoint
 

@@ -8,14 +8,14 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
-from checkpoints import GOLDEN
-from helpers import noise, relative
 from PIL import Image
 from safetensors.torch import load_file
 
 from internvlu_core import Branch, Context, TextResult, guidance, imaging
 from internvlu_core.decoding import TextSettings, generate_tokens
 from internvlu_core.sampling import dpmpp_2m, flow_sigmas, sigma_to_timestep
+from support.checkpoints import GOLDEN
+from support.tensors import noise, relative
 
 CASES = {case["name"]: case for case in json.loads((GOLDEN / "cases.json").read_text(encoding="utf-8"))}
 BRANCHES = ("full", "partial", "unconditional")

@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from checkpoints import CHECKPOINT, copy_checkpoint, random_checkpoint
-from helpers import noise, relative
 from safetensors.torch import load_file
 from torch._dynamo.testing import CompileCounter
 
 from internvlu_core import InputError, InternVLU, TextResult
 from internvlu_core.checkpoints.config import Config
 from internvlu_core.sampling import flow_sigmas
+from support.checkpoints import CHECKPOINT, copy_checkpoint, random_checkpoint
+from support.tensors import noise, relative
 
 DRAW = {"prompt": "a cat", "height": 64, "width": 80, "steps": 3}
 

@@ -5,12 +5,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-from checkpoints import CHECKPOINT
-from helpers import noise, relative, tiny_language
 
 from internvlu_core import InternVLU, TextResult, decoding
 from internvlu_core.decoding import DecodingSession, TextSettings, continue_text
 from internvlu_core.models.language import FixedStep, KVCache
+from support.checkpoints import CHECKPOINT
+from support.networks import tiny_language
+from support.tensors import noise, relative
 
 # So long that no pads go in front of it.
 WORDS = "A long instruction, so that nothing needs padding, about a cat in a hat that sits upon a wall, and more."

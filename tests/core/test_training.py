@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import relative
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -32,6 +31,7 @@ from internvlu_train.loop import Run, assign, freeze, learning_rate, make_optimi
 from internvlu_train.settings import CPU, PRESETS, SIZES, LoraStage, PictureStage, Sizes, TextStage, VAEStage, changed
 from internvlu_train.storage import Networks, write_checkpoint
 from internvlu_train.synthesis import Sample
+from support.tensors import relative
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = Sizes(
