@@ -48,7 +48,7 @@ def load_model(source: Source, config: Config, dtype: torch.dtype | None, disabl
     """A MODEL. disable_dynamic is how newer ComfyUIs ask for a patcher of the kind that this one always is."""
     with torch.device("meta"):
         network = MMDiT(config.mmdit)
-    model = build_model(config, weights.load_state_dict(source, weights.MMDIT, network), dtype)
+    model = build_model(config, weights.load_state_dict(source, weights.MMDIT_NAMES, network), dtype)
     if hasattr(model, "cached_patcher_init"):  # for a copy with weights of its own: to train, for a second GPU
         model.cached_patcher_init = load_model, (source, config, dtype)
     return model
@@ -59,14 +59,14 @@ def load_vlm(source: Source, config: Config, dtype: torch.dtype | None) -> Comfy
         tokenizer = Tokenizer(folder)
     with torch.device("meta"):
         network = VLM(config)
-    state = weights.load_state_dict(source, weights.vlm_layout(config), network)
+    state = weights.load_state_dict(source, weights.tensor_names(config, "vlm"), network)
     return ComfyVLM(config, tokenizer, state, dtype)
 
 
 def load_vae(source: Source, config: Config) -> ComfyVAE:
     with torch.device("meta"):
         network = VAE(config.vae)
-    return ComfyVAE(config.vae, weights.load_state_dict(source, weights.VAE, network))
+    return ComfyVAE(config.vae, weights.load_state_dict(source, weights.VAE_NAMES, network))
 
 
 class InternVLULoader(io.ComfyNode):

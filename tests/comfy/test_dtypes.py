@@ -173,12 +173,12 @@ def host():
 
     def build_model(dtype):
         return module("nodes.mmdit").build_model(
-            pack_config, stored(weights.MMDIT, core.MMDiT, pack_config.mmdit), dtype
+            pack_config, stored(weights.MMDIT_NAMES, core.MMDiT, pack_config.mmdit), dtype
         )
 
     def build_vlm(dtype):
         tokenizer = module("internvlu_core.prompt").Tokenizer(CHECKPOINT / "processor")
-        state = stored(weights.vlm_layout(pack_config), module("internvlu_core.models.vlm").VLM, pack_config)
+        state = stored(weights.tensor_names(pack_config, "vlm"), module("internvlu_core.models.vlm").VLM, pack_config)
         return module("nodes.vlm").ComfyVLM(pack_config, tokenizer, state, dtype)
 
     return SimpleNamespace(module=module, build_model=build_model, build_vlm=build_vlm, config=pack_config)
@@ -312,7 +312,7 @@ def test_vae_never_draws_nans(host):
         network = pack_vae.VAE(host.config.vae)
     weights = host.module("internvlu_core.checkpoints.load")
     comfy_vae = host.module("nodes.vae").ComfyVAE(
-        host.config.vae, weights.load_state_dict(CHECKPOINT, weights.VAE, network)
+        host.config.vae, weights.load_state_dict(CHECKPOINT, weights.VAE_NAMES, network)
     )
     latent = torch.full((1, 16, 1, 8, 8), torch.nan)
     for decode in (comfy_vae.decode, comfy_vae.decode_tiled):

@@ -116,7 +116,7 @@ def host():
             module("internvlu_core.models.vlm").VLM(config),
             module("internvlu_core.models.mmdit").MMDiT(config.mmdit),
         )
-    layouts = weights.vlm_layout(config), weights.MMDIT
+    layouts = weights.tensor_names(config, "vlm"), weights.MMDIT_NAMES
     vlm, mmdit = (weights.load_state_dict(CHECKPOINT, *pair) for pair in zip(layouts, networks, strict=True))
     tokenizer = module("internvlu_core.prompt").Tokenizer(CHECKPOINT / "processor")
     reader = module("nodes.vlm").ComfyVLM(config, tokenizer, vlm, torch.float32)
