@@ -109,7 +109,7 @@ def host():
     weights = module("internvlu_core.checkpoints.load")
     untouched = comfy.lora.model_lora_keys_unet, comfy.lora.model_lora_keys_clip, comfy.lora.load_lora
     for _ in range(2):  # the second time it does nothing
-        module("nodes.lora").install()
+        module("nodes.comfy.lora").install()
 
     with torch.device("meta"):
         networks = (
@@ -119,10 +119,10 @@ def host():
     layouts = weights.vlm_layout(config), weights.MMDIT
     vlm, mmdit = (weights.load_state_dict(CHECKPOINT, *pair) for pair in zip(layouts, networks, strict=True))
     tokenizer = module("internvlu_core.prompt").Tokenizer(CHECKPOINT / "processor")
-    reader = module("nodes.vlm").ComfyVLM(config, tokenizer, vlm, torch.float32)
+    reader = module("nodes.comfy.vlm").ComfyVLM(config, tokenizer, vlm, torch.float32)
     return SimpleNamespace(
-        model=module("nodes.mmdit").build_model(config, mmdit, torch.float32),
-        clip=module("nodes.clip").InternVLUCLIP(reader),
+        model=module("nodes.comfy.model").build_model(config, mmdit, torch.float32),
+        clip=module("nodes.comfy.clip").InternVLUCLIP(reader),
         load=comfy.sd.load_lora_for_models,
         untouched=untouched,
     )
