@@ -18,9 +18,6 @@ from pathlib import Path
 import torch
 
 from ..errors import InputError
-from ..models.mmdit import MMDiT
-from ..models.vae import VAE
-from ..models.vlm import VLM
 from . import files as source
 from . import load as weights
 from .config import Config, VAEConfig
@@ -62,13 +59,7 @@ def convert(
     """
     target, origin = Path(target), source.open_source(checkpoint)
     config = Config.read(origin)
-    with torch.device("meta"):
-        networks = VLM(config), MMDiT(config.mmdit), VAE(config.vae)
-    layouts = weights.vlm_layout(config), weights.MMDIT, weights.VAE
-    components = {
-        layout.folder: weights.check_tensors(origin, layout, network)
-        for layout, network in zip(layouts, networks, strict=True)
-    }
+    components = {component: weights.check_component(origin, config, component) for component in COMPONENTS}
     with origin.tokenizer_folder():  # it has one
         pass
     outputs = _plan(config.texts, components, target, form)

@@ -165,11 +165,11 @@ class ModelConfig(comfy.supported_models_base.BASE):
 
     def process_unet_state_dict_for_saving(self, state_dict):
         texts = {name: self.texts[name] for name in source.CONFIG_FILES if name in self.texts}
-        released = {weights.MMDIT.file_name(name): tensor for name, tensor in state_dict.items()}
+        released = {weights.MMDIT_NAMES.file_name(name): tensor for name, tensor in state_dict.items()}
         return super().process_unet_state_dict_for_saving({**released, source.SAVED_TEXTS: source.pack_texts(texts)})
 
     def process_clip_state_dict_for_saving(self, state_dict):
-        released = {weights.VLM.file_name(name): tensor for name, tensor in state_dict.items()}
+        released = {weights.VLM_NAMES.file_name(name): tensor for name, tensor in state_dict.items()}
         return super().process_clip_state_dict_for_saving(
             {**released, source.SAVED_TEXTS: source.pack_texts(self.texts)}
         )

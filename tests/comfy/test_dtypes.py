@@ -165,23 +165,20 @@ def host():
         return importlib.import_module(f"{PACK}.{name}")
 
     pack_config = module("internvlu_core.checkpoints.config").Config.read(CHECKPOINT)
-    weights, core = module("internvlu_core.checkpoints.load"), module("internvlu_core.models.mmdit")
 
-    def stored(layout, network_class, *args):
-        with torch.device("meta"):
-            return weights.load_state_dict(CHECKPOINT, layout, network_class(*args))
+    def stored(component):
+        return module("internvlu_core.checkpoints.load").read_weights(CHECKPOINT, pack_config, component)
 
     def build_model(dtype):
-        return module("nodes.comfy.model").build_model(
-            pack_config, stored(weights.MMDIT, core.MMDiT, pack_config.mmdit), dtype
-        )
+        return module("nodes.comfy.model").build_model(pack_config, stored("generation_decoder"), dtype)
 
     def build_vlm(dtype):
         tokenizer = module("internvlu_core.prompt").Tokenizer(CHECKPOINT / "processor")
-        state = stored(weights.vlm_layout(pack_config), module("internvlu_core.models.vlm").VLM, pack_config)
-        return module("nodes.comfy.vlm").ComfyVLM(pack_config, tokenizer, state, dtype)
+        return module("nodes.comfy.vlm").ComfyVLM(pack_config, tokenizer, stored("vlm"), dtype)
 
-    return SimpleNamespace(module=module, build_model=build_model, build_vlm=build_vlm, config=pack_config)
+    return SimpleNamespace(
+        module=module, build_model=build_model, build_vlm=build_vlm, stored=stored, config=pack_config
+    )
 
 
 @torch.inference_mode()
@@ -307,13 +304,7 @@ def test_adapters_on_eight_bits(host):
 
 
 def test_vae_never_draws_nans(host):
-    pack_vae = host.module("internvlu_core.models.vae")
-    with torch.device("meta"):
-        network = pack_vae.VAE(host.config.vae)
-    weights = host.module("internvlu_core.checkpoints.load")
-    comfy_vae = host.module("nodes.comfy.vae").ComfyVAE(
-        host.config.vae, weights.load_state_dict(CHECKPOINT, weights.VAE, network)
-    )
+    comfy_vae = host.module("nodes.comfy.vae").ComfyVAE(host.config.vae, host.stored("vae"))
     latent = torch.full((1, 16, 1, 8, 8), torch.nan)
     for decode in (comfy_vae.decode, comfy_vae.decode_tiled):
         with pytest.raises(FloatingPointError, match="not finite"):
