@@ -119,7 +119,7 @@ def forward(part: str, network, device="cpu") -> list[torch.Tensor]:
 
     if part == "MODEL":
         mask = (False,) * 5 + (True,) * 16 + (False,) * 3
-        form = importlib.import_module(f"{PACK}.nodes.packing").Form(mask, ((1, 4, 4),), 1)
+        form = importlib.import_module(f"{PACK}.nodes.comfy.packing").Form(mask, ((1, 4, 4),), 1)
         context = inputs(1, 24, network.diffusion_model.config.context_size)
         options = {"forms": (form,), "ref_latents": [inputs(1, 16, 1, 8, 8, seed=1)], "transformer_options": {}}
         return [network.apply_model(inputs(1, 16, 1, 12, 10), inputs(1).abs(), c_crossattn=context, **options)]

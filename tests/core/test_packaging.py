@@ -177,7 +177,8 @@ def test_bug_template_asks_for_what_is_needed():
     fields = {field["id"]: field for field in template["body"] if "id" in field}
     required = {name for name, field in fields.items() if field.get("validations", {}).get("required")}
     assert required >= {"comfyui", "pack", "device", "dtype", "workflow", "log"}
-    offered = re.search(r"^DTYPES = {(.+?)^}", (ROOT / "nodes/dtypes.py").read_text(encoding="utf-8"), re.M | re.S)
+    dtypes = (ROOT / "nodes/comfy/dtypes.py").read_text(encoding="utf-8")
+    offered = re.search(r"^DTYPES = {(.+?)^}", dtypes, re.M | re.S)
     assert fields["dtype"]["attributes"]["options"] == re.findall(r'^ +"(\w+)":', offered[1], re.M)
 
 
