@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from checkpoints import CHECKPOINT, WEIGHTS, change_json, copy_checkpoint
 from safetensors.torch import load_file, save_file
 
 from internvlu_core import CheckpointError, InternVLU
 from internvlu_core.checkpoints.config import Config
+from support.checkpoints import CHECKPOINT, WEIGHTS, change_json, copy_checkpoint
 
 VLM, MMDIT, VAE = WEIGHTS
 NORM = "language_model.model.norm.weight"

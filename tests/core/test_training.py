@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import relative
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -32,6 +31,7 @@ from internvlu_train.loop import Run, assign, freeze, learning_rate, make_optimi
 from internvlu_train.settings import CPU, PRESETS, SIZES, LoraStage, PictureStage, Sizes, TextStage, VAEStage, changed
 from internvlu_train.storage import Networks, write_checkpoint
 from internvlu_train.synthesis import Sample
+from support.tensors import relative
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = Sizes(
@@ -117,7 +117,7 @@ def test_a_fresh_models_hidden_states_are_still_its_words(fresh):
     networks = Networks(fresh)
     language = networks.vlm.language_model
     ids = torch.arange(40, 80)[None]
-    words = networks.vlm.embed(ids, networks.reader.tokenizer.special_ids)
+    words = networks.vlm.embed(ids, networks.conditioner.tokenizer.special_ids)
     (last,) = language(words, (language.config.num_layers - 1,))
     assert relative(last, words) < 0.25
 
@@ -133,16 +133,16 @@ def test_contexts_are_those_of_inference(awake, task, words, images):
     """In a padded batch with another row. The cuts and pads of reasoning are among them."""
     one = sample(task, words, images)
     other = replace(one, prompt="a rather longer prompt for a picture of two red stars", words=2 * words)
-    reader = awake.reader
-    rows = [data.branch_tokens(each, reader) for each in (one, other)]
-    tiles = [vit_tiles(Image.fromarray(image), reader.config.processor) for image in one.images]
-    features = reader.see(tiles, "cpu", torch.float32)
-    thought = TextResult(words, data.written(words, reader)) if words else None
-    context = reader.context(one.prompt, features, [], device="cpu", reasoning=thought)
+    conditioner = awake.conditioner
+    rows = [data.branch_tokens(each, conditioner) for each in (one, other)]
+    tiles = [vit_tiles(Image.fromarray(image), conditioner.config.processor) for image in one.images]
+    features = conditioner.image_features(tiles, "cpu", torch.float32)
+    thought = TextResult(words, data.written(words, conditioner)) if words else None
+    context = conditioner.context(one.prompt, features, [], device="cpu", reasoning=thought)
     for branch in (data.FULL, data.PARTIAL, data.UNCONDITIONAL):
         pair = [row[branch] for row in rows]
         with torch.no_grad():
-            batch = objectives.read(awake, data.make_reading(pair, [one.images, other.images], reader))
+            batch = objectives.read(awake, data.make_reading(pair, [one.images, other.images], conditioner))
         expected = getattr(context, branch)
         length = len(expected.hidden)
         assert int(batch.mask[0].sum()) == length
@@ -365,7 +365,7 @@ def test_an_unknown_prefix_is_refused(awake):
 
 def test_branches_are_dropped_as_often_as_asked(awake):
     """Every exercise once an epoch, its picture with the branch that this epoch has for it."""
-    edits = [data.exercise(sample("edit", images=1), awake.reader, picture_stage())] * 2000
+    edits = [data.exercise(sample("edit", images=1), awake.conditioner, picture_stage())] * 2000
     for stage in (CPU["stage1"], CPU["stage2"], CPU["stage3"]):
         assert stage.drop_prompt == stage.drop_all == 0.05
     stage = picture_stage(drop_prompt=0.1, drop_all=0.3)
@@ -385,7 +385,7 @@ def test_a_dropped_picture_is_trained_without_its_prompt_and_images(fresh):
     for drops, references, layout in (((1.0, 0.0), 1, 16), ((0.0, 1.0), 0, 0)):
         stage = picture_stage(tasks=(("edit", 1),), drop_prompt=drops[0], drop_all=drops[1], trained=("vlm.", "mmdit."))
         batch = Feed(networks, stage, torch.device("cpu")).batch(0)
-        text = networks.reader.tokenizer.decode(batch.reading.ids[0].tolist())
+        text = networks.conditioner.tokenizer.decode(batch.reading.ids[0].tolist())
         assert ("Generate an image based on reference images." in text) == bool(references)
         assert ("Here is a random image" in text) != bool(references)
         assert len(batch.references) == references and int(batch.reading.image_mask[0].sum()) == layout
@@ -393,10 +393,12 @@ def test_a_dropped_picture_is_trained_without_its_prompt_and_images(fresh):
 
 def test_batches_are_of_one_structure_and_about_one_length(awake):
     exercises = [
-        data.exercise(each, awake.reader, CPU["stage3"])
+        data.exercise(each, awake.conditioner, CPU["stage3"])
         for each in (sample("draw"), sample("edit", images=1), sample("ask", "Two.", 1), sample("reason", "Three."))
     ] * 9
-    exercises += [data.exercise(sample("ask", "Orange."), awake.reader, CPU["stage3"])]  # a question without a picture
+    exercises += [
+        data.exercise(sample("ask", "Orange."), awake.conditioner, CPU["stage3"])
+    ]  # a question without a picture
     for batch in data.plan_epoch(exercises, replace(CPU["stage3"], batch=4), 0):
         chosen = [(exercises[item.index], item.branch) for item in batch]
         assert len(batch) <= 4 and len({data.structure(*each) for each in chosen}) == 1
@@ -407,14 +409,14 @@ def test_batches_are_of_one_structure_and_about_one_length(awake):
 def test_losses_are_weighted_1_to_20(awake):
     stage = replace(CPU["stage3"], drop_prompt=0.0, drop_all=0.0)
     assert (stage.text_weight, stage.flow_weight) == (1.0, 20.0)
-    one = data.exercise(sample("reason", "Three."), awake.reader, stage)
+    one = data.exercise(sample("reason", "Three."), awake.conditioner, stage)
     latents = torch.randn(1, 16, 8, 6, generator=torch.Generator().manual_seed(0))
     batch = data.Batch(
         weight=1.0,
         generator=torch.Generator().manual_seed(0),
-        text=data.make_reading([one.text], [()], awake.reader),
+        text=data.make_reading([one.text], [()], awake.conditioner),
         latents=latents,
-        reading=data.make_reading([one.branches[data.FULL]], [()], awake.reader),
+        reading=data.make_reading([one.branches[data.FULL]], [()], awake.conditioner),
     )
     losses = objectives.losses(awake, batch, stage, 0)
     assert set(losses.parts) == {"text", "flow"}
@@ -500,19 +502,19 @@ def test_the_decoder_alone_learns_from_the_encoders_mode_and_noise_of_many_stren
 
 
 def test_only_answers_are_trained_and_end_the_turn(awake):
-    text = data.text_tokens(sample("ask", "Two red stars.", 1), awake.reader)
+    text = data.text_tokens(sample("ask", "Two red stars.", 1), awake.conditioner)
     trained = [token for token, on in zip(text.ids, text.trained, strict=True) if on]
-    tokenizer = awake.reader.tokenizer
+    tokenizer = awake.conditioner.tokenizer
     assert tokenizer.decode(trained, keep=("<|im_end|>",)) == "Two red stars.<|im_end|>"
-    prompt = data.text_tokens(sample("draw"), awake.reader)
+    prompt = data.text_tokens(sample("draw"), awake.conditioner)
     assert sum(prompt.trained) == len(prompt.ids) - prompt.start
 
 
 def test_samples_of_which_nothing_is_learnt_are_refused(awake):
     with pytest.raises(InputError, match="'ask'"):
-        data.exercise(sample("ask", "Two.", 1), awake.reader, CPU["stage1"])
+        data.exercise(sample("ask", "Two.", 1), awake.conditioner, CPU["stage1"])
     with pytest.raises(InputError, match="'ask'"):
-        data.exercise(sample("ask", "Orange."), awake.reader, CPU["vae"])
+        data.exercise(sample("ask", "Orange."), awake.conditioner, CPU["vae"])
     with pytest.raises(InputError, match="'sing'"):
         next(data.samples(picture_stage(tasks=(("sing", 1),))))
 

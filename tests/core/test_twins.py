@@ -12,8 +12,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from checkpoints import CHECKPOINT, randomise
-from helpers import noise, relative, tiny_language
 from PIL import Image
 
 from internvlu_core import InputError, guidance, imaging
@@ -25,6 +23,9 @@ from internvlu_core.models.rope import joint_positions
 from internvlu_core.models.vae import VAE
 from internvlu_core.models.vision import InternViT, fold_patches
 from internvlu_core.sampling import dpmpp_2m, flow_sigmas, sigma_to_timestep
+from support.checkpoints import CHECKPOINT
+from support.networks import randomise, tiny_language
+from support.tensors import noise, relative
 
 CONFIG = Config.read(CHECKPOINT)
 
