@@ -1,4 +1,7 @@
-"""What the MMDiT is conditioned on: hidden states of up to three branches (model.md sections 3 to 6)."""
+"""What the MMDiT is conditioned on: hidden states of up to three branches.
+
+Source: docs/model.md, "Hidden states and conditioning" and "Prompt and chat template".
+"""
 
 import copy
 import hashlib
@@ -22,7 +25,7 @@ TAIL = 8  # tokens that are read one by one rather than everything anew
 
 @dataclass(frozen=True, eq=False)
 class Memory:
-    """A transcript and the weights it was made with (see Reader)."""
+    """A transcript and the weights it was made with (see Conditioner)."""
 
     weights: Hashable
     transcript: Transcript
@@ -66,7 +69,7 @@ class Context:
     unconditional: Branch
 
 
-class Reader:
+class Conditioner:
     """A VLM with its tokenizer: turns prompts and seen pictures into embeddings and conditioning.
 
     weights: says which weights the VLM has at the moment, as a value that is never the same for others; None: cannot
@@ -88,25 +91,25 @@ class Reader:
         self._most_tokens = SEEN_TILES * tokens_per_tile
         self.prompts = PromptBuilder(tokenizer, tokens_per_tile, config.language.max_positions)
 
-    def with_weights(self, weights: Callable[[], Hashable | None]) -> "Reader":
+    def with_weights(self, weights: Callable[[], Hashable | None]) -> "Conditioner":
         """The same, but for weights that this function tells of. Both remember the same pictures."""
         other = copy.copy(self)
         other.weights = weights
         return other
 
     @torch.inference_mode()
-    def see(self, tiles: list[Tensor], device, dtype) -> list[Tensor]:
+    def image_features(self, tiles: list[Tensor], device, dtype) -> list[Tensor]:
         """Pictures as normalised tiles [n_i, 3, S, S] → their tokens [n_i · T, hidden]."""
         weights = self.weights()
-        return [self._see(image, device, dtype, weights) for image in tiles]
+        return [self._image_features(image, device, dtype, weights) for image in tiles]
 
-    def _see(self, tiles: Tensor, device, dtype, weights) -> Tensor:
+    def _image_features(self, tiles: Tensor, device, dtype, weights) -> Tensor:
         if weights is None:
-            return self.vlm.see(tiles.to(device, dtype)).flatten(0, 1)
+            return self.vlm.image_features(tiles.to(device, dtype)).flatten(0, 1)
         key = *fingerprint(tiles), torch.device(device), dtype, weights
         tokens = self.seen.pop(key, None)
         if tokens is None:
-            tokens = self.vlm.see(tiles.to(device, dtype)).flatten(0, 1)
+            tokens = self.vlm.image_features(tiles.to(device, dtype)).flatten(0, 1)
         self.seen[key] = tokens
         while len(self.seen) > 1 and sum(map(len, list(self.seen.values()))) > self._most_tokens:
             self.seen.popitem(last=False)
@@ -137,12 +140,12 @@ class Reader:
         on_tokens: OnTokens | None = None,
         keep: torch.device | None = None,
     ) -> TextResult:
-        """Continue a prompt in words. tiles: as in see, one entry per image of the prompt.
+        """Continue a prompt in words. tiles: as in image_features, one entry per image of the prompt.
 
         keep: where the result's memory is to be, if one is wanted. (Beams leave none.)
         """
         keep = None if settings.num_beams > 1 else keep
-        embeddings = self.embed(prompt, self.see(tiles, device, dtype), device)
+        embeddings = self.embed(prompt, self.image_features(tiles, device, dtype), device)
         select = () if keep is None else self.config.mmdit.select_layers
         steps = Steps(self.vlm, embeddings, settings.max_new_tokens, select)
         tokens = continue_text(steps, self.tokenizer.stop_ids, settings, on_tokens)
@@ -199,8 +202,8 @@ class Reader:
         if whole:
             return (*full.ids, *tokens[:stop]), 0
         # The official pipeline drops the last token before the stop too, and lets the pads that once aligned its
-        # batch of three prompts be read as text (model.md section 5). Both look like slips, but the official pictures
-        # are made with them.
+        # batch of three prompts be read as text (docs/model.md, "Hidden states and conditioning"). Both look like
+        # slips, but the official pictures are made with them.
         end = len(tokens) - 1 if stop is None else stop
         return (*full.ids, *tokens)[: len(full) + end - 1], max(0, longest_blank - len(full))
 

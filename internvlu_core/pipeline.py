@@ -13,7 +13,7 @@ from . import guidance, imaging
 from .checkpoints import load as weights
 from .checkpoints.config import Config
 from .checkpoints.files import open_source
-from .conditioning import Branch, Context, Reader, TextResult
+from .conditioning import Branch, Conditioner, Context, TextResult
 from .conversation import Turn, as_history, as_images, pictures_of
 from .decoding import MAX_SEED, MAX_SETTING, TextSettings, within
 from .errors import InputError, check_integer, check_text
@@ -54,7 +54,7 @@ class InternVLU:
     ):
         self.config, self.tokenizer = config, tokenizer
         self.vlm, self.mmdit, self.vae = vlm.eval(), mmdit.eval(), vae.eval()
-        self.reader = Reader(vlm, tokenizer, config)
+        self.conditioner = Conditioner(vlm, tokenizer, config)
         self.offload = offload  # then the networks hold no weights until they are used
         parameter = next(mmdit.parameters())
         self.device, self.dtype = offload.device if offload else parameter.device, parameter.dtype
@@ -160,7 +160,7 @@ class InternVLU:
         check_integer("max_tiles", max_tiles, 1, MAX_SETTING)
         history = as_history(history)
         tiles = self._tiles(pictures_of(history) + as_images(images), min(max_tiles, self.config.processor.max_tiles))
-        chat = self.reader.prompts.chat(
+        chat = self.conditioner.prompts.chat(
             check_text("prompt", prompt), [len(t) for t in tiles], _as_system(system_prompt), history
         )
         return self._continue(chat, tiles, settings, on_token)
@@ -182,7 +182,7 @@ class InternVLU:
         """Think in words about the picture to draw; the result is generate's `reasoning`. Arguments as in answer."""
         settings = TextSettings(max_new_tokens, num_beams, temperature, top_p, top_k, seed)
         tiles = self._tiles(as_images(images))
-        full = self.reader.prompts.full(check_text("prompt", prompt), len(tiles), _as_system(system_prompt))
+        full = self.conditioner.prompts.full(check_text("prompt", prompt), len(tiles), _as_system(system_prompt))
         return self._continue(full, tiles, settings, on_token, keep=self.device)
 
     def _continue(self, prompt, tiles, settings: TextSettings, on_token: OnToken | None, keep=None) -> TextResult:
@@ -190,7 +190,7 @@ class InternVLU:
         decode = self.tokenizer.decode
         on_tokens = on_token and (lambda tokens: on_token(len(tokens), decode(tokens)))
         self._use(self.vlm)
-        return self.reader.write(
+        return self.conditioner.write(
             prompt, tiles, settings, device=self.device, dtype=self.dtype, on_tokens=on_tokens, keep=keep
         )
 
@@ -219,9 +219,9 @@ class InternVLU:
         pixels = [imaging.reference_pixels(image, self.config.processor) for image in images]
         references = [self._encode_reference(p) for p in pixels]
         self._use(self.vlm)
-        return self.reader.context(
+        return self.conditioner.context(
             prompt,
-            self.reader.see(self._tiles(images), self.device, self.dtype),
+            self.conditioner.image_features(self._tiles(images), self.device, self.dtype),
             references,
             device=self.device,
             system_prompt=_as_system(system_prompt),

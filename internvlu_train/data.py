@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from internvlu_core.conditioning import Reader, TextResult
+from internvlu_core.conditioning import Conditioner, TextResult
 from internvlu_core.errors import InputError
 from internvlu_core.imaging import reference_pixels, vit_tiles
 from internvlu_core.models.rope import Grid
@@ -112,51 +112,51 @@ def _domains(name: str, shares: list[str]) -> list[str]:
     return [domain for domain in shares if task in synthesis.TASKS[domain] and only in ("", domain)]
 
 
-def exercise(sample: synthesis.Sample, reader: Reader, stage: Stage) -> Exercise:
+def exercise(sample: synthesis.Sample, conditioner: Conditioner, stage: Stage) -> Exercise:
     """A sample as a stage trains it: a VAE stage its picture, a text stage its words or else its prompt, a picture
     stage its picture, and its words if the language model learns.
 
     Raises InputError for a sample of which the stage would learn nothing.
     """
     if isinstance(stage, TextStage):
-        return Exercise(text_tokens(sample, reader), {}, sample.images, None)
-    text = text_tokens(sample, reader) if sample.words and stage.learns("vlm") else None
+        return Exercise(text_tokens(sample, conditioner), {}, sample.images, None)
+    text = text_tokens(sample, conditioner) if sample.words and stage.learns("vlm") else None
     if text is None and sample.picture is None:
         raise InputError(f"tasks has {sample.task!r}, of which a stage that trains {stage.trained} learns nothing")
     if isinstance(stage, VAEStage):
         return Exercise(None, {}, (), sample.picture)
-    branches = {} if sample.picture is None else branch_tokens(sample, reader)
+    branches = {} if sample.picture is None else branch_tokens(sample, conditioner)
     return Exercise(text, branches, sample.images, sample.picture)
 
 
-def text_tokens(sample: synthesis.Sample, reader: Reader) -> Tokens:
+def text_tokens(sample: synthesis.Sample, conditioner: Conditioner) -> Tokens:
     """A prompt with its answer or thoughts, which are trained; of a sample without words the user's turn is."""
-    count, prompts = len(sample.images), reader.prompts
+    count, prompts = len(sample.images), conditioner.prompts
     asks = sample.picture is None
     prompt = prompts.chat(sample.prompt, [1] * count, None) if asks else prompts.full(sample.prompt, count, None)
     if not sample.words:
         trained = (i >= prompt.start and not image for i, image in enumerate(prompt.image_mask))
         return Tokens(prompt.ids, prompt.image_mask, prompt.start, tuple(trained))
-    answer = written(sample.words, reader)
+    answer = written(sample.words, conditioner)
     mask = prompt.image_mask + (False,) * len(answer)
     return Tokens(prompt.ids + answer, mask, prompt.start, (False,) * len(prompt) + (True,) * len(answer))
 
 
-def written(words: str, reader: Reader) -> tuple[int, ...]:
+def written(words: str, conditioner: Conditioner) -> tuple[int, ...]:
     """What the model should generate: the words' tokens and the one that ends a turn."""
-    return (*reader.tokenizer.encode(words), reader.tokenizer.id(IM_END))
+    return (*conditioner.tokenizer.encode(words), conditioner.tokenizer.id(IM_END))
 
 
-def branch_tokens(sample: synthesis.Sample, reader: Reader) -> dict[str, Tokens]:
-    """The contexts of a picture's three branches, as Reader.context reads them."""
-    count, prompts = len(sample.images), reader.prompts
+def branch_tokens(sample: synthesis.Sample, conditioner: Conditioner) -> dict[str, Tokens]:
+    """The contexts of a picture's three branches, as Conditioner.context reads them."""
+    count, prompts = len(sample.images), conditioner.prompts
     full, blank = prompts.full(sample.prompt, count, None), prompts.unconditional(count, None)
     partial = prompts.partial(count, None) if count else blank
-    reasoning = TextResult(sample.words, written(sample.words, reader)) if sample.words else None
-    words, pads = reader.reasoned(full, max(len(partial), len(blank)), reasoning, False)
+    reasoning = TextResult(sample.words, written(sample.words, conditioner)) if sample.words else None
+    words, pads = conditioner.reasoned(full, max(len(partial), len(blank)), reasoning, False)
 
     def tokens(prompt: Prompt, ids: tuple[int, ...], pads: int = 0) -> Tokens:
-        ids = (*[reader.tokenizer.id(PAD)] * pads, *ids, reader.tokenizer.id(IMG))
+        ids = (*[conditioner.tokenizer.id(PAD)] * pads, *ids, conditioner.tokenizer.id(IMG))
         mask = (*[False] * pads, *prompt.image_mask)[: len(ids)]
         return Tokens(ids, mask + (False,) * (len(ids) - len(mask)), pads + prompt.start)
 
@@ -213,17 +213,17 @@ class Batch:
     context: Context | None = None
 
 
-def make_reading(rows: Sequence[Tokens], images: Sequence[tuple[np.ndarray, ...]], reader: Reader) -> Reading:
+def make_reading(rows: Sequence[Tokens], images: Sequence[tuple[np.ndarray, ...]], conditioner: Conditioner) -> Reading:
     """images: of each row; those of a row without ViT positions are left out."""
     lengths = tuple(len(row.ids) for row in rows)
-    pad = reader.tokenizer.id(PAD)
+    pad = conditioner.tokenizer.id(PAD)
 
     def padded(name: str, filler) -> Tensor:
         values = [getattr(row, name) for row in rows]
         return torch.tensor([[*v, *[filler] * (max(lengths) - len(v))] for v in values])
 
     seen = [image for row, those in zip(rows, images, strict=True) if any(row.image_mask) for image in those]
-    tiles = [vit_tiles(Image.fromarray(image), reader.config.processor) for image in seen]
+    tiles = [vit_tiles(Image.fromarray(image), conditioner.config.processor) for image in seen]
     return Reading(
         ids=padded("ids", pad),
         image_mask=padded("image_mask", False),
@@ -239,9 +239,9 @@ def to_pixels(pictures: list[np.ndarray]) -> Tensor:
     return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
-def reference_of(image: np.ndarray, reader: Reader) -> Tensor:
+def reference_of(image: np.ndarray, conditioner: Conditioner) -> Tensor:
     """As the VAE reads it at inference: pixels [1, 3, H, W]."""
-    return reference_pixels(Image.fromarray(image), reader.config.processor)
+    return reference_pixels(Image.fromarray(image), conditioner.config.processor)
 
 
 def plan_epoch(exercises: list[Exercise], stage: Stage, epoch: int) -> list[list[Item]]:

@@ -56,7 +56,7 @@ class Feed:
             made = read_folder(Path(stage.pictures), networks.config.processor)
         else:
             made = tqdm(samples(stage), "samples", stage.samples, leave=False)
-        self.exercises = [exercise(sample, networks.reader, stage) for sample in made]
+        self.exercises = [exercise(sample, networks.conditioner, stage) for sample in made]
         self.cache = self._cache(cache_file) if isinstance(stage, PictureStage) else Cache({}, {}, {})
         self.epoch, self.first = -1, 0
         self.plans: list[list[Item]] = []
@@ -90,7 +90,7 @@ class Feed:
             return replace(batch, pixels=torch.where(negative[:, None, None, None], -pixels, pixels))
         if chosen[0].text is not None:
             rows = [one.text for one in chosen]
-            batch = replace(batch, text=make_reading(rows, [one.images for one in chosen], self.networks.reader))
+            batch = replace(batch, text=make_reading(rows, [one.images for one in chosen], self.networks.conditioner))
         return self._with_pictures(batch, items, chosen) if items[0].branch else batch
 
     def _with_pictures(self, batch: Batch, items: list[Item], chosen: list[Exercise]) -> Batch:
@@ -106,7 +106,7 @@ class Feed:
             hidden = [self.cache.hidden[key].float() for key in keys]
             masks = [torch.tensor(row.image_mask[row.start :]) for row in rows]
             return replace(batch, context=objectives.make_context(self.networks, hidden, masks))
-        return replace(batch, reading=make_reading(rows, [one.images for one in chosen], self.networks.reader))
+        return replace(batch, reading=make_reading(rows, [one.images for one in chosen], self.networks.conditioner))
 
     # The cache
 
@@ -136,7 +136,10 @@ class Feed:
 
         for index in tqdm(references, "latents", leave=False):
             one = self.exercises[index]
-            pixels = [to_pixels([one.picture]), *(reference_of(image, self.networks.reader) for image in one.images)]
+            pixels = [
+                to_pixels([one.picture]),
+                *(reference_of(image, self.networks.conditioner) for image in one.images),
+            ]
             for image, each in enumerate(pixels, -1):
                 group = wanted.setdefault(each.shape, [])
                 group.append((index, image, each))
@@ -157,7 +160,7 @@ class Feed:
         dtype = torch.bfloat16 if self.stage.autocast else torch.float32
         for start in tqdm(range(0, len(keys), CHUNK), "hidden states", leave=False):
             chunk = keys[start : start + CHUNK]
-            reading = make_reading(*zip(*(rows[key] for key in chunk), strict=True), self.networks.reader)
+            reading = make_reading(*zip(*(rows[key] for key in chunk), strict=True), self.networks.conditioner)
             context = objectives.read(self.networks, moved(reading, self.device))
             for key, states, mask in zip(chunk, context.hidden, context.mask, strict=True):
                 hidden[key] = states[mask].to("cpu", dtype)

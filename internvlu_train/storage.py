@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from internvlu_core.checkpoints import load as weights
 from internvlu_core.checkpoints.config import Config
 from internvlu_core.checkpoints.files import open_source
-from internvlu_core.conditioning import Reader
+from internvlu_core.conditioning import Conditioner
 from internvlu_core.models.mmdit import MMDiT
 from internvlu_core.models.vae import VAE
 from internvlu_core.models.vlm import VLM
@@ -25,7 +25,7 @@ LAYOUTS = {"vlm": weights.VLM, "generation_decoder": weights.MMDIT, "vae": weigh
 
 
 class Networks(nn.Module):
-    """A checkpoint's three networks in float32, made to be trained, with the reader of its prompts."""
+    """A checkpoint's three networks in float32, made to be trained, with the conditioner of its prompts."""
 
     def __init__(self, folder: Path, device: str | torch.device = "cpu"):
         """Raises CheckpointError as InternVLU.from_pretrained does."""
@@ -43,7 +43,7 @@ class Networks(nn.Module):
             state = weights.load_state_dict(source, layouts[name], network, dtype=torch.float32, device=device)
             # Tensors may be views of mapped files, which learning must not write to.
             network.load_state_dict({key: tensor.clone() for key, tensor in state.items()}, assign=True)
-        self.reader = Reader(self.vlm, tokenizer, self.config)
+        self.conditioner = Conditioner(self.vlm, tokenizer, self.config)
 
     def stored(self) -> dict[str, nn.Module]:
         """{folder in a checkpoint: network}."""

@@ -84,7 +84,7 @@ class InternVLUAsk(io.ComfyNode):
         pictures = [] if here else pictures
         history = as_history(history) + here
         tiles = vlm.see(pictures_of(history) + pictures, min(max_tiles, vlm.config.processor.max_tiles))
-        chat = vlm.reader.prompts.chat(question, [len(t) for t in tiles], system_prompt or None, history)
+        chat = vlm.conditioner.prompts.chat(question, [len(t) for t in tiles], system_prompt or None, history)
         stream = TextStream(cls.hidden.unique_id, question=question)
         answer = vlm.decode(vlm.write(chat, tiles, settings(**options), stream).token_ids)
         turn = Turn(question, answer, pictures)

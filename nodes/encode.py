@@ -108,8 +108,8 @@ class InternVLUEncode(io.ComfyNode):
         latents = [vae.encode(reference) for reference in references]
 
         vlm.load(tokens=1024)
-        features = vlm.reader.see(vlm.see(pictures), vlm.load_device, vlm.dtype)
-        context = vlm.reader.context(
+        features = vlm.conditioner.image_features(vlm.see(pictures), vlm.load_device, vlm.dtype)
+        context = vlm.conditioner.context(
             prompt,
             features,
             latents,

@@ -67,7 +67,7 @@ class InternVLUReason(io.ComfyNode):
             result = vlm.as_generated(text)
             ui = {"text": [text], "tokens": [len(result.token_ids) - 1]}
         else:
-            full = vlm.reader.prompts.full(prompt, len(pictures), system_prompt or None)
+            full = vlm.conditioner.prompts.full(prompt, len(pictures), system_prompt or None)
             stream = TextStream(cls.hidden.unique_id)
             result = vlm.write(full, vlm.see(pictures), settings(**options), stream, keep=True)
             ui = stream.ui(result.text)

@@ -19,7 +19,7 @@ from server import PromptServer
 
 from ..internvlu_core import imaging
 from ..internvlu_core.checkpoints.config import Config
-from ..internvlu_core.conditioning import Branch, Reader, TextResult, fingerprint
+from ..internvlu_core.conditioning import Branch, Conditioner, TextResult, fingerprint
 from ..internvlu_core.decoding import TextSettings, within
 from ..internvlu_core.grounding import BOX, MARKERS
 from ..internvlu_core.models.vlm import VLM
@@ -77,7 +77,7 @@ class TextStream:
 
 
 def weights_of(patcher: comfy.model_patcher.ModelPatcher) -> Hashable | None:
-    """Which weights a network has while this patcher's patches are on it, for the core's Reader."""
+    """Which weights a network has while this patcher's patches are on it, for the core's Conditioner."""
     # ComfyUI gives weights that are patched otherwise another uuid, but does not for what these do.
     unclear = patcher.object_patches or patcher.hook_patches or patcher.forced_hooks
     return None if unclear else patcher.patches_uuid
@@ -99,7 +99,7 @@ class ComfyVLM:
         self.patcher = comfy.model_patcher.ModelPatcher(
             network, load_device=self.load_device, offload_device=offload_device
         )
-        self.reader = Reader(network, tokenizer, config, partial(weights_of, self.patcher))
+        self.conditioner = Conditioner(network, tokenizer, config, partial(weights_of, self.patcher))
         self.written: OrderedDict[tuple, TextResult] = OrderedDict()
 
     def get_ram_usage(self) -> int:
@@ -117,17 +117,17 @@ class ComfyVLM:
         """The same network under other patches (LoRA)."""
         other = copy.copy(self)
         other.patcher = patcher
-        other.reader = self.reader.with_weights(partial(weights_of, patcher))
+        other.conditioner = self.conditioner.with_weights(partial(weights_of, patcher))
         return other
 
     def encode_text(self, text: str, images: list[Image.Image]) -> Branch:
         """The full branch of a prompt, its pictures as ViT tokens only; of an empty one, the unconditional branch."""
         self.load(tokens=1024)
-        features = self.reader.see(self.see(images), self.load_device, self.dtype)
-        prompts = self.reader.prompts
+        features = self.conditioner.image_features(self.see(images), self.load_device, self.dtype)
+        prompts = self.conditioner.prompts
         blank = not text.strip() and not images
         prompt = prompts.unconditional(0, None) if blank else prompts.full(text, len(images), None)
-        return self.reader.read(prompt, features, [], self.load_device)
+        return self.conditioner.read(prompt, features, [], self.load_device)
 
     def see(self, images: list[Image.Image], max_tiles: int = 1) -> list[torch.Tensor]:
         """Normalised tiles of each picture."""
@@ -164,7 +164,7 @@ class ComfyVLM:
             if stream:
                 stream(len(tokens), lambda: self.decode(tokens))
 
-        return self.reader.write(
+        return self.conditioner.write(
             prompt,
             tiles,
             settings,
@@ -181,7 +181,7 @@ class ComfyVLM:
 
         ComfyUI runs a node again whenever any of its inputs has changed, also a seed that is without effect.
         """
-        weights = self.reader.weights()
+        weights = self.conditioner.weights()
         if settings.temperature or weights is None:
             return self.generate(prompt, tiles, settings, stream, keep)
         key = prompt.ids, prompt.image_mask, tuple(map(fingerprint, tiles)), replace(settings, seed=None), weights

@@ -178,8 +178,8 @@ def demo(args):
         return subprocess.call([PYTHON, __file__, *sys.argv[1:]])
     comfyui = set_up_comfyui(args.comfyui)  # before anything that it may replace is imported
     sys.path.insert(0, str(ROOT / "tests"))
-    import toy
-    from comfy_server import ComfyError, ComfyServer, link_folder
+    from support import toy
+    from support.comfy_server import ComfyError, ComfyServer, link_folder
 
     workflow = ROOT / "workflows" / "api" / f"{args.workflow}.json"
     if not workflow.is_file():

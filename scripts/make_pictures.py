@@ -14,9 +14,10 @@ import textwrap
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import toy
 from make_workflows import BUILD, ROOT, WORKFLOWS, browser_page, node
 from PIL import Image, ImageDraw, ImageFont
+
+from support import toy
 
 # What a help page shows: the nodes of a workflow around its own, from left to right.
 HELP = {

@@ -20,12 +20,12 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "scripts")]
 
-import toy  # noqa: E402
-from comfy_server import ComfyServer, link_folder  # noqa: E402
 from dev import find_browser, find_comfyui  # noqa: E402
 from playwright.sync_api import sync_playwright  # noqa: E402
 
 from internvlu_core.checkpoints import hub  # noqa: E402
+from support import toy  # noqa: E402
+from support.comfy_server import ComfyServer, link_folder  # noqa: E402
 
 CHECKPOINT = "InternVL-U"
 

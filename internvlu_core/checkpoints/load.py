@@ -45,7 +45,7 @@ def _vectors_as_rows(name: str, tensor: torch.Tensor, shape: torch.Size) -> torc
 
 
 def _last_tap(name: str, tensor: torch.Tensor, shape: torch.Size) -> torch.Tensor:
-    """A causal 3-D kernel meets a single frame with its last temporal tap only (model.md section 10)."""
+    """A causal 3-D kernel meets a single frame with its last temporal tap only (docs/model.md, "VAE")."""
     if tensor.ndim == 5:
         return tensor[:, :, -1]
     return _with_ones(tensor, shape) if name.endswith(".gamma") else tensor  # some are [C, 1, 1, 1]

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..checkpoints.config import LanguageConfig
-from .float16 import for_norm, project, widened
+from .float16 import project_to_residual, scale_for_norm, to_residual_dtype
 
 
 class KVCache:
@@ -135,7 +135,7 @@ class Qwen3(nn.Module):
         tokens, dtype = x.shape[1], x.dtype
         rope = cache.begin(tokens) if cache else rotary_table(self.config, tokens, dtype, x.device)
         last = self.config.num_layers
-        states, x = {}, widened(x)
+        states, x = {}, to_residual_dtype(x)
         for index, layer in enumerate(self.model["layers"]):
             if index in select:
                 states[index] = x
@@ -143,7 +143,7 @@ class Qwen3(nn.Module):
                 break
             x = layer(x, dtype, rope, cache)
         if last in select:
-            states[last] = self.model["norm"](for_norm(x, dtype))
+            states[last] = self.model["norm"](scale_for_norm(x, dtype))
         if cache:
             cache.advance(tokens)
         return [states[index] for index in select]
@@ -165,8 +165,8 @@ class Layer(nn.Module):
         self.mlp = MLP(config, operations, **factory)
 
     def forward(self, x: Tensor, dtype: torch.dtype, rope: tuple[Tensor, Tensor], cache) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(for_norm(x, dtype)), rope, cache)
-        return x + self.mlp(self.post_attention_layernorm(for_norm(x, dtype)))
+        x = x + self.self_attn(self.input_layernorm(scale_for_norm(x, dtype)), rope, cache)
+        return x + self.mlp(self.post_attention_layernorm(scale_for_norm(x, dtype)))
 
 
 class Attention(nn.Module):
@@ -194,7 +194,7 @@ class Attention(nn.Module):
         if cache:
             k, v = cache.extend(self.index, k, v)
             mask = cache.mask
-        return project(self.o_proj, self.attend(q, k, v, mask).transpose(1, 2).flatten(2), x.dtype)
+        return project_to_residual(self.o_proj, self.attend(q, k, v, mask).transpose(1, 2).flatten(2), x.dtype)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         groups = self.config.num_heads // self.config.num_kv_heads
@@ -218,8 +218,8 @@ class MLP(nn.Module):
         self.down_proj = operations.Linear(config.mlp_size, config.hidden_size, bias=False, **factory)
 
     def forward(self, x: Tensor) -> Tensor:
-        product = F.silu(widened(self.gate_proj(x))) * widened(self.up_proj(x))
-        return project(self.down_proj, product, x.dtype)
+        product = F.silu(to_residual_dtype(self.gate_proj(x))) * to_residual_dtype(self.up_proj(x))
+        return project_to_residual(self.down_proj, product, x.dtype)
 
 
 def rotary_table(config: LanguageConfig, length: int, dtype: torch.dtype, device) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""The generation decoder: a two-stream diffusion transformer with gated attention (model.md section 7).
+"""The generation decoder: a two-stream diffusion transformer with gated attention (docs/model.md, "MMDiT").
 
 Latent tokens (generated and reference) form the image stream, context tokens the text stream. A token only ever meets
 its own stream's weights; the streams meet in one full attention per block.
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..checkpoints.config import MMDiTConfig
 from ..errors import InputError
-from .float16 import bounded, project
+from .float16 import project_to_residual, scale_down
 from .rope import Grid, joint_positions, rotary_table
 
 NORM_EPS = 1e-6
@@ -148,10 +148,10 @@ class MMDiT(nn.Module):
         img_rope, txt_rope = self.rope(
             grids, tuple(image_mask.tolist()), tuple(map(tuple, image_grids)), context.device
         )
-        txt = project(self.txt_in, self.txt_norm(self.decoder_projector(context)), context.dtype)
+        txt = project_to_residual(self.txt_in, self.txt_norm(self.decoder_projector(context)), context.dtype)
         if references:
             patches = torch.cat([self.patchify(latent) for latent in references], dim=1)
-            tokens = project(self.img_in, patches, context.dtype)
+            tokens = project_to_residual(self.img_in, patches, context.dtype)
         else:
             tokens = txt[:, :0]
         layout = Layout(math.prod(grid), (tokens.shape[1],), (txt.shape[1],), img_rope, txt_rope)
@@ -165,7 +165,7 @@ class MMDiT(nn.Module):
         latents = [x] if isinstance(x, Tensor) else x
         x, batch = latents[0], len(latents[0])
         patches = torch.cat([self.patchify(latent) for latent in latents], dim=1)
-        generated = project(self.img_in, patches, x.dtype).repeat(1, len(layout.texts) // len(latents), 1)
+        generated = project_to_residual(self.img_in, patches, x.dtype).repeat(1, len(layout.texts) // len(latents), 1)
         img = torch.cat([generated, prepared.references.expand(batch, -1, -1)], dim=1)
         txt = prepared.txt.expand(batch, -1, -1)
         temb = self.time_text_embed(timestep, x.dtype)
@@ -184,7 +184,7 @@ class MMDiT(nn.Module):
 
         The first thing that happens to them is a norm. A projector in front of it would see a difference.
         """
-        return bounded(context, 2**15)[0] if isinstance(self.decoder_projector, nn.Identity) else context
+        return scale_down(context, 2**15)[0] if isinstance(self.decoder_projector, nn.Identity) else context
 
     def grid(self, latent: Tensor) -> Grid:
         h, w = latent.shape[-2:]
@@ -355,7 +355,7 @@ class FeedForward(nn.Module):
     def forward(self, x: Tensor, shift: Tensor, scale: Tensor, gate: Tensor) -> Tensor:
         # In place, which F.gelu does not offer: there is no larger tensor in the network.
         hidden = torch.ops.aten.gelu_(self.net[0]["proj"](modulate(x, shift, scale)), approximate="tanh")
-        return torch.addcmul(x, gate, project(self.net[2], hidden, hidden.dtype))
+        return torch.addcmul(x, gate, project_to_residual(self.net[2], hidden, hidden.dtype))
 
 
 class OutputNorm(nn.Module):
@@ -381,7 +381,7 @@ def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 
 def gated(linear: nn.Module, x: Tensor, gate: Tensor) -> Tensor:
     """A stream's attention output, projected, then gated."""
-    return project(linear, x, x.dtype) * gate.sigmoid()
+    return project_to_residual(linear, x, x.dtype) * gate.sigmoid()
 
 
 def rotate(x: Tensor, rope: Tensor) -> Tensor:

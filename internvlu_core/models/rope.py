@@ -1,4 +1,7 @@
-"""Positions and rotary tables of the MMDiT's joint sequence: three axes, frame, row and column (model.md section 7)."""
+"""Positions and rotary tables of the MMDiT's joint sequence: three axes, frame, row and column.
+
+Source: docs/model.md, "Position encoding".
+"""
 
 import torch
 from torch import Tensor

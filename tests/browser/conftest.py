@@ -11,10 +11,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from checkpoints import CHECKPOINT
-from comfy_server import PACK_NAME, ComfyServer, link_folder
 from playwright.sync_api import Page, sync_playwright
 from safetensors.torch import save_file
+
+from support.checkpoints import CHECKPOINT
+from support.comfy_server import PACK_NAME, ComfyServer, link_folder
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT / "scripts"))
@@ -308,7 +309,7 @@ def host(request, browser, tmp_path_factory):
     arguments = ["--preview-method", "latent2rgb"]
     if request.param == "newest":
         arguments += ["--front-end-root", str(find_frontend())]
-    packs = {"debug_pack": ROOT / "tests" / "comfy" / "debug_pack"}
+    packs = {"debug_pack": ROOT / "tests" / "support" / "debug_pack"}
     env = {"OMP_NUM_THREADS": "1"}
     with ComfyServer(find_comfyui(), base, ROOT, arguments, env=env, extra_packs=packs) as server:
         for picture in (ROOT / "tests" / "pictures").glob("*.png"):

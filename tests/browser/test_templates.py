@@ -5,7 +5,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from comfy_server import PACK_NAME
+
+from support.comfy_server import PACK_NAME
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT / "scripts"))

@@ -6,16 +6,17 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from checkpoints import CHECKPOINT, randomise
-from comfy_server import ComfyError
-from graphs import workflow
-from helpers import noise, relative
-from inprocess import PACK, load_pack
 from safetensors.torch import save_file
 
 from internvlu_core.checkpoints.config import Config
 from internvlu_core.models import language, mmdit, vision, vlm
-from internvlu_core.models.float16 import bounded, project
+from internvlu_core.models.float16 import project_to_residual, scale_down
+from support.checkpoints import CHECKPOINT
+from support.comfy_server import ComfyError
+from support.inprocess import PACK, load_pack
+from support.networks import randomise
+from support.tensors import noise, relative
+from support.workflows import workflow
 
 HALF, BFLOAT, FP8 = torch.float16, torch.bfloat16, torch.float8_e4m3fn
 # What writes into a residual stream, and what leads there.
@@ -32,9 +33,9 @@ def naive(monkeypatch):
     """The networks as they would be without float16.py."""
     for module in (mmdit, language, vision, vlm):
         for name, function in {
-            "project": lambda linear, x, dtype: linear(x),
-            "widened": lambda x: x,
-            "for_norm": lambda x, dtype: x,
+            "project_to_residual": lambda linear, x, dtype: linear(x),
+            "to_residual_dtype": lambda x: x,
+            "scale_for_norm": lambda x, dtype: x,
         }.items():
             if hasattr(module, name):
                 monkeypatch.setattr(module, name, function)
@@ -63,7 +64,7 @@ def velocity(network, dtype) -> torch.Tensor:
 def states(network, dtype) -> torch.Tensor:
     """The conditioning of a text with a picture: both select layers, and logits. Each normalised."""
     network.to(dtype)
-    features = network.see(noise(1, 3, 224, 224).to(dtype)).flatten(0, 1)
+    features = network.image_features(noise(1, 3, 224, 224).to(dtype)).flatten(0, 1)
     ids = torch.arange(3, 103)[None]
     mask = torch.zeros(100, dtype=torch.bool)
     mask[10 : 10 + len(features)] = True
@@ -78,7 +79,7 @@ def states(network, dtype) -> torch.Tensor:
 @torch.inference_mode()
 def features(network, dtype) -> torch.Tensor:
     """A picture's tokens."""
-    return network.to(dtype).see(noise(1, 3, 224, 224).to(dtype)).float()
+    return network.to(dtype).image_features(noise(1, 3, 224, 224).to(dtype)).float()
 
 
 RUNS = [
@@ -133,12 +134,12 @@ def test_projection_keeps_its_bias():
     linear.bias.data.copy_(torch.arange(8) * 10.0)
     x = noise(2, 3, 512) * torch.tensor([1e-3, 1.0, 5e4])[:, None]
     exact = linear(x)
-    actual = project(linear.half(), x, HALF)
+    actual = project_to_residual(linear.half(), x, HALF)
     assert actual.dtype == torch.float32 and not linear(x.half()).isfinite().all()
     for token in range(3):
         assert relative(actual[:, token], exact[:, token]) < 2e-3
-    assert torch.equal(bounded(torch.zeros(1, 4))[0], torch.zeros(1, 4))
-    assert not project(linear, torch.full((1, 1, 512), torch.nan), HALF).isfinite().any()
+    assert torch.equal(scale_down(torch.zeros(1, 4))[0], torch.zeros(1, 4))
+    assert not project_to_residual(linear, torch.full((1, 1, 512), torch.nan), HALF).isfinite().any()
 
 
 def test_contexts_beyond_float16(config):
@@ -195,7 +196,7 @@ def denoised(patcher) -> torch.Tensor:
 
 @torch.inference_mode()
 def hidden(reader) -> torch.Tensor:
-    context = reader.reader.context("a cat", [], [], device="cpu")
+    context = reader.conditioner.context("a cat", [], [], device="cpu")
     return torch.cat([branch.hidden.float() for branch in (context.full, context.unconditional)])
 
 
@@ -286,7 +287,7 @@ def test_what_a_gpu_without_bfloat16_computes_in(host, monkeypatch, name):
     for actual, expected, tolerance in zip((denoised(model), hidden(reader)), exact, tolerances, strict=True):
         assert relative(actual, expected) < 1.5 * tolerance
     settings = host.module("internvlu_core.decoding").TextSettings(max_new_tokens=4)
-    assert reader.generate(reader.reader.prompts.chat("Who?", [], None), [], settings).token_ids
+    assert reader.generate(reader.conditioner.prompts.chat("Who?", [], None), [], settings).token_ids
 
 
 def test_adapters_on_eight_bits(host):

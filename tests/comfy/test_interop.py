@@ -1,6 +1,7 @@
 """Stock nodes on InternVL-U: every row of docs/interop.md, asserted on tensors and on the number of network calls.
 
-Expected values come from the core (bench.py), driven where needed by ComfyUI's own sampling code (stock.py).
+Expected values come from the core (support/bench.py), driven where needed by ComfyUI's own sampling code
+(support/stock_sampling.py).
 """
 
 import copy
@@ -15,7 +16,11 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from bench import (
+from PIL import Image
+from safetensors.torch import save_file
+
+from internvlu_core.sampling import flow_sigmas, sigma_to_timestep
+from support.bench import (
     CFG,
     EDIT_PROMPT,
     HEIGHT,
@@ -30,15 +35,11 @@ from bench import (
     difference,
     simple_sigmas,
 )
-from checkpoints import CHECKPOINT, copy_checkpoint
-from comfy_server import ComfyError
-from graphs import assert_close_pictures
-from inprocess import PACK, load_pack
-from PIL import Image
-from safetensors.torch import save_file
-from stock import flow_sampling, patched_options, sigmas_of, stock_guider, stock_sample, with_hooks
-
-from internvlu_core.sampling import flow_sigmas, sigma_to_timestep
+from support.checkpoints import CHECKPOINT, copy_checkpoint
+from support.comfy_server import ComfyError
+from support.inprocess import PACK, load_pack
+from support.stock_sampling import flow_sampling, patched_options, sigmas_of, stock_guider, stock_sample, with_hooks
+from support.workflows import assert_close_pictures
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "interop.md"
 README = Path(__file__).resolve().parents[2] / "README.md"

@@ -5,7 +5,8 @@ import re
 from pathlib import Path
 
 import pytest
-from comfy_server import PACK_NAME
+
+from support.comfy_server import PACK_NAME
 
 ROOT = Path(__file__).resolve().parents[2]
 LANGUAGES = ("zh", "ko", "ja")

@@ -7,16 +7,16 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from checkpoints import CHECKPOINT, copy_checkpoint
-from comfy_server import ComfyError
-from graphs import assert_close_pictures, workflow
-from inprocess import PACK, load_pack
 from safetensors.torch import load_file, save_file
 
 from internvlu_core import InternVLU
 from internvlu_train.lora import adapt, write_lora
 from internvlu_train.settings import LoraStage
 from internvlu_train.storage import Networks
+from support.checkpoints import CHECKPOINT, copy_checkpoint
+from support.comfy_server import ComfyError
+from support.inprocess import PACK, load_pack
+from support.workflows import assert_close_pictures, workflow
 
 RANK, STRENGTH = 3, 0.7
 

@@ -12,16 +12,16 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from checkpoints import CHECKPOINT, copy_checkpoint, random_checkpoint
-from comfy_server import ComfyServer, link_folder
-from graphs import WORKFLOWS, assert_close_pictures, picture_of, workflow
-from helpers import noise
-from inprocess import PACK, load_pack
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from scripts.measure_vae import LiveTensors
 from scripts.soak import soak
+from support.checkpoints import CHECKPOINT, copy_checkpoint, random_checkpoint
+from support.comfy_server import ComfyServer, link_folder
+from support.inprocess import PACK, load_pack
+from support.tensors import noise
+from support.workflows import WORKFLOWS, assert_close_pictures, picture_of, workflow
 
 ROOT = WORKFLOWS.parent
 META = torch.device("meta")
@@ -130,7 +130,12 @@ def forward(part: str, network, device="cpu") -> list[torch.Tensor]:
         states = network.language_model(x, (0, last - 1, last))
         logits = network.language_model.logits(states[-1])
         # 16 patches fewer a side than learned: positions are interpolated too.
-        return [network.see(inputs(1, 3, 224, 224)), network.vision_model(inputs(2, 3, 112, 112)), *states, logits]
+        return [
+            network.image_features(inputs(1, 3, 224, 224)),
+            network.vision_model(inputs(2, 3, 112, 112)),
+            *states,
+            logits,
+        ]
     return [network.encode_raw(inputs(1, 3, 32, 48)), network.decode_raw(inputs(1, 16, 4, 6))]
 
 
@@ -247,7 +252,7 @@ def draw(host, photo):
 
 
 def ask(host, vlm) -> str:
-    prompt = vlm.reader.prompts.chat("What is this?", [], None)
+    prompt = vlm.conditioner.prompts.chat("What is this?", [], None)
     return vlm.generate(prompt, [], host.text.TextSettings(max_new_tokens=6)).text
 
 
@@ -337,7 +342,11 @@ def test_free_memory_frees_everything(host, budget, draw, expected, partial):
     for name, patcher in patchers(parts).items():
         watched[f"{name} network"] = weakref.ref(patcher.model)
         watched |= {f"{name}.{key}": weakref.ref(value) for key, value in patcher.model.named_parameters()}
-    watched |= {"vlm": weakref.ref(parts.vlm), "vae": weakref.ref(parts.vae), "reader": weakref.ref(parts.vlm.reader)}
+    watched |= {
+        "vlm": weakref.ref(parts.vlm),
+        "vae": weakref.ref(parts.vae),
+        "conditioner": weakref.ref(parts.vlm.conditioner),
+    }
     watched |= {"tokenizer": weakref.ref(parts.vlm.tokenizer), "clip": weakref.ref(clip)}
     watched["conditioning"] = weakref.ref(conditioning[0][0])
     caches = sum(type(item) is host.language.KVCache for item in gc.get_objects())

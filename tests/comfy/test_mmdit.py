@@ -6,9 +6,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from checkpoints import CHECKPOINT, randomise
-from helpers import noise, relative
-from inprocess import PACK, load_pack
+
+from support.checkpoints import CHECKPOINT
+from support.inprocess import PACK, load_pack
+from support.networks import randomise
+from support.tensors import noise, relative
 
 TEXTS, TOKENS = 6, 16
 IMAGE_MASK, GRIDS = (False,) * 2 + (True,) * TOKENS + (False,) * 4, ((1, 4, 4),)

@@ -6,14 +6,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from checkpoints import CHECKPOINT
-from comfy_server import PACK_NAME, ComfyError, ComfyInterrupted
-from graphs import assert_close_pictures, picture_of, workflow
-from inprocess import PACK, load_pack
 from PIL import Image
 
 from internvlu_core.conditioning import TextResult
 from internvlu_core.sampling import flow_sigmas
+from support.checkpoints import CHECKPOINT
+from support.comfy_server import PACK_NAME, ComfyError, ComfyInterrupted
+from support.inprocess import PACK, load_pack
+from support.workflows import assert_close_pictures, picture_of, workflow
 
 SMALL = {"width": 160, "height": 128, "steps": 3}
 

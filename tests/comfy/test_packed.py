@@ -7,11 +7,12 @@ import zipfile
 from pathlib import PurePosixPath
 
 import pytest
-from bench import NAME
-from checkpoints import CHECKPOINT
-from comfy_server import PACK_NAME, ComfyServer, link_folder
-from graphs import change, shipped
-from pack import write_pack
+
+from support.bench import NAME
+from support.checkpoints import CHECKPOINT
+from support.comfy_server import PACK_NAME, ComfyServer, link_folder
+from support.pack import write_pack
+from support.workflows import change, shipped
 
 
 @pytest.fixture(scope="module")

@@ -5,11 +5,12 @@ import io
 import json
 
 import pytest
-from comfy_server import ComfyError
-from graphs import change
-from inprocess import load_pack
 from PIL import Image
-from saved_workflows import saved_prompt
+
+from support.comfy_server import ComfyError
+from support.inprocess import load_pack
+from support.saved_workflows import saved_prompt
+from support.workflows import change
 
 KEY = "internvlu_reasoning"
 

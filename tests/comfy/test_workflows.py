@@ -6,8 +6,12 @@ import sys
 
 import pytest
 import torch
-from comfy_server import ComfyError
-from graphs import (
+from PIL import Image
+from safetensors.torch import save_file
+
+from support.comfy_server import ComfyError
+from support.inprocess import PACK, load_pack
+from support.workflows import (
     WORKFLOWS,
     assert_close_pictures,
     blueprint_to_api,
@@ -17,9 +21,6 @@ from graphs import (
     to_api,
     workflow,
 )
-from inprocess import PACK, load_pack
-from PIL import Image
-from safetensors.torch import save_file
 
 NAMES = sorted(path.stem for path in (WORKFLOWS / "api").glob("*.json"))
 sys.path.append(str(WORKFLOWS.parent / "scripts"))

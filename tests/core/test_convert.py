@@ -7,8 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from checkpoints import CHECKPOINT, WEIGHTS, change_json, copy_checkpoint
-from forms import native_checkpoint
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -19,6 +17,7 @@ from internvlu_core.checkpoints import load as weights
 from internvlu_core.checkpoints.config import Config
 from internvlu_core.cli import main
 from internvlu_core.models.vae import VAE
+from support.checkpoints import CHECKPOINT, WEIGHTS, change_json, copy_checkpoint, native_checkpoint
 
 MMDIT, VLM_FILE, VAE_FILE = (source.SPLIT_FILES[name] for name in ("generation_decoder", "vlm", "vae"))
 

@@ -5,10 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import comfy_server
 import pytest
 
 from scripts import dev
+from support import comfy_server
 
 REQUIREMENTS = """comfyui-frontend-package==1.49.6
 comfyui_workflow_templates==0.11.44

@@ -7,8 +7,6 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from checkpoints import CHECKPOINT, randomise
-from helpers import noise, relative
 from torch._dynamo.testing import CompileCounter
 
 from internvlu_core.checkpoints.config import Config
@@ -16,6 +14,9 @@ from internvlu_core.guidance import combine
 from internvlu_core.models.mmdit import MMDiT, modulate, pack, rotate
 from internvlu_core.sampling import dpmpp_2m, flow_sigmas
 from scripts.measure_vae import LiveTensors
+from support.checkpoints import CHECKPOINT
+from support.networks import randomise
+from support.tensors import noise, relative
 
 CONFIG = replace(Config.read(CHECKPOINT).mmdit, num_layers=3)
 GRID = (1, 2, 3)  # of ViT tokens

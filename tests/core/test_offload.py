@@ -4,8 +4,6 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from checkpoints import CHECKPOINT, GOLDEN, randomise
-from helpers import noise, relative
 from PIL import Image
 from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
@@ -14,6 +12,9 @@ from benchmarks import memory
 from internvlu_core import InputError, InternVLU
 from internvlu_core.cli import main
 from internvlu_core.quantization.float8 import DTYPE, Float8Linear, blocks, keep_in_float8, quantise
+from support.checkpoints import CHECKPOINT, GOLDEN
+from support.networks import randomise
+from support.tensors import noise, relative
 
 KB = 1000
 PHOTO = Image.open(GOLDEN / "photo.png").convert("RGB")

@@ -9,9 +9,10 @@ from urllib.parse import urlsplit
 
 import pytest
 import yaml
-from pack import ROOT, packed_files, write_pack
 from packaging.requirements import Requirement
 from PIL import Image
+
+from support.pack import ROOT, packed_files, write_pack
 
 try:
     import tomllib

@@ -6,13 +6,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from checkpoints import CHECKPOINT
-from helpers import noise, relative, tiny_language
 from torch import Tensor
 
 from internvlu_core import InternVLU, TextResult, decoding
 from internvlu_core.decoding import Steps, TextSettings, continue_text, generate_tokens
 from internvlu_core.models.language import FixedStep, KVCache
+from support.checkpoints import CHECKPOINT
+from support.networks import tiny_language
+from support.tensors import noise, relative
 
 # So long that no pads go in front of it.
 WORDS = "A long instruction, so that nothing needs padding, about a cat in a hat that sits upon a wall, and more."
@@ -45,7 +46,7 @@ def encode(model, *args, **kwargs):
 
 def others(model, images) -> int:
     """Tokens of the branches that reasoning has no part in."""
-    prompts, n = model.reader.prompts, len(images)
+    prompts, n = model.conditioner.prompts, len(images)
     return len(prompts.unconditional(n, None)) + 1 + (len(prompts.partial(n, None)) + 1 if n else 0)
 
 
@@ -134,14 +135,14 @@ def test_a_late_special_token_is_read_again_as_what_it_is(model, monkeypatch):
 @pytest.mark.parametrize("change", ["in place", "another tensor", "another model"])
 def test_other_weights_read_anew(fresh, model, monkeypatch, photo, change):
     reasoning = written(fresh, monkeypatch, range(70, 90), [photo])
-    reader = model if change == "another model" else fresh
-    projection = reader.vlm.language_model.model["layers"][0].self_attn.o_proj
+    conditioner = model if change == "another model" else fresh
+    projection = conditioner.vlm.language_model.model["layers"][0].self_attn.o_proj
     if change == "in place":
         projection.weight.mul_(2)
     elif change == "another tensor":
         projection.weight = torch.nn.Parameter(projection.weight * 2, requires_grad=False)
-    hidden, read = encode(reader, WORDS, [photo], reasoning=reasoning)
-    assert read == assert_equal(reader, hidden, WORDS, [photo], reasoning=reasoning)
+    hidden, read = encode(conditioner, WORDS, [photo], reasoning=reasoning)
+    assert read == assert_equal(conditioner, hidden, WORDS, [photo], reasoning=reasoning)
 
 
 def test_who_keeps_a_memory(model):
@@ -159,7 +160,7 @@ def test_size_of_a_memory(model):
     reasoning = model.reason("a cat", **settings)
     assert len(reasoning.token_ids) < 300
     transcript, config = reasoning.memory.transcript, model.config.language
-    tokens = len(model.reader.prompts.full("a cat", 0, None)) + len(reasoning.token_ids) - 1
+    tokens = len(model.conditioner.prompts.full("a cat", 0, None)) + len(reasoning.token_ids) - 1
     tensors = [*transcript.cache.keys, *transcript.cache.values, transcript.inputs, transcript.hidden]
     per_token = 2 * config.num_layers * config.num_kv_heads * config.head_dim + 3 * config.hidden_size
     assert sum(tensor.untyped_storage().nbytes() for tensor in tensors) == 4 * tokens * per_token
@@ -193,19 +194,19 @@ def test_a_pixel_matters(model, photo):
 
 
 def test_only_the_last_pictures_are_remembered(fresh, monkeypatch):
-    monkeypatch.setattr(fresh.reader, "_most_tokens", 2 * fresh.reader.prompts.tokens_per_tile)
+    monkeypatch.setattr(fresh.conditioner, "_most_tokens", 2 * fresh.conditioner.prompts.tokens_per_tile)
     size = fresh.config.processor.tile_size
     pictures = [noise(1, 3, size, size, seed=seed) for seed in range(3)]
 
     def see(*which):
         with counted(fresh.vlm.vision_model) as seen:
-            fresh.reader.see([pictures[i] for i in which], fresh.device, fresh.dtype)
+            fresh.conditioner.image_features([pictures[i] for i in which], fresh.device, fresh.dtype)
         return len(seen)
 
     assert [see(0, 1), see(0), see(2), see(0, 2), see(1)] == [2, 0, 1, 0, 1]
-    assert len(fresh.reader.seen) == 2
-    assert len(fresh.reader.see([noise(3, 3, size, size)], fresh.device, fresh.dtype)[0]) == 3 * 64
-    assert len(fresh.reader.seen) == 1  # more than there should be, but it was just needed
+    assert len(fresh.conditioner.seen) == 2
+    assert len(fresh.conditioner.image_features([noise(3, 3, size, size)], fresh.device, fresh.dtype)[0]) == 3 * 64
+    assert len(fresh.conditioner.seen) == 1  # more than there should be, but it was just needed
 
 
 # Steps

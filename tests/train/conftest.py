@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from support.training import TINY
 
 from internvlu_train import data
 from internvlu_train.fresh import write_fresh
 from internvlu_train.settings import TextStage
 from internvlu_train.storage import Networks
+from support.training import TINY
 
 
 @pytest.fixture(scope="session")

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from support.training import TINY
 
 from internvlu_core import InternVLU
 from internvlu_train import __main__ as command
+from support.training import TINY
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,6 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from checkpoints import CHECKPOINT
 from PIL import Image
 
 from internvlu_core import InputError
@@ -15,6 +14,7 @@ from internvlu_train.evaluation.__main__ import main
 from internvlu_train.evaluation.benchmarks import BENCHMARKS, Run, subject
 from internvlu_train.evaluation.sampling import Order, Settings, draw_all
 from internvlu_train.synthesis import make
+from support.checkpoints import CHECKPOINT
 
 SIZE = (64, 64)
 SETTINGS = Settings(SIZE, steps=2, batch=3)

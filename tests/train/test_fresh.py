@@ -1,13 +1,13 @@
 """A checkpoint that has learnt nothing: its tokenizer, its sizes, its random weights."""
 
 import torch
-from helpers import relative
 from PIL import Image
 
 from internvlu_core.imaging import reference_pixels
 from internvlu_core.prompt import CHAT_SYSTEM, DRAW_SYSTEM, EDIT_SYSTEM, Tokenizer
 from internvlu_train.settings import CPU
 from internvlu_train.storage import Networks
+from support.tensors import relative
 
 
 def test_tokenizer_reads_the_fixed_texts_in_few_tokens_and_words_to_draw_by_letters(fresh):
@@ -37,7 +37,7 @@ def test_a_fresh_models_hidden_states_are_still_its_words(fresh):
     networks = Networks(fresh)
     language = networks.vlm.language_model
     ids = torch.arange(40, 80)[None]
-    words = networks.vlm.embed(ids, networks.reader.tokenizer.special_ids)
+    words = networks.vlm.embed(ids, networks.conditioner.tokenizer.special_ids)
     (last,) = language(words, (language.config.num_layers - 1,))
     assert relative(last, words) < 0.25
 

@@ -4,7 +4,6 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from support.training import LEARN
 
 from internvlu_core import InputError
 from internvlu_core.checkpoints.convert import convert
@@ -15,6 +14,7 @@ from internvlu_train.folder import read_folder
 from internvlu_train.loop import Run, assign
 from internvlu_train.settings import LoraStage
 from internvlu_train.storage import Networks, write_checkpoint
+from support.training import LEARN
 
 
 def test_a_folder_of_pictures(awake, pictures):

@@ -5,11 +5,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from support.training import picture_stage
 
 from internvlu_core import InputError
 from internvlu_train import data, synthesis
 from internvlu_train.settings import PRESETS
+from support.training import picture_stage
 
 
 @pytest.mark.parametrize("preset", PRESETS)

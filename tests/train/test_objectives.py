@@ -4,25 +4,25 @@ from dataclasses import replace
 
 import pytest
 import torch
-from support.training import OVERFIT, picture_stage, sample
 
 from internvlu_train import data, objectives
 from internvlu_train.feed import Feed
 from internvlu_train.loop import freeze
 from internvlu_train.settings import CPU
+from support.training import OVERFIT, picture_stage, sample
 
 
 def test_losses_are_weighted_1_to_20(awake):
     stage = replace(CPU["stage3"], drop_prompt=0.0, drop_all=0.0)
     assert (stage.text_weight, stage.flow_weight) == (1.0, 20.0)
-    one = data.exercise(sample("reason", "Three."), awake.reader, stage)
+    one = data.exercise(sample("reason", "Three."), awake.conditioner, stage)
     latents = torch.randn(1, 16, 8, 6, generator=torch.Generator().manual_seed(0))
     batch = data.Batch(
         weight=1.0,
         generator=torch.Generator().manual_seed(0),
-        text=data.make_reading([one.text], [()], awake.reader),
+        text=data.make_reading([one.text], [()], awake.conditioner),
         latents=latents,
-        reading=data.make_reading([one.branches[data.FULL]], [()], awake.reader),
+        reading=data.make_reading([one.branches[data.FULL]], [()], awake.conditioner),
     )
     losses = objectives.losses(awake, batch, stage, 0)
     assert set(losses.parts) == {"text", "flow"}

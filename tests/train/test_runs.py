@@ -9,8 +9,6 @@ from datetime import timedelta
 
 import pytest
 import torch
-from helpers import relative
-from support.training import LEARN, ROOT, entries, picture_stage
 
 from internvlu_core import CheckpointError, InputError, InternVLU
 from internvlu_core.checkpoints.convert import convert
@@ -18,6 +16,8 @@ from internvlu_train import objectives
 from internvlu_train.loop import Run, learning_rate, make_optimizers
 from internvlu_train.settings import CPU, TextStage, changed
 from internvlu_train.storage import Networks, write_checkpoint
+from support.tensors import relative
+from support.training import LEARN, ROOT, entries, picture_stage
 
 
 def test_the_learning_rate_warms_up_and_decays():

@@ -5,9 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from helpers import relative
 from PIL import Image
-from support.training import picture_stage, sample
 
 from internvlu_core import TextResult
 from internvlu_core.imaging import vit_tiles
@@ -16,6 +14,8 @@ from internvlu_train import data, objectives
 from internvlu_train.attention import masked_attention
 from internvlu_train.feed import Feed
 from internvlu_train.settings import CPU, PRESETS, SIZES
+from support.tensors import relative
+from support.training import picture_stage, sample
 
 
 @pytest.mark.parametrize(
@@ -26,16 +26,16 @@ def test_contexts_are_those_of_inference(awake, task, words, images):
     """In a padded batch with another row. The cuts and pads of reasoning are among them."""
     one = sample(task, words, images)
     other = replace(one, prompt="a rather longer prompt for a picture of two red stars", words=2 * words)
-    reader = awake.reader
-    rows = [data.branch_tokens(each, reader) for each in (one, other)]
-    tiles = [vit_tiles(Image.fromarray(image), reader.config.processor) for image in one.images]
-    features = reader.see(tiles, "cpu", torch.float32)
-    thought = TextResult(words, data.written(words, reader)) if words else None
-    context = reader.context(one.prompt, features, [], device="cpu", reasoning=thought)
+    conditioner = awake.conditioner
+    rows = [data.branch_tokens(each, conditioner) for each in (one, other)]
+    tiles = [vit_tiles(Image.fromarray(image), conditioner.config.processor) for image in one.images]
+    features = conditioner.image_features(tiles, "cpu", torch.float32)
+    thought = TextResult(words, data.written(words, conditioner)) if words else None
+    context = conditioner.context(one.prompt, features, [], device="cpu", reasoning=thought)
     for branch in (data.FULL, data.PARTIAL, data.UNCONDITIONAL):
         pair = [row[branch] for row in rows]
         with torch.no_grad():
-            batch = objectives.read(awake, data.make_reading(pair, [one.images, other.images], reader))
+            batch = objectives.read(awake, data.make_reading(pair, [one.images, other.images], conditioner))
         expected = getattr(context, branch)
         length = len(expected.hidden)
         assert int(batch.mask[0].sum()) == length

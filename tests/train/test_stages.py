@@ -5,13 +5,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from PIL import Image
-from support.training import OVERFIT, entries
 
 from internvlu_core import InputError, InternVLU
 from internvlu_train import data
 from internvlu_train.loop import Run, freeze
 from internvlu_train.settings import CPU, PRESETS
 from internvlu_train.storage import Networks
+from support.training import OVERFIT, entries
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """Test-only nodes: they show tensors and network calls to a test, and bring a test's own tensors into a graph.
 
-No part of the pack that users install; tests/comfy/conftest.py links this folder into its server as a second pack.
+No part of the pack that users install; the servers of tests/comfy and tests/browser have this folder as a second pack.
 """
 
 import hashlib

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-CHECKPOINT = Path(__file__).resolve().parents[1] / "demo" / "InternVL-U-toy"
+CHECKPOINT = Path(__file__).resolve().parents[2] / "demo" / "InternVL-U-toy"
 SIZE = {"width": 64, "height": 64}
 SEED = 4  # one with which the texts below come out right
 

@@ -25,7 +25,7 @@ import requests
 from PIL import Image
 
 PACK_NAME = "ComfyUI-InternVL-U"
-SHIM = Path(__file__).resolve().parents[1] / "scripts" / "comfy_shim"
+SHIM = Path(__file__).resolve().parents[2] / "scripts" / "comfy_shim"
 
 
 class ComfyError(Exception):

@@ -4,8 +4,9 @@ import importlib
 from types import SimpleNamespace
 
 import torch
-from inprocess import load_pack
 from torch import Tensor
+
+from .inprocess import load_pack
 
 FLOW_SHIFT = 3.0
 

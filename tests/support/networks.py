@@ -1,24 +1,27 @@
-"""What several test files compare with."""
+"""Tiny networks with random weights."""
 
 from types import SimpleNamespace
 
 import torch
-from checkpoints import randomise
-from torch import Tensor
+from torch import nn
 
 from internvlu_core.checkpoints.config import LanguageConfig
 from internvlu_core.models.language import Qwen3
 
 
-def relative(actual: Tensor, expected: Tensor) -> float:
-    """‖actual − expected‖ / ‖expected‖, in float64; shapes must agree."""
-    assert actual.shape == expected.shape, f"shape {tuple(actual.shape)} instead of {tuple(expected.shape)}"
-    actual, expected = actual.double(), expected.double()
-    return float((actual - expected).norm() / expected.norm())
-
-
-def noise(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+def randomise(network: nn.Module, seed: int = 0) -> nn.Module:
+    """Random weights that keep activations near 1, so that every weight matters to the result. Returns the network."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            parameter.normal_(generator=generator)
+            if name.endswith("bias"):
+                parameter.mul_(0.1)
+            elif parameter.squeeze().ndim == 1:  # scales: of norms and layers
+                parameter.mul_(0.2).add_(1)
+            else:
+                parameter.mul_(parameter[0].numel() ** -0.5)
+    return network.eval().requires_grad_(False)
 
 
 def language_config(**changes) -> LanguageConfig:

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-SAVED = Path(__file__).parent / "saved" / "0.1"
+SAVED = Path(__file__).resolve().parents[1] / "saved" / "0.1"
 
 
 def saved_graph(name: str) -> dict:

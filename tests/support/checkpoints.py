@@ -7,13 +7,15 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from internvlu_core.checkpoints import load as weights
 from internvlu_core.checkpoints.config import Config
 from internvlu_core.models.mmdit import MMDiT
 from internvlu_core.models.vae import VAE
 from internvlu_core.models.vlm import VLM
+
+from .networks import randomise
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
 CHECKPOINT = GOLDEN / "checkpoint"
@@ -61,6 +63,27 @@ def random_checkpoint(folder: Path, changes: dict | None = None, seed: int = 0) 
     return folder
 
 
+def native_checkpoint(folder: Path) -> Path:
+    """Random weights, with a VAE of the released shape and all that it stores: 194 tensors, some for videos only."""
+    random_checkpoint(folder, {"vae/config.json": {"num_res_blocks": 2}})
+    file = folder / "vae" / WEIGHTS["vae"]
+    tensors = load_file(file)
+    for name, tensor in tensors.items():
+        if name.endswith(".gamma") and "attentions" not in name:
+            tensors[name] = tensor[..., None]
+    for place, factor in {
+        "encoder.down_blocks.5": 1,
+        "encoder.down_blocks.8": 1,
+        "decoder.up_blocks.0.upsamplers.0": 2,
+        "decoder.up_blocks.1.upsamplers.0": 2,
+    }.items():
+        size = tensors[f"{place}.resample.1.weight"].shape[1]
+        tensors[f"{place}.time_conv.weight"] = torch.randn(factor * size, size, 3, 1, 1)
+        tensors[f"{place}.time_conv.bias"] = torch.randn(factor * size)
+    save_file(tensors, file)
+    return folder
+
+
 def change_json(folder: Path, changes: dict):
     for name, values in changes.items():
         file = folder / name
@@ -80,21 +103,6 @@ def _merge(old: dict, new: dict) -> dict:
         else:
             merged[key] = _merge(old.get(key, {}), value) if isinstance(value, dict) else value
     return merged
-
-
-def randomise(network: nn.Module, seed: int = 0) -> nn.Module:
-    """Random weights that keep activations near 1, so that every weight matters to the result. Returns the network."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, parameter in network.named_parameters():
-            parameter.normal_(generator=generator)
-            if name.endswith("bias"):
-                parameter.mul_(0.1)
-            elif parameter.squeeze().ndim == 1:  # scales: of norms and layers
-                parameter.mul_(0.2).add_(1)
-            else:
-                parameter.mul_(parameter[0].numel() ** -0.5)
-    return network.eval().requires_grad_(False)
 
 
 def _with_earlier_taps(name: str, tensor: Tensor) -> Tensor:
