@@ -5,8 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
-from internvlu_train.settings import PictureStage, Sizes, TextStage, VAEStage
-from internvlu_train.synthesis import Sample
+from internvlu_train.sample import Sample
+from internvlu_train.settings import PictureStage, TextStage, VAEStage
+from internvlu_train.toy.presets import Sizes
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = Sizes(
@@ -28,7 +29,7 @@ def sample(task: str, words: str = "", images: int = 0, size: tuple[int, int] = 
     chance = np.random.default_rng(len(task) + images)
     pictures = [chance.integers(0, 255, (*size[::-1], 3), dtype=np.uint8) for _ in range(images + 1)]
     picture = None if task == "ask" else pictures[0]
-    return Sample(task, "objects", f"{task} two red stars", tuple(pictures[1:]), picture, words, None)
+    return Sample(task, "objects", f"{task} two red stars", tuple(pictures[1:]), picture, words)
 
 
 def picture_stage(**changes) -> PictureStage:

@@ -7,10 +7,10 @@ import pytest
 import torch
 from PIL import Image
 
-from internvlu_train import data
-from internvlu_train.fresh import write_fresh
 from internvlu_train.settings import TextStage
 from internvlu_train.storage import Networks
+from internvlu_train.synthesis import mixture
+from internvlu_train.toy.fresh import write_fresh
 from support.training import TINY
 
 
@@ -18,7 +18,7 @@ from support.training import TINY
 def fresh(tmp_path_factory) -> Path:
     """A tiny checkpoint that has learnt nothing."""
     folder = tmp_path_factory.mktemp("fresh") / "checkpoint"
-    made = data.samples(TextStage(trained=(), tasks=(("draw", 1), ("edit", 1), ("ask", 1)), samples=300))
+    made = mixture.samples(TextStage(trained=(), tasks=(("draw", 1), ("edit", 1), ("ask", 1)), samples=300))
     write_fresh(folder, TINY, [text for sample in made for text in (sample.prompt, sample.words)])
     return folder
 

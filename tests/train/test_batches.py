@@ -9,8 +9,9 @@ import torch
 from internvlu_core import InputError
 from internvlu_train import data
 from internvlu_train.feed import Feed
-from internvlu_train.settings import CPU
 from internvlu_train.storage import Networks
+from internvlu_train.synthesis import mixture
+from internvlu_train.toy.presets import CPU
 from support.training import picture_stage, sample
 
 
@@ -72,4 +73,4 @@ def test_samples_of_which_nothing_is_learnt_are_refused(awake):
     with pytest.raises(InputError, match="'ask'"):
         data.exercise(sample("ask", "Orange."), awake.conditioner, CPU["vae"])
     with pytest.raises(InputError, match="'sing'"):
-        next(data.samples(picture_stage(tasks=(("sing", 1),))))
+        next(mixture.samples(picture_stage(tasks=(("sing", 1),))))

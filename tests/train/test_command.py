@@ -1,10 +1,15 @@
 """The command line of training."""
 
+from itertools import pairwise
+from pathlib import Path
+
 import pytest
 import torch
 
 from internvlu_core import InternVLU
 from internvlu_train import __main__ as command
+from internvlu_train.toy import fresh as toy_fresh
+from internvlu_train.toy import presets
 from support.training import TINY
 
 
@@ -25,11 +30,11 @@ def test_settings_that_cannot_be_are_named(fresh, tmp_path, capsys, change, mess
 
 
 def test_one_command_per_stage_and_what_it_writes_draws(fresh, tmp_path, monkeypatch, capsys):
-    monkeypatch.setitem(command.SIZES, "cpu", TINY)
-    monkeypatch.setattr(command, "TOKENIZER_SAMPLES", 50)
+    monkeypatch.setitem(presets.SIZES, "cpu", TINY)
+    monkeypatch.setattr(toy_fresh, "TOKENIZER_SAMPLES", 50)
     assert command.main(["new", str(tmp_path)]) == 0
     tiny = ["--set", "steps=2", "--set", "samples=8", "--set", "batch=4"]
-    for stage in command.ORDER[1 : command.ORDER.index("lora")]:
+    for stage in presets.PRESETS["cpu"]:
         assert command.main([stage, str(tmp_path), *tiny]) == 0, stage
         assert {file.name for file in (tmp_path / stage).iterdir()} >= {
             "checkpoint",
@@ -44,3 +49,17 @@ def test_one_command_per_stage_and_what_it_writes_draws(fresh, tmp_path, monkeyp
     assert model.answer("what is it?", [drawn], max_new_tokens=3).token_ids
     assert command.main(["stage1", str(tmp_path), "--set", "stepz=2"]) == 2
     assert "stepz" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("preset", presets.PRESETS)
+def test_each_stage_starts_from_the_one_before(tmp_path, preset):
+    names = ["new", *presets.PRESETS[preset], "lora"]
+    for before, stage in pairwise(names):
+        options = command.parse([stage, str(tmp_path), "--preset", preset])
+        assert command.starting_point(options) == tmp_path / before / "checkpoint"
+    assert command.starting_point(command.parse(["lora", str(tmp_path), "--base", "x"])) == Path("x")
+
+
+def test_an_unknown_stage_is_named_with_those_there_are(tmp_path, capsys):
+    assert command.main(["stage9", str(tmp_path)]) == 2
+    assert "'stage9'; there are lora, new, vae, " in capsys.readouterr().err

@@ -5,8 +5,8 @@ from PIL import Image
 
 from internvlu_core.imaging import reference_pixels
 from internvlu_core.prompt import CHAT_SYSTEM, DRAW_SYSTEM, EDIT_SYSTEM, Tokenizer
-from internvlu_train.settings import CPU
 from internvlu_train.storage import Networks
+from internvlu_train.toy.presets import CPU
 from support.tensors import relative
 
 

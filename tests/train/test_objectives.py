@@ -8,7 +8,7 @@ import torch
 from internvlu_train import data, objectives
 from internvlu_train.feed import Feed
 from internvlu_train.loop import freeze
-from internvlu_train.settings import CPU
+from internvlu_train.toy.presets import CPU
 from support.training import OVERFIT, picture_stage, sample
 
 

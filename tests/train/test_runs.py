@@ -14,8 +14,9 @@ from internvlu_core import CheckpointError, InputError, InternVLU
 from internvlu_core.checkpoints.convert import convert
 from internvlu_train import objectives
 from internvlu_train.loop import Run, learning_rate, make_optimizers
-from internvlu_train.settings import CPU, TextStage, changed
+from internvlu_train.settings import TextStage, changed
 from internvlu_train.storage import Networks, write_checkpoint
+from internvlu_train.toy.presets import CPU
 from support.tensors import relative
 from support.training import LEARN, ROOT, entries, picture_stage
 

@@ -13,7 +13,7 @@ from internvlu_core.sampling import flow_sigmas
 from internvlu_train import data, objectives
 from internvlu_train.attention import masked_attention
 from internvlu_train.feed import Feed
-from internvlu_train.settings import CPU, PRESETS, SIZES
+from internvlu_train.toy.presets import CPU, PRESETS, SIZES
 from support.tensors import relative
 from support.training import picture_stage, sample
 

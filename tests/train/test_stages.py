@@ -9,8 +9,9 @@ from PIL import Image
 from internvlu_core import InputError, InternVLU
 from internvlu_train import data
 from internvlu_train.loop import Run, freeze
-from internvlu_train.settings import CPU, PRESETS
 from internvlu_train.storage import Networks
+from internvlu_train.synthesis import mixture
+from internvlu_train.toy.presets import CPU, PRESETS
 from support.training import OVERFIT, entries
 
 
@@ -62,13 +63,13 @@ def test_a_stage_overfits_a_handful(fresh, tmp_path, name, part, least):
     assert np.mean(values[-10:]) < least * np.mean(values[:3])
     trained = InternVLU.from_pretrained(tmp_path / "checkpoint")
     if name == "mllm":
-        known = list(data.samples(OVERFIT[name]))
+        known = list(mixture.samples(OVERFIT[name]))
         answers = [
             trained.answer(one.prompt, [Image.fromarray(i) for i in one.images], max_new_tokens=9) for one in known
         ]
         assert [answer.text for answer in answers] == [one.words for one in known]
     if name == "vae":  # latents are about standard normal
-        latents = trained.vae.encode(data.to_pixels([one.picture for one in data.samples(OVERFIT[name])]))
+        latents = trained.vae.encode(data.to_pixels([one.picture for one in mixture.samples(OVERFIT[name])]))
         assert abs(float(latents.mean())) < 0.1 and abs(float(latents.std()) - 1) < 0.1
 
 
