@@ -27,11 +27,15 @@ PLACEHOLDER = "GITHUB_OWNER"
 
 # Top-level names of an installed pack. Whatever is new is either named here or left out by .comfyignore.
 NEEDED = {
-    "__init__.py", "internvlu_core", "nodes", "js", "workflows", "subgraphs", "demo",
+    "__init__.py", "internvlu_core", "internvlu_train", "nodes", "js", "workflows", "subgraphs", "demo",
     "pyproject.toml", "requirements.txt", "README.md", "LICENSE", "BENCHMARKS.md", "CHANGELOG.md", "docs",
 }  # fmt: skip
 ONCE_THERE = {"locales"}
-CODE = "internvlu_core", "nodes", "js", "workflows", "subgraphs", "locales"
+CODE = "internvlu_core", "internvlu_train", "nodes", "js", "workflows", "subgraphs", "locales"
+# What nobody who installs the pack needs: making synthetic samples, scoring, training the toy model, and its logs.
+REPOSITORY_ONLY = (
+    "internvlu_train/synthesis/", "internvlu_train/evaluation/", "internvlu_train/toy/", "demo/training/", "tests/"
+)  # fmt: skip
 MEGABYTES, TOY_MEGABYTES = 6, 20  # without the toy checkpoint, and of it
 
 # A classifier of these kinds that comfy-cli does not know makes it drop all the others of its kind.
@@ -132,8 +136,14 @@ def test_pack_holds_what_it_needs_and_nothing_else(packed):
     assert names <= NEEDED | ONCE_THERE, "new in the pack: add it to .comfyignore, or to NEEDED"
     # Whatever lies there on the disk, but for what Python and git leave behind.
     there = {path.relative_to(ROOT).as_posix() for name in CODE for path in (ROOT / name).rglob("*") if path.is_file()}
-    missing = {path for path in there if "__pycache__" not in path and not path.endswith(".DS_Store")} - set(packed)
+    expected = {path for path in there if "__pycache__" not in path and not path.endswith(".DS_Store")}
+    missing = {path for path in expected if not path.startswith(REPOSITORY_ONLY)} - set(packed)
     assert not missing, f"git or .comfyignore ignores them: {missing}"
+
+
+def test_pack_leaves_out_what_only_the_repository_needs(packed):
+    assert all(any((ROOT / folder).rglob("*.*")) for folder in REPOSITORY_ONLY), "a folder of the list is gone"
+    assert [path for path in packed if path.startswith(REPOSITORY_ONLY)] == []
 
 
 def test_pack_is_small(tmp_path):
