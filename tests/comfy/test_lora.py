@@ -112,7 +112,9 @@ def host():
         module("nodes.comfy.lora").install()
 
     tokenizer = module("internvlu_core.prompt").Tokenizer(CHECKPOINT / "processor")
-    reader = module("nodes.comfy.vlm").ComfyVLM(config, tokenizer, read_weights(CHECKPOINT, config, "vlm"), torch.float32)
+    reader = module("nodes.comfy.vlm").ComfyVLM(
+        config, tokenizer, read_weights(CHECKPOINT, config, "vlm"), torch.float32
+    )
     mmdit = read_weights(CHECKPOINT, config, "generation_decoder")
     return SimpleNamespace(
         model=module("nodes.comfy.model").build_model(config, mmdit, torch.float32),
