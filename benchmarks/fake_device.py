@@ -28,11 +28,10 @@ from torch.utils.flop_counter import flop_registry
 
 from internvlu_core import InternVLU
 from internvlu_core.checkpoints.config import Config
-from internvlu_core.models.mmdit import MMDiT
-from internvlu_core.models.vae import VAE
-from internvlu_core.models.vlm import VLM
+from internvlu_core.checkpoints.files import COMPONENTS
+from internvlu_core.checkpoints.load import build_on_meta
 from internvlu_core.prompt import Tokenizer
-from internvlu_core.quantization import float8
+from internvlu_core.quantization import FORMATS, quantise_network
 from scripts.random_checkpoint import stored_shapes, write_json
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -450,23 +449,26 @@ def write_hollow(file: Path, shapes: dict[str, tuple[int, ...]]):
         out.truncate(8 + len(text) + end)
 
 
-def hollow_model(folder: Path, device: torch.device, dtype: torch.dtype, eight_bits: bool = False) -> InternVLU:
-    """A checkpoint's model with weights that were never loaded, which takes a moment at any size."""
-    config = Config.read(folder)
-    with torch.device("meta"):
-        networks = VLM(config), MMDiT(config.mmdit), VAE(config.vae)
-    for network in networks:
-        state = network.to(dtype).state_dict()
-        if eight_bits:
-            float8.keep_in_float8(network, state)
+def hollow_model(folder: Path, device: torch.device, dtype: torch.dtype, weight_format: str | None = None) -> InternVLU:
+    """A checkpoint's model with weights that were never loaded, which takes a moment at any size.
+
+    weight_format: a name in FORMATS.
+    """
+    config, networks = Config.read(folder), []
+    for component in COMPONENTS:
+        network = build_on_meta(config, component).to(dtype)
+        state = network.state_dict()
+        if weight_format:
+            quantise_network(network, state, FORMATS[weight_format])
         weights = {name: torch.empty(t.shape, dtype=t.dtype, device=device) for name, t in state.items()}
         network.requires_grad_(False).load_state_dict(weights, assign=True)
+        networks.append(network)
     return InternVLU(config, Tokenizer(folder / "processor"), *networks)
 
 
 def hollow_checkpoint(folder: Path, changes: dict[str, dict]) -> Path:
     """A checkpoint of zeros in the released layout; changes as in scripts/random_checkpoint.py."""
     write_json(folder, changes)
-    for layout, shapes in stored_shapes(folder):
-        write_hollow(folder / layout.folder / f"{layout.stem}.safetensors", shapes)
+    for names, shapes in stored_shapes(folder):
+        write_hollow(folder / names.folder / f"{names.stem}.safetensors", shapes)
     return folder

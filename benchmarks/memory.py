@@ -21,7 +21,7 @@ def table() -> list[dict]:
     """A row for each stage: bytes of its network's weights and beside them, in 16 and in 8 bits; kernels and FLOPs."""
     with tempfile.TemporaryDirectory() as folder:
         write_json(Path(folder, "released"), SCALES["released"])
-        sixteen, eight = (measure(Path(folder, "released"), eight_bits) for eight_bits in (False, True))
+        sixteen, eight = (measure(Path(folder, "released"), name) for name in (None, "fp8"))
     rows = []
     for stage, (weights, record) in sixteen.items():
         weights8, record8 = eight[stage]
@@ -31,10 +31,10 @@ def table() -> list[dict]:
     return rows
 
 
-def measure(folder: Path, eight_bits: bool) -> dict[str, tuple[int, Record]]:
+def measure(folder: Path, weight_format: str | None) -> dict[str, tuple[int, Record]]:
     """{stage: (bytes of its network's weights, what happened)}"""
     with FakeDevice() as device:
-        model = hollow_model(folder, device.device, DTYPE, eight_bits)
+        model = hollow_model(folder, device.device, DTYPE, weight_format)
         found = stages(model, device)
     return {stage: (sum(p.nbytes for p in network.parameters()), record) for stage, (network, record) in found.items()}
 

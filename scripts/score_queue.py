@@ -17,15 +17,14 @@ import torch
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "comfy")]
-
-from comfy_server import ComfyServer, link_folder  # noqa: E402
-from graphs import workflow  # noqa: E402
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from internvlu_core import InternVLU  # noqa: E402
 from internvlu_train.evaluation.sampling import Settings  # noqa: E402
 from internvlu_train.evaluation.toy import draw, judge, reply, think, unseen  # noqa: E402
 from internvlu_train.synthesis import Sample, check, check_answer  # noqa: E402
+from support.comfy_server import ComfyServer, link_folder  # noqa: E402
+from support.workflows import workflow  # noqa: E402
 
 # By workflow: domain and task of its samples.
 MODES = {

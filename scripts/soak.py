@@ -23,10 +23,10 @@ from pathlib import Path
 import psutil
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "comfy")]
+sys.path.insert(0, str(ROOT / "tests"))
 
-from comfy_server import ComfyInterrupted, ComfyServer, link_folder  # noqa: E402
-from graphs import workflow  # noqa: E402
+from support.comfy_server import ComfyInterrupted, ComfyServer, link_folder  # noqa: E402
+from support.workflows import workflow  # noqa: E402
 
 CHECKPOINT = ROOT / "tests" / "golden" / "checkpoint"
 SMALL = {"steps": 3, "max_new_tokens": 12, "width": 128, "height": 96}

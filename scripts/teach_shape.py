@@ -17,9 +17,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
-
-import toy  # noqa: E402
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from internvlu_core import InternVLU  # noqa: E402
 from internvlu_train import __main__ as training  # noqa: E402
@@ -27,6 +25,7 @@ from internvlu_train.evaluation.sampling import Order, Settings, draw_all  # noq
 from internvlu_train.evaluation.toy import share  # noqa: E402
 from internvlu_train.synthesis import NEW_SHAPES, SHAPES, Chance, check  # noqa: E402
 from internvlu_train.synthesis.objects import single  # noqa: E402
+from support import toy  # noqa: E402
 
 SIZE = 64, 64
 

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from checkpoints import CHECKPOINT, GOLDEN
 from PIL import Image
 
 from internvlu_core import InternVLU
+from support.checkpoints import CHECKPOINT, GOLDEN
 
 # The networks of the tests are tiny: threads would spend more time waiting for each other than computing.
 torch.set_num_threads(1)

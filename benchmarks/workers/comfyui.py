@@ -21,7 +21,7 @@ WEIGHT_DTYPES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 
 
 def load_pack():
-    """As tests/comfy/inprocess.py does; returns a function that imports one of the pack's modules."""
+    """As tests/support/inprocess.py does; returns a function that imports one of the pack's modules."""
     # In front: ComfyUI has a module called nodes, and so has this repository's root.
     sys.path.insert(0, COMFYUI)
     import comfy.options

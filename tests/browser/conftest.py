@@ -5,20 +5,19 @@ All fixtures end with their module: Playwright's event loop must be gone before 
 """
 
 import json
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from checkpoints import CHECKPOINT
-from comfy_server import PACK_NAME, ComfyServer, link_folder
 from playwright.sync_api import Page, sync_playwright
 from safetensors.torch import save_file
 
+from support.checkpoints import CHECKPOINT
+from support.comfy_server import PACK_NAME, ComfyServer, link_folder
+from support.environment import find_browser, find_comfyui, find_frontend
+
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.append(str(ROOT / "scripts"))
-from dev import find_browser, find_comfyui, find_frontend  # noqa: E402
 
 SCREENSHOTS = ROOT / ".cache" / "screenshots"
 OURS = f"/extensions/{PACK_NAME}/"
@@ -308,7 +307,7 @@ def host(request, browser, tmp_path_factory):
     arguments = ["--preview-method", "latent2rgb"]
     if request.param == "newest":
         arguments += ["--front-end-root", str(find_frontend())]
-    packs = {"debug_pack": ROOT / "tests" / "comfy" / "debug_pack"}
+    packs = {"debug_pack": ROOT / "tests" / "support" / "debug_pack"}
     env = {"OMP_NUM_THREADS": "1"}
     with ComfyServer(find_comfyui(), base, ROOT, arguments, env=env, extra_packs=packs) as server:
         for picture in (ROOT / "tests" / "pictures").glob("*.png"):

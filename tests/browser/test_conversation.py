@@ -3,7 +3,8 @@
 import json
 
 import pytest
-from saved_workflows import saved_graph
+
+from support.saved_workflows import saved_graph
 
 ASK, REASON = "InternVLUAsk", "InternVLUReason"
 ANSWER = ".internvlu-panel textarea"

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from saved_workflows import saved_graph, saved_prompt
+from support.saved_workflows import saved_graph, saved_prompt
 
 ROOT = Path(__file__).resolve().parents[2]
 RATIOS = ["1:1", "16:9", "9:16", "4:3", "3:4", "3:2", "2:3", "5:4", "4:5", "7:5", "5:7"]

@@ -7,7 +7,8 @@ out. So ids and subgraphs do not count, but every link and every value that is q
 import json
 
 import pytest
-from saved_workflows import SAVED, saved_graph, saved_prompt
+
+from support.saved_workflows import SAVED, saved_graph, saved_prompt
 
 NAMES = sorted(path.stem for path in SAVED.glob("*.json"))
 REASON, ENCODE, SAMPLER = "InternVLUReason", "InternVLUEncode", "InternVLUSampler"

@@ -5,7 +5,8 @@ import json
 
 import pytest
 from PIL import Image
-from saved_workflows import saved_graph
+
+from support.saved_workflows import saved_graph
 
 REASON = "InternVLUReason"
 KEY = "internvlu_reasoning"

@@ -3,11 +3,11 @@
 import json
 
 import pytest
-from comfy_server import ComfyError
-from graphs import workflow
 
 from internvlu_core import Turn
 from internvlu_core.conversation import write_turns
+from support.comfy_server import ComfyError
+from support.workflows import workflow
 
 SHORT = 6  # tokens of an answer
 

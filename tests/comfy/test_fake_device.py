@@ -5,11 +5,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers import noise
-from inprocess import PACK, load_pack
 
 from benchmarks.fake_device import FakeDevice, hollow_checkpoint
 from scripts.random_checkpoint import SCALES
+from support.inprocess import PACK, load_pack
+from support.tensors import noise
 
 SIZE = {"width": 1024, "height": 1024}
 
@@ -18,8 +18,10 @@ SIZE = {"width": 1024, "height": 1024}
 def host():
     """The pack's modules in this process, by name."""
     load_pack()
-    names = ("encode", "loader", "sampling", "text")
-    return SimpleNamespace(**{name: importlib.import_module(f"{PACK}.nodes.{name}") for name in names})
+    names = {"config": "internvlu_core.checkpoints.config", "files": "internvlu_core.checkpoints.files"}
+    names |= {"decoding": "internvlu_core.decoding", "load": "nodes.comfy.load", "guider": "nodes.comfy.guider"}
+    names |= {name: f"nodes.{name}" for name in ("encode", "sampling")}
+    return SimpleNamespace(**{key: importlib.import_module(f"{PACK}.{name}") for key, name in names.items()})
 
 
 @pytest.fixture(scope="module")
@@ -54,22 +56,22 @@ def gpu(host, monkeypatch):
 
 def load(host, checkpoint, dtype: torch.dtype | None) -> SimpleNamespace:
     """What the loader's outputs are."""
-    source = host.loader.open_source(checkpoint)
-    config = host.loader.Config.read(source)
+    source = host.files.open_source(checkpoint)
+    config = host.config.Config.read(source)
     return SimpleNamespace(
-        model=host.loader.load_model(source, config, dtype),
-        vlm=host.loader.load_vlm(source, config, dtype),
-        vae=host.loader.load_vae(source, config),
+        model=host.load.load_model(source, config, dtype),
+        vlm=host.load.load_vlm(source, config, dtype),
+        vae=host.load.load_vae(source, config),
     )
 
 
 def sample(host, parts, conditionings, batch: int, laps):
     """InternVLUSampler over three steps; a new record begins at each."""
-    guider = host.sampling.DualGuider(parts.model)
+    guider = host.guider.DualGuider(parts.model)
     guider.set_conds(*conditionings, 4.5, 2.0)
     sampler = host.sampling.InternVLUSamplerSelect.execute().result[0]
     latents = torch.zeros(batch, 16, 1, SIZE["height"] // 8, SIZE["width"] // 8)
-    sigmas = host.sampling.denoise_sigmas(3, 3.0, 1.0)
+    sigmas = host.sampling.InternVLUScheduler.execute(steps=3, shift=3.0, denoise=1.0).result[0]
     return guider.sample(noise(*latents.shape), latents, sampler, sigmas, callback=laps, disable_pbar=True, seed=0)
 
 
@@ -94,8 +96,8 @@ def test_draw_and_edit(host, checkpoint, gpu, dtype):
 
 def test_text(host, checkpoint, gpu):
     parts = load(host, checkpoint, torch.bfloat16)
-    prompt = parts.vlm.reader.prompts.chat("what is it?", [])
+    prompt = parts.vlm.conditioner.prompts.chat("what is it?", [])
     with gpu.laps() as laps:
-        parts.vlm.generate(prompt, [], host.text.TextSettings(max_new_tokens=3), lambda tokens, text: laps())
+        parts.vlm.generate(prompt, [], host.decoding.TextSettings(max_new_tokens=3), lambda tokens, text: laps())
     token = laps.records[2]
     print(token.kernels, token.waits, token.uploads, token.products)

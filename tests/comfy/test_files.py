@@ -9,17 +9,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from checkpoints import CHECKPOINT
-from comfy_server import ComfyError, ComfyInterrupted, ComfyServer, link_folder
-from fake_hub import FakeHub
-from forms import native_checkpoint
-from graphs import assert_close_pictures, workflow
-from inprocess import PACK, load_pack
 from safetensors.torch import load_file, save_file
 
 from internvlu_core import InternVLU
 from internvlu_core.checkpoints.convert import convert
 from internvlu_core.checkpoints.files import SPLIT_FILES
+from support.checkpoints import CHECKPOINT, native_checkpoint
+from support.comfy_server import ComfyError, ComfyInterrupted, ComfyServer, link_folder
+from support.fake_hub import FakeHub
+from support.inprocess import PACK, load_pack
+from support.workflows import assert_close_pictures, workflow
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = {"width": 64, "height": 48, "steps": 2}
@@ -303,7 +302,7 @@ def test_replaced_file_is_loaded_anew(comfy, native):
 def test_nothing_to_load(monkeypatch):
     """A new node comes with the toy, not with the download; a workflow that names a checkpoint says how to get it."""
     load_pack()
-    download = importlib.import_module(f"{PACK}.nodes.download")
+    download = importlib.import_module(f"{PACK}.nodes.comfy.download")
     monkeypatch.setattr(download.folders.folder_paths, "get_folder_paths", lambda name: ["models/internvl_u"])
     assert download.choices() == [TOY, DOWNLOAD]
     assert download.resolve(DOWNLOAD) is None

@@ -5,7 +5,12 @@ from functools import partial
 
 import pytest
 import torch
-from bench import (
+from safetensors.torch import save_file
+
+from internvlu_core import InternVLU
+from internvlu_core.guidance import combine
+from internvlu_core.sampling import sigma_to_timestep
+from support.bench import (
     EDIT_PROMPT,
     HEIGHT,
     PROMPT,
@@ -19,23 +24,13 @@ from bench import (
     difference,
     simple_sigmas,
 )
-from checkpoints import copy_checkpoint
-from comfy_server import ComfyError
-from graphs import assert_close_pictures, picture_of
-from safetensors.torch import save_file
-from stock import patched_options, stock_guider, with_hooks
-
-from internvlu_core import InternVLU
-from internvlu_core.guidance import combine
-from internvlu_core.sampling import sigma_to_timestep
+from support.checkpoints import copy_checkpoint
+from support.comfy_server import ComfyError
+from support.stock_sampling import patched_options, stock_guider, with_hooks
+from support.workflows import assert_close_pictures, picture_of
 
 SCALES = [(4.5, 2.0), (3.5, 1.5), (1.0, 1.0), (6.0, 0.0), (0.0, 0.0)]
 BATCH = 2
-
-
-@pytest.fixture(scope="module")
-def bench(server, model, photo):
-    return Bench(server, model, photo)
 
 
 # The three ways to the official guidance. Each: (graph, model, scales, latent, changed conditionings) → LATENT.
@@ -400,7 +395,7 @@ def test_swapped_conditionings(bench, route):
 
 def foreign_vae(bench, s, channels):
     """Another model's VAE by the stock loader: a TAESD of random weights."""
-    from inprocess import load_pack
+    from support.inprocess import load_pack
 
     load_pack()
     import comfy.taesd.taesd

@@ -7,16 +7,16 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from checkpoints import CHECKPOINT, copy_checkpoint
-from comfy_server import ComfyError
-from graphs import assert_close_pictures, workflow
-from inprocess import PACK, load_pack
 from safetensors.torch import load_file, save_file
 
 from internvlu_core import InternVLU
 from internvlu_train.lora import adapt, write_lora
 from internvlu_train.settings import LoraStage
 from internvlu_train.storage import Networks
+from support.checkpoints import CHECKPOINT, copy_checkpoint
+from support.comfy_server import ComfyError
+from support.inprocess import PACK, load_pack
+from support.workflows import assert_close_pictures, workflow
 
 RANK, STRENGTH = 3, 0.7
 
@@ -106,23 +106,19 @@ def host():
         return importlib.import_module(f"{PACK}.{name}")
 
     config = module("internvlu_core.checkpoints.config").Config.read(CHECKPOINT)
-    weights = module("internvlu_core.checkpoints.load")
+    read_weights = module("internvlu_core.checkpoints.load").read_weights
     untouched = comfy.lora.model_lora_keys_unet, comfy.lora.model_lora_keys_clip, comfy.lora.load_lora
     for _ in range(2):  # the second time it does nothing
-        module("nodes.lora").install()
+        module("nodes.comfy.lora").install()
 
-    with torch.device("meta"):
-        networks = (
-            module("internvlu_core.models.vlm").VLM(config),
-            module("internvlu_core.models.mmdit").MMDiT(config.mmdit),
-        )
-    layouts = weights.vlm_layout(config), weights.MMDIT
-    vlm, mmdit = (weights.load_state_dict(CHECKPOINT, *pair) for pair in zip(layouts, networks, strict=True))
     tokenizer = module("internvlu_core.prompt").Tokenizer(CHECKPOINT / "processor")
-    reader = module("nodes.vlm").ComfyVLM(config, tokenizer, vlm, torch.float32)
+    reader = module("nodes.comfy.vlm").ComfyVLM(
+        config, tokenizer, read_weights(CHECKPOINT, config, "vlm"), torch.float32
+    )
+    mmdit = read_weights(CHECKPOINT, config, "generation_decoder")
     return SimpleNamespace(
-        model=module("nodes.mmdit").build_model(config, mmdit, torch.float32),
-        clip=module("nodes.clip").InternVLUCLIP(reader),
+        model=module("nodes.comfy.model").build_model(config, mmdit, torch.float32),
+        clip=module("nodes.comfy.clip").InternVLUCLIP(reader),
         load=comfy.sd.load_lora_for_models,
         untouched=untouched,
     )

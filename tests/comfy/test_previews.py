@@ -1,29 +1,25 @@
 """Previews while sampling: a checkpoint with a VAE of its own brings the colours for them; and notices of a run."""
 
 import importlib
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from checkpoints import CHECKPOINT, copy_checkpoint
-from graphs import workflow
-from inprocess import PACK, load_pack
 
 from internvlu_core import InternVLU
 from internvlu_core.checkpoints.config import Config
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
-import fit_preview
-import toy
+from scripts import fit_preview
+from support import toy
+from support.checkpoints import CHECKPOINT, copy_checkpoint
+from support.inprocess import PACK, load_pack
+from support.workflows import workflow
 
 
 @pytest.fixture(scope="module")
 def formats():
     """ComfyUI's latent formats: of the toy, of the recorded checkpoint, and Wan 2.1's."""
     load_pack()
-    model_config = importlib.import_module(f"{PACK}.nodes.mmdit").ModelConfig
+    model_config = importlib.import_module(f"{PACK}.nodes.comfy.model").ModelConfig
     import comfy.latent_formats
 
     own = {

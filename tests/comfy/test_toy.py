@@ -3,17 +3,13 @@
 It draws by no means everything right. But a picture of anything else, or of another prompt, is right next to never.
 """
 
-import sys
-
 import numpy as np
 import pytest
-from graphs import WORKFLOWS, change, picture_of, workflow
 from PIL import Image
 
 from internvlu_train.synthesis import check, check_answer, make
-
-sys.path.insert(0, str(WORKFLOWS.parent / "scripts"))
-import toy
+from support import toy
+from support.workflows import change, picture_of, workflow
 
 COUNT = 8
 

@@ -4,9 +4,6 @@ import json
 
 import pytest
 import torch
-from checkpoints import CHECKPOINT
-from comfy_server import link_folder
-from helpers import noise
 from safetensors.torch import save_file
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -18,6 +15,9 @@ from internvlu_core.models.language import Qwen3
 from internvlu_core.models.mmdit import MMDiT
 from internvlu_core.models.vae import VAE
 from internvlu_core.models.vlm import VLM
+from support.checkpoints import CHECKPOINT
+from support.comfy_server import link_folder
+from support.tensors import noise
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +66,7 @@ def test_flops_of_the_vit(config):
     side = config.vision.image_size
 
     def run():
-        VLM(config).see(torch.empty(2, 3, side, side))
+        VLM(config).image_features(torch.empty(2, 3, side, side))
 
     assert counted(run) == counts.vision(config.vision, config.language.hidden_size, tiles=2)
 

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from checkpoints import CHECKPOINT, GOLDEN, copy_checkpoint
 from PIL import Image
 
 from internvlu_core import InternVLU, Turn
 from internvlu_core.cli import main
 from internvlu_core.conversation import read_turns
+from support.checkpoints import CHECKPOINT, GOLDEN, copy_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
 PHOTO, TALL = GOLDEN / "photo.png", GOLDEN / "tall.png"

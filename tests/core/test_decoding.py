@@ -5,10 +5,11 @@ from collections import Counter
 
 import pytest
 import torch
-from helpers import language_config, noise, tiny_language
 
 from internvlu_core import InputError
 from internvlu_core.decoding import TextSettings, choose, generate_tokens
+from support.networks import language_config, tiny_language
+from support.tensors import noise
 
 QUESTION = {"prompt": "What is a cat?", "max_new_tokens": 12}
 

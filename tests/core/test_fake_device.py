@@ -10,6 +10,7 @@ from benchmarks import counts, memory
 from benchmarks.fake_device import FakeDevice, hollow_checkpoint, hollow_model
 from internvlu_core import InternVLU
 from internvlu_core.offload import WORKING_MEMORY
+from internvlu_core.quantization import FORMATS
 from internvlu_core.sampling import flow_sigmas
 from scripts.random_checkpoint import SCALES, merge
 
@@ -19,7 +20,9 @@ FEW = {
     "vlm/config.json": {"vision_config": {"num_hidden_layers": LAYERS}, "llm_config": {"num_hidden_layers": LAYERS}},
     "generation_decoder/config.json": {"decoder_config": {"num_layers": LAYERS}},
 }
-DTYPES = {"bfloat16": (torch.bfloat16, False), "float16": (torch.float16, False), "float8": (torch.bfloat16, True)}
+# {name: (dtype to compute in, weight format)}
+DTYPES = {"bfloat16": (torch.bfloat16, None), "float16": (torch.float16, None)}
+DTYPES |= {name: (torch.bfloat16, name) for name in FORMATS}
 
 
 @pytest.fixture(scope="module")
@@ -172,15 +175,15 @@ def test_loading(folder, dtype):
 
 
 # Kernels of a step: beside the blocks, and of a block. Each bound is what there was when it was set.
-STEP = {"bfloat16": (50, 75), "float16": (80, 180), "float8": (50, 120)}
+STEP = {"bfloat16": (50, 75), "float16": (80, 180), "fp8": (50, 120)}
 
 
 @pytest.mark.parametrize("name", DTYPES)
 def test_a_step_waits_for_nothing(folder, name):
     """Of a drawing, an edit of two pictures after reasoning, and four pictures at once."""
-    dtype, eight_bits = DTYPES[name]
+    dtype, weight_format = DTYPES[name]
     with FakeDevice() as gpu:
-        model = hollow_model(folder, gpu.device, dtype, eight_bits)
+        model = hollow_model(folder, gpu.device, dtype, weight_format)
         drawing = model.encode("a boat")
         thought = model.reason("make it night", [PHOTO, TALL], max_new_tokens=2)
         edit = model.encode("make it night", [PHOTO, TALL], reasoning=thought)
@@ -197,15 +200,15 @@ def test_a_step_waits_for_nothing(folder, name):
 
 
 # Of a token, as of a step.
-TOKEN = {"bfloat16": (20, 25), "float16": (30, 70), "float8": (20, 40)}
+TOKEN = {"bfloat16": (20, 25), "float16": (30, 70), "fp8": (20, 40)}
 
 
 @pytest.mark.parametrize("name", DTYPES)
 def test_a_token_waits_once(folder, name):
     """For itself: the host must see whether it ends the text. It goes back to the device in a copy of 8 bytes."""
-    dtype, eight_bits = DTYPES[name]
+    dtype, weight_format = DTYPES[name]
     with FakeDevice() as gpu:
-        model = hollow_model(folder, gpu.device, dtype, eight_bits)
+        model = hollow_model(folder, gpu.device, dtype, weight_format)
         for options, waits in (({}, 1), ({"temperature": 1.0}, 1), ({"num_beams": 3}, 2)):
             with gpu.laps() as laps:
                 model.answer("what is it?", [PHOTO], max_new_tokens=4, on_token=laps, **options)

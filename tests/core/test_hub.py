@@ -9,13 +9,13 @@ from pathlib import Path
 import huggingface_hub.constants
 import pytest
 import torch
-from checkpoints import CHECKPOINT
-from fake_hub import FakeHub
 
 from internvlu_core import InternVLU
 from internvlu_core.checkpoints import hub
 from internvlu_core.checkpoints.hub import DownloadError, download
 from internvlu_core.cli import main
+from support.checkpoints import CHECKPOINT
+from support.fake_hub import FakeHub
 
 ROOT = Path(__file__).resolve().parents[2]
 WEIGHTS = "vae/diffusion_pytorch_model.safetensors"

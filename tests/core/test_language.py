@@ -3,9 +3,9 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import noise, relative
 
 from internvlu_core.models.language import Linear
+from support.tensors import noise, relative
 
 
 @pytest.mark.parametrize("bias", [False, True])

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from checkpoints import CHECKPOINT, WEIGHTS, change_json, copy_checkpoint
 from safetensors.torch import load_file, save_file
 
 from internvlu_core import CheckpointError, InternVLU
 from internvlu_core.checkpoints.config import Config
+from support.checkpoints import CHECKPOINT, WEIGHTS, change_json, copy_checkpoint
 
 VLM, MMDIT, VAE = WEIGHTS
 NORM = "language_model.model.norm.weight"
@@ -684,7 +684,7 @@ def test_written_checkpoint(tool, tmp_path, monkeypatch):
 
 
 def test_released_sizes(tool, tmp_path):
-    """Counts and bytes of model.md section 1."""
+    """Counts and bytes of docs/model.md, "Checkpoint files"."""
     tool.write_json(tmp_path / "released", tool.SCALES["released"])
     shapes = [shapes for _, shapes in tool.stored_shapes(tmp_path / "released")]
     assert [len(component) for component in shapes] == [658, 654, 194]

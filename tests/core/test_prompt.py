@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from helpers import noise
 
 from internvlu_core import InputError, TextResult
 from internvlu_core.models.vlm import SPECIAL_TOKENS
 from internvlu_core.prompt import CHAT_SYSTEM, DRAW_SYSTEM, EDIT_SYSTEM, Tokenizer, user_content
+from support.tensors import noise
 
 ALL_SPECIAL = (*SPECIAL_TOKENS, "<|im_start|>", "<|im_end|>", "<|endoftext|>")
 SEEN = "<img>" + "<IMG_CONTEXT>" * 64 + "</img>"  # one picture of the recorded checkpoint
@@ -19,7 +19,7 @@ def tokenizer(model) -> Tokenizer:
 
 @pytest.fixture
 def prompts(model):
-    return model.reader.prompts
+    return model.conditioner.prompts
 
 
 @pytest.fixture
