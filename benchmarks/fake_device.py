@@ -108,7 +108,6 @@ class FakeDevice(TorchDispatchMode):
         self.live = 0
         self.storages: dict[int, weakref.ref] = {}
         self.records: list[Record] = []
-        self.captured: list[Record] = []  # of each CUDA graph
         self.depth = 0
         self.hidden = False  # where tensors are: then they say "meta"
 
@@ -147,20 +146,8 @@ class FakeDevice(TorchDispatchMode):
                 "Stream": FakeStream,
                 "stream": lambda stream: ExitStack(),
                 "device": lambda device: ExitStack(),
-                "CUDAGraph": FakeGraph,
-                "graph": self._capture,
             }.items():
                 yield torch.cuda, name, replacement
-
-    @contextmanager
-    def _capture(self, graph, **options):
-        with self.watch() as graph.record:
-            yield
-        forbidden = graph.record.waits + graph.record.uploads + graph.record.downloads
-        if forbidden:
-            raise RuntimeError(f"a CUDA graph cannot capture {', '.join(forbidden)}")
-        graph.device = self
-        self.captured.append(graph.record)
 
     # Recording
 
@@ -374,17 +361,6 @@ class FakeStream:
 
     def synchronize(self):
         pass
-
-
-class FakeGraph:
-    """Its replay counts what was captured, in one launch."""
-
-    record: Record
-
-    def replay(self):
-        for record in self.device.records:
-            record.operations["graph launch"] += 1
-            record.flops += self.record.flops
 
 
 def attention_kernel(q, k, v, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False):

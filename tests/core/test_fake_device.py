@@ -118,19 +118,6 @@ def test_values_that_are_read():
         assert torch.arange(3).sum().item() == 3
 
 
-def test_a_graph_captures_no_wait():
-    with FakeDevice() as gpu:
-        x = torch.ones(3, device="cuda")
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            x * 2
-        with gpu.watch() as record:
-            graph.replay()
-        assert record.operations == {"graph launch": 1}
-        with pytest.raises(RuntimeError, match="cannot capture item at tests/core"), torch.cuda.graph(graph):
-            x.sum().item()
-
-
 def test_attention_is_fused_or_refused():
     with FakeDevice() as gpu, torch.inference_mode():
         q = torch.empty(1, 2, 64, 128, dtype=torch.bfloat16, device="cuda")
@@ -209,17 +196,38 @@ def test_a_token_waits_once(folder, name):
     dtype, weight_format = DTYPES[name]
     with FakeDevice() as gpu:
         model = hollow_model(folder, gpu.device, dtype, weight_format)
-        for options, waits in (({}, 1), ({"temperature": 1.0}, 1), ({"num_beams": 3}, 2)):
+        for options, waits, uploads in (({}, 1, 1), ({"temperature": 1.0}, 1, 1), ({"num_beams": 3}, 2, 3)):
             with gpu.laps() as laps:
                 model.answer("what is it?", [PHOTO], max_new_tokens=4, on_token=laps, **options)
             for token in laps.records[2:4]:
-                assert token.operations["graph launch"] == 1
-                assert len(token.waits) == len(token.downloads) == waits
-                assert len(token.uploads) <= 1 + (2 if "num_beams" in options else 0)
-            assert {dtype} == laps.records[0].product_dtypes
-            beside, of_a_layer = TOKEN[name]
-            assert gpu.captured[-1].product_dtypes == {dtype}
-            assert gpu.captured[-1].kernels <= beside + LAYERS * of_a_layer
+                assert (len(token.waits), len(token.downloads), len(token.uploads)) == (waits, waits, uploads)
+                assert token.product_dtypes == {dtype}
+                beside, of_a_layer = TOKEN[name]
+                print(name, options, token.kernels)
+                assert token.kernels <= beside + LAYERS * of_a_layer
+
+
+def test_what_is_compiled_waits_for_nothing(folder, monkeypatch):
+    """So that a CUDA graph can be made of it (mode="reduce-overhead")."""
+    records = []
+
+    def watched(function, **options):
+        def run(*args, **kwargs):
+            with gpu.watch() as record:
+                records.append(record)
+                return function(*args, **kwargs)
+
+        return run
+
+    monkeypatch.setattr(torch, "compile", watched)
+    with FakeDevice() as gpu:
+        model = hollow_model(folder, gpu.device, torch.bfloat16)
+        model.compile()
+        model.answer("what is it?", [PHOTO], max_new_tokens=4)
+        texts = len(records)
+        model.generate("make it night", [PHOTO], height=256, width=256, steps=2)
+    assert texts == 3 and len(records) == texts + 2 * LAYERS, "tokens, and blocks of each step"
+    assert not any(record.waits + record.uploads + record.downloads for record in records)
 
 
 def test_text_that_was_read_is_not_read_again(folder):
