@@ -15,12 +15,12 @@ from comfy.cli_args import args
 from comfy.ldm.modules import attention as kernels
 from comfy.patcher_extension import WrapperExecutor, WrappersMP, get_all_wrappers
 
-from ..internvlu_core.checkpoints import files as source
-from ..internvlu_core.checkpoints import load as weights
-from ..internvlu_core.checkpoints.config import Config, MMDiTConfig
-from ..internvlu_core.errors import CheckpointError, InputError
-from ..internvlu_core.models.mmdit import MMDiT, pack
-from ..internvlu_core.sampling import TIMESTEPS, flow_sigmas
+from ...internvlu_core.checkpoints import files as source
+from ...internvlu_core.checkpoints import load as weights
+from ...internvlu_core.checkpoints.config import Config, MMDiTConfig
+from ...internvlu_core.errors import CheckpointError, InputError
+from ...internvlu_core.models.mmdit import MMDiT, pack
+from ...internvlu_core.sampling import TIMESTEPS, flow_sigmas
 from .dtypes import COMPUTE_DTYPES, choose_dtypes, kept_dtype
 from .latents import CHANNELS, GRID, check_size
 from .notice import notify
