@@ -21,8 +21,7 @@ from ...internvlu_core.decoding import TextSettings, within
 from ...internvlu_core.grounding import BOX, MARKERS
 from ...internvlu_core.models.vlm import VLM
 from ...internvlu_core.prompt import Prompt, Tokenizer
-from .dtypes import choose_dtypes
-from .model import assign
+from .dtypes import assign, choose_dtypes
 from .stream import TextStream
 
 
