@@ -15,7 +15,7 @@ from .checkpoints.config import Config
 from .checkpoints.files import open_source
 from .conditioning import Branch, Conditioner, Context, TextResult
 from .conversation import Turn, as_history, as_images, pictures_of
-from .decoding import MAX_SEED, MAX_SETTING, TextSettings, within
+from .decoding import MAX_SEED, MAX_SETTING, TextSettings, limit_to_context
 from .errors import InputError, check_integer, check_text
 from .models.mmdit import MMDiT, Prepared, pack
 from .models.vae import VAE
@@ -172,7 +172,7 @@ class InternVLU:
         return self._continue(full, tiles, settings, on_token, keep=self.device)
 
     def _continue(self, prompt, tiles, settings: TextSettings, on_token: OnToken | None, keep=None) -> TextResult:
-        settings = within(settings, len(prompt), self.config.language.max_positions)
+        settings = limit_to_context(settings, len(prompt), self.config.language.max_positions)
         decode = self.tokenizer.decode
         on_tokens = on_token and (lambda tokens: on_token(len(tokens), decode(tokens)))
         self._use(self.vlm)

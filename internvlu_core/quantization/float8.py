@@ -43,18 +43,6 @@ def quantise(weight: Tensor) -> tuple[Tensor, Tensor]:
     return (weight.float() / scale[:, None]).to(DTYPE), scale.to(weight.dtype)
 
 
-def dequantise(self, stored: Mapping[str, Tensor], dtype: torch.dtype) -> Tensor:
-        # The weight is scaled, not the product, which would be cheaper: sums of values up to 448 leave float16's range.
-        return dequantise(stored["weight"], stored["scale"], dtype)
-
-
-def quantise(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """A matrix [out, in] → (float8 [out, in], scales [out] in its own dtype): weight ≈ float8 · scale, row by row."""
-    largest = weight.float().abs().amax(dim=1).clamp(min=2**-15)  # of zeros too; the scale is then float16's least
-    scale = torch.exp2(torch.ceil(torch.log2(largest / torch.finfo(DTYPE).max)))
-    return (weight.float() / scale[:, None]).to(DTYPE), scale.to(weight.dtype)
-
-
 def dequantise(weight: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
     """(float8 [out, in], scales [out]) → the matrix [out, in] in this dtype."""
     return weight.to(dtype) * scale.to(dtype)[:, None]

@@ -17,7 +17,7 @@ from PIL import Image
 from ...internvlu_core import imaging
 from ...internvlu_core.checkpoints.config import Config
 from ...internvlu_core.conditioning import Branch, Conditioner, TextResult, fingerprint
-from ...internvlu_core.decoding import TextSettings, within
+from ...internvlu_core.decoding import TextSettings, limit_to_context
 from ...internvlu_core.grounding import BOX, MARKERS
 from ...internvlu_core.models.vlm import VLM
 from ...internvlu_core.prompt import Prompt, Tokenizer
@@ -114,9 +114,9 @@ class ComfyVLM:
         """Continue a prompt, under a progress bar. ComfyUI's cancel raises out of it.
 
         stream is called after each token with their number and a function that gives the text so far. keep: let the
-        result have a memory, for Encode; it waits where weights wait, as ComfyUI's cache may hold it for long.
+        result have a prefix cache, for Encode; it waits where weights wait, as ComfyUI's cache may hold it for long.
         """
-        settings = within(settings, len(prompt), self.config.language.max_positions)
+        settings = limit_to_context(settings, len(prompt), self.config.language.max_positions)
         self.load(settings.num_beams * (len(prompt) + settings.max_new_tokens))
         bar = comfy.utils.ProgressBar(settings.max_new_tokens)
 
@@ -152,7 +152,7 @@ class ComfyVLM:
             stream(len(result.token_ids), lambda: self.decode(result.token_ids))
             return result
         result = self.generate(prompt, tiles, settings, stream, keep)
-        self.written[key] = replace(result, memory=None)  # which is large, and ComfyUI could not free it
+        self.written[key] = replace(result, prefix_cache=None)  # which is large, and ComfyUI could not free it
         while len(self.written) > WRITTEN:
             self.written.popitem(last=False)
         return result
