@@ -2,13 +2,13 @@
 
 import importlib
 
-import fit_preview
 import numpy as np
 import pytest
 import torch
 
 from internvlu_core import InternVLU
 from internvlu_core.checkpoints.config import Config
+from scripts import fit_preview
 from support import toy
 from support.checkpoints import CHECKPOINT, copy_checkpoint
 from support.inprocess import PACK, load_pack

@@ -2,7 +2,6 @@
 
 import importlib
 import json
-import sys
 
 import pytest
 import torch
@@ -10,6 +9,8 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from support.comfy_server import ComfyError
+from support.described_workflows import SHOWN_ONLY, SUBGRAPHS
+from support.described_workflows import WORKFLOWS as DESCRIBED
 from support.inprocess import PACK, load_pack
 from support.workflows import (
     WORKFLOWS,
@@ -23,9 +24,6 @@ from support.workflows import (
 )
 
 NAMES = sorted(path.stem for path in (WORKFLOWS / "api").glob("*.json"))
-sys.path.append(str(WORKFLOWS.parent / "scripts"))
-from make_workflows import SHOWN_ONLY, SUBGRAPHS  # noqa: E402
-from make_workflows import WORKFLOWS as DESCRIBED  # noqa: E402
 
 
 @pytest.mark.parametrize(
