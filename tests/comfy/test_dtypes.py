@@ -426,7 +426,7 @@ def test_merging_models_in_eight_bits(host):
 
 
 def test_vae_never_draws_nans(host):
-    comfy_vae = host.module("nodes.comfy.vae").ComfyVAE(host.config.vae, host.stored("vae"))
+    comfy_vae = host.module("nodes.comfy.vae").ComfyVAE(host.config, host.stored("vae"))
     latent = torch.full((1, 16, 1, 8, 8), torch.nan)
     for decode in (comfy_vae.decode, comfy_vae.decode_tiled):
         with pytest.raises(FloatingPointError, match="not finite"):
