@@ -9,7 +9,7 @@ import warnings
 from pathlib import Path
 
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from tqdm import tqdm
 
 from .checkpoints import hub
@@ -17,6 +17,7 @@ from .checkpoints.convert import FORMS, convert
 from .checkpoints.files import SPLIT_FILES, WAN_MARK, read_header
 from .conversation import History, Turn, read_turns, write_turns
 from .errors import CheckpointError, InputError
+from .imaging import open_image
 from .pipeline import InternVLU
 
 DTYPES = {"auto": "auto", "bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -171,14 +172,6 @@ class Progress:
     def __exit__(self, *error):
         if self.bar is not None:
             self.bar.close()
-
-
-def open_image(path: str) -> Image.Image:
-    try:
-        with Image.open(path) as image:
-            return ImageOps.exif_transpose(image)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise InputError(f"cannot read the image {path}: {error}") from error
 
 
 def output_paths(options) -> list[Path]:
