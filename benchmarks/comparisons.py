@@ -10,7 +10,7 @@ from internvlu_core.checkpoints.config import Config
 from scripts.random_checkpoint import write_checkpoint
 
 from . import counts
-from .harness import ROOT, WORKERS, BenchmarkError, Run, Side, Worker, fit, floor, peaks, side_by_side, summary
+from .harness import ROOT, WORKERS, BenchmarkError, Case, Run, Side, Worker, fit, floor, peaks, side_by_side, summary
 from .memory import table
 
 PROMPT = "A photo of a ginger cat that sits on a red chair next to an open window, in the evening light"
@@ -127,8 +127,8 @@ def stages(run: Run, options):
         pixels = torch.rand(1, 3, size, size) * 2 - 1
         latents = torch.randn(1, config.vae.latent_channels, size // 8, size // 8)
 
-        def compare(stage, op, repeats=options.repeats, **arguments):
-            side_by_side(run, "official", stage, sides, op, repeats, **arguments)
+        def compare(stage, op, repeats=options.repeats, flops=0, **arguments):
+            side_by_side(run, sides, Case("official", stage, op, arguments, repeats, flops))
 
         vision = counts.vision(config.vision, config.language.hidden_size)
         compare("ViT, one picture", "see", pixels=run.tensor("tile.safetensors", tile), flops=vision)
@@ -172,20 +172,11 @@ def end_to_end(run: Run, options):
             small = {**case, "images": [run.picture(256)] if case["images"] else [], "reason": case["reason"] and 4}
             for side in sides:  # warm-up
                 side.call("generate", **small, size=256, steps=1, seed=SEED, out=run.file("warm_up.png"))
-            side_by_side(
-                run,
-                "official",
-                f"{name}, {size}×{size}, {steps} steps" + (f", {case['reason']} tokens" if case["reason"] else ""),
-                sides,
-                "generate",
-                options.end_to_end_repeats,
-                suffix=".png",
-                warm_up=False,
-                size=size,
-                steps=steps,
-                seed=SEED,
-                **case,
-            )
+            stage = f"{name}, {size}×{size}, {steps} steps" + (f", {case['reason']} tokens" if case["reason"] else "")
+            arguments = {"size": size, "steps": steps, "seed": SEED, **case}
+            repeats = options.end_to_end_repeats
+            generate = Case("official", stage, "generate", arguments, repeats, warm_up=False, suffix=".png")
+            side_by_side(run, sides, generate)
 
 
 def comfyui(run: Run, options):
@@ -196,7 +187,7 @@ def comfyui(run: Run, options):
             ("step of an edit", EDIT, [run.picture(options.size)]),
         ):
             arguments = {"prompt": prompt, "images": images, "size": options.size, "seed": SEED, "steps": 4}
-            side_by_side(run, "comfyui", name, sides, "steps", options.repeats, **arguments)
+            side_by_side(run, sides, Case("comfyui", name, "steps", arguments, options.repeats))
 
 
 def vae(run: Run, options):
@@ -210,9 +201,9 @@ def vae(run: Run, options):
         native = Side("Wan VAE", ours.worker, renamed, ours.about)
         sides = [core, ours, native]
         flops = counts.vae_encode(config, size, size)
-        side_by_side(run, "vae", "encode", sides, "vae_encode", options.repeats, pixels=pixels, flops=flops)
+        side_by_side(run, sides, Case("vae", "encode", "vae_encode", {"pixels": pixels}, options.repeats, flops))
         flops = counts.vae_decode(config, size, size)
-        side_by_side(run, "vae", "decode", sides, "vae_decode", options.repeats, latents=latents, flops=flops)
+        side_by_side(run, sides, Case("vae", "decode", "vae_decode", {"latents": latents}, options.repeats, flops))
 
 
 def decode(run: Run, options):
@@ -229,25 +220,16 @@ def text(run: Run, comparison: str, sides: list[Side], op: str, repeats: int, ar
     size = torch.empty(0, dtype=getattr(torch, run.dtype)).itemsize
     flops = counts.language(config.language, len(ids))
     stage = f"text, reading {len(ids)} tokens"
-    lines = side_by_side(run, comparison, stage, sides, op, repeats, tokens=1, flops=flops, **arguments)
+    lines = side_by_side(run, sides, Case(comparison, stage, op, {"tokens": 1, **arguments}, repeats, flops))
     reading = {line["side"]: line["seconds"] for line in lines}
     nbytes = counts.language_bytes(config.language, len(ids) + n // 2, size)
-    side_by_side(
-        run,
-        comparison,
-        "text, each new token",
-        [_Less(side, reading[side.name], n - 1) for side in sides],
-        op,
-        repeats,
-        tokens=n,
-        nbytes=nbytes,
-        flops=counts.language(config.language, 1, len(ids) + n // 2),
-        **arguments,
-    )
+    flops = counts.language(config.language, 1, len(ids) + n // 2)
+    case = Case(comparison, "text, each new token", op, {"tokens": n, **arguments}, repeats, flops, nbytes)
+    side_by_side(run, [_PerToken(side, reading[side.name], n - 1) for side in sides], case)
 
 
-class _Less(Side):
-    """A side whose times are less a constant, over a count."""
+class _PerToken(Side):
+    """A side that reports the time of one token: (seconds − constant) / count."""
 
     def __init__(self, side: Side, constant: float, count: int):
         super().__init__(side.name, side.worker, side.renamed, side.about)

@@ -5,7 +5,6 @@ import json
 import os
 import statistics
 import subprocess
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -141,52 +140,50 @@ def check(stage: str, sides: list[Side], replies: list[dict], files: list[str], 
     return found
 
 
-def side_by_side(
-    run: Run,
-    comparison: str,
-    stage: str,
-    sides: list[Side],
-    op: str,
-    repeats: int,
-    *,
-    suffix: str = ".safetensors",
-    flops: int = 0,
-    nbytes: int = 0,
-    seconds: Callable[[dict], list[float]] = lambda reply: as_list(reply["seconds"]),
-    warm_up: bool = True,
-    **arguments,
-) -> list[dict]:
-    """Call op on each side in turns and record a line for each.
+@dataclass(frozen=True)
+class Case:
+    """One measurement, the same on every side.
 
-    The first round is the warm-up, in which the results are compared; without one the timed results are. flops, nbytes:
-    what one call needs, for the floor. seconds: the times that a reply tells.
+    op, arguments: what each worker is asked to do. repeats: timed rounds. flops, nbytes: what one call needs, for the
+    floor. warm_up: whether a first round is not timed. suffix: of the files with the results.
     """
-    files = [run.file(f"{side.name.replace(' ', '_')}{suffix}") for side in sides]
 
-    def call(side: Side, file: str) -> dict:
-        out = {} if op in ("text", "continue_ids") else {"out": file}
-        return side.call(op, **arguments, **out)
+    comparison: str
+    stage: str
+    op: str
+    arguments: dict
+    repeats: int
+    flops: int = 0
+    nbytes: int = 0
+    warm_up: bool = True
+    suffix: str = ".safetensors"
 
-    def in_turns() -> list[dict]:
-        replies = [call(side, file) for side, file in zip(sides, files, strict=True)]
-        nonlocal apart
-        if apart is None:
-            apart = check(stage, sides, replies, files, run.dtype)
-        return replies
+    def call(self, side: Side, file: str) -> dict:
+        out = {} if self.op in ("text", "continue_ids") else {"out": file}
+        return side.call(self.op, **self.arguments, **out)
 
+
+def side_by_side(run: Run, sides: list[Side], case: Case) -> list[dict]:
+    """Call each side in turn, round by round, and record a line for each side.
+
+    The results of the first round are compared. Raises BenchmarkError if they differ.
+    """
+    files = [run.file(f"{side.name.replace(' ', '_')}{case.suffix}") for side in sides]
     apart, rounds = None, []
-    for _ in range(repeats + warm_up):
-        rounds.append(in_turns())
-    timed = rounds[warm_up:]
+    for _ in range(case.repeats + case.warm_up):
+        rounds.append([case.call(side, file) for side, file in zip(sides, files, strict=True)])
+        if apart is None:
+            apart = check(case.stage, sides, rounds[0], files, run.dtype)
+    timed = rounds[case.warm_up :]
     return [
         run.record(
-            comparison=comparison,
-            stage=stage,
+            comparison=case.comparison,
+            stage=case.stage,
             side=side.name,
-            **summary([s for replies in timed for s in seconds(replies[index])]),
-            warm_up=int(warm_up),
+            **summary([s for replies in timed for s in as_list(replies[index]["seconds"])]),
+            warm_up=int(case.warm_up),
             **peaks([replies[index] for replies in rounds]),
-            **floor(run, flops, nbytes),
+            **floor(run, case.flops, case.nbytes),
             apart=apart,
             **side.about,
         )
