@@ -14,14 +14,9 @@ from internvlu_core.checkpoints import load as weights
 from internvlu_core.checkpoints.config import Config
 from internvlu_core.checkpoints.files import open_source
 from internvlu_core.conditioning import Conditioner
-from internvlu_core.models.mmdit import MMDiT
-from internvlu_core.models.vae import VAE
-from internvlu_core.models.vlm import VLM
 from internvlu_core.prompt import Tokenizer
 
 from .attention import masked_attention
-
-LAYOUTS = {"vlm": weights.VLM, "generation_decoder": weights.MMDIT, "vae": weights.VAE}
 
 
 class Networks(nn.Module):
@@ -34,15 +29,13 @@ class Networks(nn.Module):
         self.config = Config.read(source)
         with source.tokenizer_folder() as processor:
             tokenizer = Tokenizer(processor)
-        with torch.device("meta"):
-            self.vlm = VLM(self.config, attention=masked_attention)
-            self.mmdit = MMDiT(self.config.mmdit, attention=masked_attention)
-            self.vae = VAE(self.config.vae)
-        layouts = {**LAYOUTS, "vlm": weights.vlm_layout(self.config)}
-        for name, network in self.stored().items():
-            state = weights.load_state_dict(source, layouts[name], network, dtype=torch.float32, device=device)
-            # Tensors may be views of memory-mapped files, which training must not write to.
-            network.load_state_dict({key: tensor.clone() for key, tensor in state.items()}, assign=True)
+        networks = weights.load_networks(
+            source, self.config, dtype=torch.float32, device=device, attention=masked_attention
+        )
+        self.vlm, self.mmdit, self.vae = networks
+        for parameter in self.parameters():
+            parameter.data = parameter.data.clone()  # it may be a view of a memory-mapped file
+        self.requires_grad_(True).train()
         self.conditioner = Conditioner(self.vlm, tokenizer, self.config)
 
     def stored(self) -> dict[str, nn.Module]:
@@ -50,18 +43,18 @@ class Networks(nn.Module):
         return {"vlm": self.vlm, "generation_decoder": self.mmdit, "vae": self.vae}
 
 
-def write_network(folder: Path, name: str, network: nn.Module, dtype: torch.dtype):
+def write_network(folder: Path, config: Config, name: str, network: nn.Module, dtype: torch.dtype):
     """Write the weights of one network, under the released names and in the released shapes."""
-    layout, tensors = LAYOUTS[name], {}
+    names, tensors = weights.tensor_names(config, name), {}
     for key, tensor in network.state_dict().items():
-        tensors |= _released(name, layout.file_name(key), tensor.detach().to("cpu", dtype))
+        tensors |= _released(name, names.file_name(key), tensor.detach().to("cpu", dtype))
     if name == "generation_decoder":
         tensors["encoder_padding_token"] = torch.zeros(network.config.joint_size, dtype=dtype)
     if name == "vae":
         tensors |= _between_frames(tensors, json.loads((folder / "vae/config.json").read_text(encoding="utf-8")))
     (folder / name).mkdir(parents=True, exist_ok=True)
     tensors = {key: tensor.contiguous() for key, tensor in tensors.items()}
-    save_file(tensors, folder / name / f"{layout.stem}.safetensors", {"format": "pt"})
+    save_file(tensors, folder / name / f"{names.stem}.safetensors", {"format": "pt"})
 
 
 def _released(name: str, key: str, tensor: Tensor) -> dict[str, Tensor]:
@@ -101,11 +94,11 @@ def write_checkpoint(folder: Path, base: Path, networks: Networks, trained: tupl
     """
     with replaced(folder) as new:
         shutil.copytree(base, new, dirs_exist_ok=True)
-        names = {"vlm": "vlm", "mmdit": "generation_decoder", "vae": "vae"}
-        for name in {names[prefix.partition(".")[0]] for prefix in trained}:
+        folders = {"vlm": "vlm", "mmdit": "generation_decoder", "vae": "vae"}
+        for name in {folders[prefix.partition(".")[0]] for prefix in trained}:
             for old in (new / name).glob("*.safetensors*"):
                 old.unlink()
-            write_network(new, name, networks.stored()[name], dtype)
+            write_network(new, networks.config, name, networks.stored()[name], dtype)
         file = new / "vae/config.json"
         values = json.loads(file.read_text(encoding="utf-8"))
         values |= {key: list(getattr(networks.config.vae, key)) for key in ("latents_mean", "latents_std")}

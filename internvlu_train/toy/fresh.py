@@ -50,7 +50,7 @@ def write_fresh(folder: Path, sizes: Sizes, texts: list[str], seed: int = 0):
     networks = {"vlm": VLM(config), "generation_decoder": MMDiT(config.mmdit), "vae": VAE(config.vae)}
     for name, network in networks.items():
         initialise(network, generator)
-        write_network(folder, name, network, torch.float32)
+        write_network(folder, config, name, network, torch.float32)
 
 
 @torch.no_grad()

@@ -1,6 +1,7 @@
 """What the Comfy Registry and ComfyUI-Manager read, and what they would pack and install."""
 
 import importlib.util
+import posixpath
 import re
 import zipfile
 from importlib import metadata
@@ -12,6 +13,7 @@ import yaml
 from packaging.requirements import Requirement
 from PIL import Image
 
+from support.environment import COMFYUI
 from support.pack import ROOT, packed_files, write_pack
 
 try:
@@ -91,8 +93,7 @@ def test_requirements_agree_and_have_floors_only():
 
 
 def test_floors_are_those_that_are_tested():
-    (tested,) = set(re.findall(r"\bComfyUI-(\d+\.\d+\.\d+)", (ROOT / "scripts/dev.py").read_text(encoding="utf-8")))
-    assert COMFY["requires-comfyui"] == f">={tested}"
+    assert COMFY["requires-comfyui"] == f">={COMFYUI.name.removeprefix('ComfyUI-')}"
     assert PROJECT["requires-python"].replace(">=3.", "py3") == CONFIG["tool"]["ruff"]["target-version"]
 
 
@@ -161,11 +162,17 @@ def test_paths_survive_packing(packed):
     assert max(map(len, packed)) < 100
 
 
-def test_pictures_of_readme_are_packed(packed):
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    pictures = re.findall(r"!\[[^]]*\]\(([^)\s]+)\)", text) + re.findall(r'<img[^>]*\bsrc="([^"]+)"', text)
-    local = {str(PurePosixPath(picture)) for picture in pictures if not urlsplit(picture).scheme}
-    assert local <= set(packed)
+def test_pictures_of_documents_are_packed(packed):
+    for document in [file for file in packed if file.endswith(".md") and "/docs/" not in file]:
+        text = (ROOT / document).read_text(encoding="utf-8")
+        pictures = re.findall(r"!\[[^]]*\]\(<?([^)>]+)>?\)", text) + re.findall(r'<img[^>]*\bsrc="([^"]+)"', text)
+        local = {
+            posixpath.normpath(PurePosixPath(document).parent / picture)
+            for picture in pictures
+            if not urlsplit(picture).scheme
+        }
+        assert local <= set(packed), f"{document}: {sorted(local - set(packed))}"
+        assert document != "README.md" or len(local) > 5
 
 
 def test_nothing_includes_what_git_ignores():
@@ -187,7 +194,8 @@ def test_bug_template_asks_for_what_is_needed():
     fields = {field["id"]: field for field in template["body"] if "id" in field}
     required = {name for name, field in fields.items() if field.get("validations", {}).get("required")}
     assert required >= {"comfyui", "pack", "device", "dtype", "workflow", "log"}
-    offered = re.search(r"^DTYPES = {(.+?)^}", (ROOT / "nodes/dtypes.py").read_text(encoding="utf-8"), re.M | re.S)
+    dtypes = (ROOT / "nodes/comfy/dtypes.py").read_text(encoding="utf-8")
+    offered = re.search(r"^DTYPES = {(.+?)^}", dtypes, re.M | re.S)
     assert fields["dtype"]["attributes"]["options"] == re.findall(r'^ +"(\w+)":', offered[1], re.M)
 
 
@@ -199,10 +207,10 @@ def workflow():
     return yaml.safe_load((ROOT / ".github/workflows/test.yml").read_text(encoding="utf-8"))
 
 
-def test_ci_runs_readmes_two_commands(workflow):
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    commands = re.findall(r"^    python3 (scripts/dev\.py \w+)", readme, re.MULTILINE)
-    assert [command.split()[-1] for command in commands] == ["demo", "test"]
+def test_ci_runs_the_two_commands(workflow):
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    commands = re.findall(r"^    python3 (scripts/dev\.py \w+)  ", text, re.MULTILINE)
+    assert [command.split()[-1] for command in commands] == ["test", "demo"]
     (job,) = workflow["jobs"].values()
     runs = [step["run"] for step in job["steps"] if "run" in step]
     assert {f"python {command}" for command in commands} <= set(runs)
