@@ -11,7 +11,7 @@ import numpy as np
 
 from . import canvas
 from .canvas import COLOURS
-from .reading import box_of, colour_of, ink, parts_of, see, soft_part
+from .reading import box_of, colour_of, detect, ink, parts_of, soft_part
 
 Read = tuple[tuple[int, ...], tuple[str, ...]] | None
 STRAIGHT = 0.3  # how far a measured number may be from a whole one
@@ -133,7 +133,7 @@ def read_line(picture, background) -> Read:
     if len(ticks) != LAST_NUMBER + 1:
         return None
     apart = abs(np.array(ticks) / picture.shape[1] - np.linspace(*LINE, LAST_NUMBER + 1)).max()
-    one = see(picture, rest[0][0], background)
+    one = detect(picture, rest[0][0], background)
     if right - left < 0.75 or bottom - top > 0.25 or apart > 0.05 or one.shape != "circle" or one.y > top:
         return None
     values = numbers([(one.x - LINE[0]) / (LINE[1] - LINE[0]) * LAST_NUMBER], 0, LAST_NUMBER)

@@ -15,7 +15,7 @@ from internvlu_core.checkpoints.convert import convert
 from internvlu_train import objectives
 from internvlu_train.loop import Run, learning_rate, make_optimizers
 from internvlu_train.settings import TextStage, changed
-from internvlu_train.storage import Networks, write_checkpoint
+from internvlu_train.storage import Networks
 from internvlu_train.toy.presets import CPU
 from support.tensors import relative
 from support.training import LEARN, ROOT, entries, picture_stage
@@ -27,12 +27,10 @@ def test_the_learning_rate_warms_up_and_decays():
     assert rates[0] == 0.1 and rates[9:51] == [1.0] * 42 and rates[75] == pytest.approx(0.5) and 0 < rates[-1] <= 0.02
 
 
-def test_muon_turns_hidden_matrices_and_adamw_moves_the_rest(fresh, awake, tmp_path):
+def test_muon_turns_hidden_matrices_and_adamw_moves_the_rest(awake_checkpoint, tmp_path):
     """Muon's update has one size in all directions, by which its elements are as large as AdamW's usually are, 0.2
     learning rates; AdamW's first is the learning rate everywhere."""
-    checkpoint = tmp_path / "awake"
-    write_checkpoint(checkpoint, fresh, awake, ("mmdit.",), torch.float32)
-    run = Run(picture_stage(muon=True, warmup=0, learning_rate=1e-3), checkpoint, tmp_path / "run")
+    run = Run(picture_stage(muon=True, warmup=0, learning_rate=1e-3), awake_checkpoint, tmp_path / "run")
     before = {name: parameter.detach().clone() for name, parameter in run.trained.items()}
     run._take_step()
     steps = {name: (parameter.detach() - before[name]) / 1e-3 for name, parameter in run.trained.items()}
