@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from internvlu_core import InputError
-from internvlu_train import data
+from internvlu_train import data, feed
 from internvlu_train.feed import Feed
 from internvlu_train.storage import Networks
 from internvlu_train.synthesis import mixture
@@ -41,6 +41,19 @@ def test_a_dropped_picture_is_trained_without_its_prompt_and_images(fresh):
         assert ("Generate an image based on reference images." in text) == bool(references)
         assert ("Here is a random image" in text) != bool(references)
         assert len(batch.references) == references and int(batch.context_tokens.image_mask[0].sum()) == layout
+
+
+def test_cached_conditioning_is_of_an_examples_own_images(awake, monkeypatch):
+    """Two edits with one instruction share what no image is in: the unconditional branch."""
+    one = sample("edit", images=1)
+    other = replace(one, images=(255 - one.images[0],))
+    monkeypatch.setattr(feed, "samples_of", lambda stage, networks: [one, other])
+    made = Feed(awake, picture_stage(), torch.device("cpu"))
+    for branch, alike in ((data.FULL, False), (data.PARTIAL, False), (data.UNCONDITIONAL, True)):
+        keys = [feed.hidden_key(example.branches[branch], index) for index, example in enumerate(made.examples)]
+        first, second = (made.cache.hidden[key] for key in keys)
+        assert torch.equal(first, second) == alike, branch
+    assert len(made.cache.hidden) == 5
 
 
 def test_batches_are_of_one_structure_and_about_one_length(awake):

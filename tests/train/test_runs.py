@@ -14,6 +14,7 @@ from internvlu_core import CheckpointError, InputError, InternVLU
 from internvlu_core.checkpoints.convert import convert
 from internvlu_train import objectives
 from internvlu_train.loop import Run, learning_rate, make_optimizers
+from internvlu_train.plot import POINTS, curve
 from internvlu_train.settings import TextStage, changed
 from internvlu_train.storage import Networks
 from internvlu_train.toy.presets import CPU
@@ -132,6 +133,12 @@ def test_writing_what_there_is_leaves_the_log_alone(fresh, tmp_path):
     torch.save(state | {"step": 3}, tmp_path / "state.pt")  # as while step 4 of a running one is not saved yet
     Run(picture_stage(save_every=3), fresh, tmp_path).write()
     assert [entry["step"] for entry in entries(tmp_path)] == [1, 2, 3, 4] and log.stat().st_nlink == 1
+
+
+def test_the_points_of_a_plot_are_means_of_neighbouring_steps():
+    log = [{"step": step, "loss": 2.0 + 2 * (step % 2), "kl": 0.0} for step in range(1, 2 * POINTS + 1)]
+    assert curve(log, "loss") == [(step + 0.5, 3.0) for step in range(1, 2 * POINTS, 2)]
+    assert curve(log, "kl") == curve(log, "text") == []
 
 
 def test_a_gradient_that_is_not_finite_spoils_no_weights(fresh, tmp_path, monkeypatch):
