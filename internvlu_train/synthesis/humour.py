@@ -1,4 +1,4 @@
-"""Memes: a face whose mood fits the caption under it."""
+"""Memes: a face whose mood matches the caption below it."""
 
 from .canvas import COLOURS
 from .scene import Choices, Label, Plan, Thing, Truth, draw, kept, with_article, written
@@ -24,7 +24,7 @@ def face(mood: str, colour: str, choices: Choices):
 
 
 def meme(choices: Choices) -> Plan:
-    """Half of the prompts leave the mood to whoever gets the joke."""
+    """Half of the prompts do not name the mood, which then follows from the word."""
     word, colour, bare = choices.pick(tuple(MOOD_OF)), choices.pick(tuple(COLOURS)), choices.flip(0.5)
     mood = MOOD_OF[word]
     said = with_article(colour) if bare else colour
@@ -42,7 +42,7 @@ def meme_picture(one, word, choices: Choices):
 
 
 def retell(choices: Choices) -> Plan:
-    """Another caption, and the face that goes with it."""
+    """Change the caption, and the face to match it."""
     old, new = choices.few(tuple(MOOD_OF), 2)
     colour = choices.pick(tuple(COLOURS))
     before, word = face(MOOD_OF[old], colour, choices), written(old, "black", choices, "bottom")

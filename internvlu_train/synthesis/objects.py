@@ -1,4 +1,4 @@
-"""Shapes that have a colour, a place and a number: GenEval's kinds of prompt, edits and questions."""
+"""Objects with shapes, colours, places and numbers: GenEval's kinds of prompts, edits and questions."""
 
 from dataclasses import replace
 
@@ -24,7 +24,7 @@ from .scene import (
     with_article,
 )
 
-# What precedes a description. The last of each tuple is for evaluation only; its words occur in the others.
+# Templates of requests. The last of each tuple is for evaluation only; its words occur in the others.
 DRAW = ("{}", "draw {}", "a picture of {}", "please draw {}", "draw a picture of {}")
 RECOLOUR = ("make the {old} {new}", "change the colour of the {old} to {new}", "make the colour of the {old} {new}")
 ADD = ("add {new}", "draw {new} as well", "please add {new}")
@@ -32,7 +32,7 @@ REMOVE = ("remove the {old}", "take the {old} away", "please remove the {old}")
 MOVE = ("move the {old} to the {new}", "put the {old} in the {new}", "please move the {old} to the {new}")
 REPLACE = ("replace the {old} with {new}", "change the {old} to {new}", "please replace the {old} with {new}")
 
-# What only training says, beside these.
+# Further templates, for training only.
 RECOLOUR_TOO = ("colour the {old} {new}", "turn the {old} {new}", "give the {old} the colour {new}")
 ADD_TOO = ("put {new} in the picture", "draw {new} too", "I want to see {new} as well")
 REMOVE_TOO = ("take away the {old}", "the {old} must go", "make the picture without the {old}", "drop the {old}")
@@ -43,13 +43,13 @@ MOVE_TOO = (
 )
 REPLACE_TOO = ("make the {old} {new}", "put {new} where the {old} is", "draw {new} in the place of the {old}")
 
-# Training sees more of what is a blur for longest: small objects, and shapes with arms or a hole.
+# Training has more of what is learnt last: small objects, and shapes with arms or a hole.
 PRACTISED_SIZES = ("", "small", "small", "large")
-PRACTISED_SHAPES = ("star", "star", "cross", "cross", "ring")  # beside all others
+PRACTISED_SHAPES = ("star", "star", "cross", "cross", "ring")  # in addition to all shapes
 
-# Two objects of which a prompt says no more than "and" stand in the order in which it names them. Anywhere, each place
-# is half the one and half the other until late in sampling, and then both often got one shape: 0.71 were right of two
-# with their places free (now 0.83), 0.96 of two with a relation in the prompt.
+# Two objects that a prompt joins only by "and" are drawn in the order of their names. With random places, each place
+# was a mixture of both until late in sampling, and both often got one shape: 0.71 were right with random places, 0.83
+# in order, and 0.96 with a relation in the prompt.
 IN_ORDER = ("left of", "above")
 
 
@@ -86,7 +86,7 @@ def attribution(choices: Choices) -> Plan:
 
 
 def _group(kind: str, choices: Choices, pairs, noun) -> Plan:
-    """One object anywhere, or two in reading order; noun(shape, colour) says what of them the prompt names."""
+    """One object anywhere, or two in reading order. noun(shape, colour): how the prompt names an object."""
     nouns = [noun(*pair) for pair in pairs]
     prompt = choices.template(DRAW).format(" and ".join(map(with_article, nouns)))
     named = [(shape, colour if colour in said else "") for (shape, colour), said in zip(pairs, nouns, strict=True)]
@@ -129,7 +129,7 @@ def position(choices: Choices) -> Plan:
 
 
 def related(choices: Choices, pairs, relation: str) -> list[Placed]:
-    """Two objects of which the first is clearly, say, left of the second."""
+    """Two objects in a clear relation, for example the first left of the second."""
     (dx, dy), objects = RELATIONS[relation], choices.scatter(pairs)
     while True:
         x, y = objects[0].x - objects[1].x, objects[0].y - objects[1].y
@@ -146,7 +146,7 @@ def scene(choices: Choices, most: int = 3) -> list[Placed]:
 
 
 def edit(kind: str, prompt: str, before: list[Placed], after: list[Placed], choices: Choices, things=None) -> Plan:
-    """The plan of an edit. things: what must be seen after it, by default every object where `after` has it."""
+    """The plan of an edit. things: what the result must show, by default every object of `after` in its place."""
     things = tuple(kept(one, choices.size) for one in after) if things is None else things
     return Plan(
         prompt,
@@ -195,7 +195,7 @@ def move(choices: Choices) -> Plan:
 
 
 def free_place(choices: Choices, shape: str, colour: str, taken) -> tuple[str, Placed | None]:
-    """A named place and an object there that touches none of `taken`; ("", None) if there is none."""
+    """A named place, and an object there that touches none of `taken`; ("", None) if no place is free."""
     for place in choices.shuffled(PLACES):
         radius = choices.radius()
         one = Placed(shape, colour, *choices.at(place, radius), radius)
@@ -216,7 +216,7 @@ def replace_shape(choices: Choices) -> Plan:
 
 
 def question(kind: str, prompt: str, objects, answer: str, choices: Choices, others: tuple[str, ...] = ()) -> Plan:
-    """The plan of a question about a picture of objects. others: answers that are as right."""
+    """The plan of a question about a picture of objects. others: further right answers."""
     return Plan(
         prompt,
         Truth(kind, answers=(answer, *others), held_out=held_out(objects)),
@@ -226,7 +226,7 @@ def question(kind: str, prompt: str, objects, answer: str, choices: Choices, oth
 
 
 def at_places(choices: Choices, count: int) -> list[tuple[str, Placed]]:
-    """Objects of different shapes and colours, each at a named place of its own; in the order of PLACES."""
+    """Objects of different shapes and colours at different named places, in the order of PLACES."""
     pairs, placed = choices.pairs(count), []
     for place in choices.shuffled(PLACES):
         if len(placed) == count:
@@ -300,8 +300,8 @@ def ask_count(choices: Choices) -> Plan:
 def ask_whether(choices: Choices) -> Plan:
     objects, truth = scene(choices), choices.flip(0.5)
     shape, colour = objects[0].shape, objects[0].colour
-    if not truth:  # wrong in one respect only, so that both must be looked at
-        # Training must not learn from the text alone that a held-out pair is never there.
+    if not truth:  # only one property is wrong, so that both must be checked
+        # Otherwise training could learn from the text alone that a held-out pair is never there.
         barred = {(o.shape, o.colour) for o in objects} | (set() if choices.evaluates else HELD_OUT_PAIRS)
         while (shape, colour) in barred:
             shape, colour = choices.pick(

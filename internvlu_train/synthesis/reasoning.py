@@ -1,4 +1,4 @@
-"""Pictures that take a thought first: sums, common knowledge, opposites. The thought comes in words."""
+"""Pictures that need reasoning: sums, common knowledge, opposites. The reasoning is written before the picture."""
 
 from dataclasses import replace
 
@@ -50,7 +50,7 @@ def thought(plan: Plan, words: str) -> Plan:
 
 
 def _count(kind: str, choices: Choices, prompt: str, first: str, count: int) -> Plan:
-    """count of one shape, in any colour the prompt does not name."""
+    """`count` objects of one shape, whose colour the prompt does not name."""
     shape, colour = choices.pair()
     things = (Thing(shape),) * count
     prompt = prompt.format(shape=shape, shapes=plural(2, shape).split(" ", 1)[1])
@@ -150,7 +150,7 @@ def known_recolour(choices: Choices) -> Plan:
 
 
 def fill_up(choices: Choices) -> Plan:
-    """Some are there; how many are missing must be counted."""
+    """Add what is missing to a number: the objects in the picture must be counted."""
     (shape, colour), wanted = choices.pair(), choices.number(2, 4)
     there = choices.number(1, wanted - 1)
     objects = choices.scatter([(shape, colour)] * wanted)

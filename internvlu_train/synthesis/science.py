@@ -5,13 +5,13 @@ from .figures import FIGURES, LAST_NUMBER, MOST_BARS, MOST_WEIGHTS, TALLEST
 from .objects import DRAW
 from .scene import NUMBERS, Choices, Placed, Plan, Thing, Truth, drawing, plural, with_article
 
-BRIGHT = tuple(colour for colour in COLOURS if colour != "black")  # the diagrams' own lines are black
+BRIGHT = tuple(colour for colour in COLOURS if colour != "black")  # lines of diagrams are black
 CORNERS = ("bottom left", "top left", "top right", "bottom right")  # of a right angle, by quarter turns
 HOURS = tuple(range(1, 13))
 
 
 def figure(kind: str, name: str, prompt: str, values, colours, choices: Choices, before=None) -> Plan:
-    """The plan of a diagram; before: values and colours of the picture to edit, if it is an edit."""
+    """The plan of a diagram. before: values and colours of the input picture, for an edit."""
     draw = FIGURES[name].draw
     return Plan(
         prompt,
@@ -140,7 +140,7 @@ def some_weights(choices: Choices) -> tuple[list[int], list[str]]:
 
 
 def balance(choices: Choices) -> Plan:
-    """The prompt does not say how the beam hangs: that follows from the weights."""
+    """The prompt names the weights only; how the beam hangs follows from them."""
     values, colours = some_weights(choices)
     parts = [plural(value, f"{colour} weight") for value, colour in zip(values, colours, strict=True)]
     said = f"a balance with {parts[0]} on the left and {parts[1]} on the right"

@@ -1,4 +1,4 @@
-"""Where things are, which way they point, and how blocks look from two sides."""
+"""Places of objects, directions of arrows, and stacks of blocks from two sides."""
 
 from dataclasses import replace
 

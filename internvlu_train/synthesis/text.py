@@ -1,4 +1,4 @@
-"""Short words in two scripts, drawn, changed and read."""
+"""Short words in two scripts: drawing, edits and questions."""
 
 from . import glyphs
 from .canvas import COLOURS
@@ -9,7 +9,7 @@ CHANGE = ("change the word to {}", "replace the word with {}", "make the word {}
 
 
 def latin_word(choices: Choices) -> str:
-    """A consonant, a vowel, a consonant: 2205 words, so that letters must be learnt and not words."""
+    """Consonant, vowel, consonant: 2205 words, so that a model has to learn letters and not words."""
     return choices.pick(glyphs.CONSONANTS) + choices.pick(glyphs.VOWELS) + choices.pick(glyphs.CONSONANTS)
 
 
@@ -56,7 +56,7 @@ def caption(choices: Choices) -> Plan:
 
 
 def beside(shape: str, colour: str, choices: Choices, where: str, radius: float = 0.0) -> Placed:
-    """An object in the part of the picture that a word at `where` leaves free."""
+    """An object in the part of the picture that is free beside a word at `where`."""
     radius = radius or choices.radius()
     height = choices.size[1]
     near = height * 0.03 + radius
