@@ -129,8 +129,13 @@ def resize_reference(image: Image.Image, config: ProcessorConfig) -> Image.Image
 def reference_pixels(image: Image.Image, config: ProcessorConfig) -> Tensor:
     """Normalised pixels [1, 3, H, W] of a reference picture, float32."""
     pixels = torch.from_numpy(np.array(resize_reference(image, config))).permute(2, 0, 1).float() / 255
-    mean, std = (torch.tensor(v)[:, None, None] for v in (config.reference_mean, config.reference_std))
-    return ((pixels - mean) / std)[None]
+    return normalise_reference(pixels, config)[None]
+
+
+def normalise_reference(pixels: Tensor, config: ProcessorConfig) -> Tensor:
+    """Pixels [..., 3, H, W] in 0…1 → as the VAE encodes reference pictures, by the checkpoint's mean and deviation."""
+    mean, std = (pixels.new_tensor(v)[:, None, None] for v in (config.reference_mean, config.reference_std))
+    return (pixels - mean) / std
 
 
 def to_pictures(pixels: Tensor) -> list[Image.Image]:
