@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """Runs the VAE with the released widths and random weights, and prints as JSON how much working memory a pixel takes:
-what ENCODE_ELEMENTS and DECODE_ELEMENTS in nodes/vae.py promise ComfyUI.
+what ENCODE_ELEMENTS and DECODE_ELEMENTS in nodes/comfy/vae.py promise ComfyUI.
 
     python scripts/measure_vae.py [SIDE ...] [--dtype fp32|bf16 ...] [--device cpu]
 

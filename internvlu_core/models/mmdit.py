@@ -1,7 +1,9 @@
 """The generation decoder: a two-stream diffusion transformer with gated attention (docs/model.md, "MMDiT").
 
-Latent tokens (generated and reference) form the image stream, context tokens the text stream. A token only ever meets
-its own stream's weights; the streams meet in one full attention per block.
+Latent tokens (generated and reference) form the image stream, context tokens the text stream. Each stream has weights
+of its own; in each block both take part in one full attention.
+
+Official code, commit 018a59c: `internvlu/diffusion/internvlu_transformer.py`.
 """
 
 import math
@@ -17,18 +19,18 @@ from torch import Tensor, nn
 from ..checkpoints.config import MMDiTConfig
 from ..errors import InputError
 from .float16 import project_to_residual, scale_down
-from .rope import Grid, joint_positions, rotary_table
+from .rope import Grid, joint_positions, rope_table_3d, rotate_pairs
 
 NORM_EPS = 1e-6
 
 
 @dataclass(frozen=True)
-class Layout:
-    """Where the tokens of one or several branches lie in the two streams, and how they are rotated.
+class SequenceLayout:
+    """The order of the tokens of one or several branches in the two streams, and their rotary tables.
 
-    Image stream: the generated tokens of every branch (`generated` each), then the references of every branch
-    (`references[i]`). Text stream: the context of every branch (`texts[i]`). img_rope, txt_rope: the rotary tables of
-    these tokens [tokens, head_dim / 2, 2]. What is written [B, T, …] below has the tokens of a whole stream as T.
+    Image stream: the generated tokens of each branch (`generated` of them), then the reference tokens of each branch
+    (`references[i]`). Text stream: the context tokens of each branch (`texts[i]`). img_rope, txt_rope: the tables of
+    these tokens [tokens, head_dim / 2, 2]. Below, T in [B, T, …] counts the tokens of a whole stream.
     """
 
     generated: int
@@ -39,6 +41,7 @@ class Layout:
 
     @property
     def all_generated(self) -> int:
+        """The number of generated tokens of all branches."""
         return self.generated * len(self.texts)
 
     def join(self, img: Tensor, txt: Tensor) -> list[Tensor]:
@@ -58,25 +61,25 @@ class Layout:
 
 @dataclass(frozen=True)
 class Prepared:
-    """What of one or several branches is the same in every step of a run.
+    """What is the same in all sampling steps, for one or several branches.
 
-    references, txt: their tokens as they enter the streams [1 or B, tokens, size], laid out as layout says.
+    references, txt: the tokens that enter the streams [1 or B, tokens, size], in the order of layout.
     """
 
     references: Tensor
     txt: Tensor
-    layout: Layout
+    layout: SequenceLayout
 
 
 def pack(branches: list[Prepared]) -> Prepared:
-    """Several branches as one, for pictures of one size: their linear layers then run, and are read, once a step.
+    """Several branches of one picture size as one, so that each linear layer runs, and is read, once in a step.
 
-    Nothing is padded: only the attention is computed branch by branch.
+    Nothing is padded; the attention alone is computed branch by branch.
     """
     layouts = [branch.layout for branch in branches]
     generated = layouts[0].generated
     img_ropes = [layout.img_rope.tensor_split([layout.all_generated]) for layout in layouts]
-    layout = Layout(
+    layout = SequenceLayout(
         generated,
         sum((layout.references for layout in layouts), ()),
         sum((layout.texts for layout in layouts), ()),
@@ -88,17 +91,17 @@ def pack(branches: list[Prepared]) -> Prepared:
 
 
 class MMDiT(nn.Module):
-    """Velocity of noisy latents, given one branch's conditioning. See forward.
+    """The velocity of noisy latents, given the conditioning of one branch; see forward.
 
-    operations is a namespace of layers (torch.nn, or a host's casting twins); attention is a function of
-    q, k, v [B, heads, T, head_dim].
+    operations: a namespace of layers, torch.nn or a host's own. attention: a function of q, k, v [B, heads, T,
+    head_dim]. factory: dtype and device of the parameters.
     """
 
     def __init__(self, config: MMDiTConfig, operations=nn, attention=F.scaled_dot_product_attention, **factory):
         super().__init__()
         self.config, self.rope = config, partial(rope_tables, config)
         size = config.hidden_size
-        if config.projector == "mlp2x_gelu":  # the name notwithstanding, its activation is SiLU
+        if config.projector == "mlp2x_gelu":  # its activation is SiLU, in spite of the name
             self.decoder_projector = nn.Sequential(
                 operations.Linear(config.context_size, 3 * config.joint_size, **factory),
                 nn.SiLU(),
@@ -143,7 +146,7 @@ class MMDiT(nn.Module):
         image_grids: list[Grid],
         references: list[Tensor] = (),
     ) -> Prepared:
-        """What forward needs of one branch in every step, for latents of a grid of patches. Arguments as in forward."""
+        """What one branch needs in all steps, for latents of this grid of patches. Other arguments as in forward."""
         grids = (grid, *(self.grid(latent) for latent in references))
         img_rope, txt_rope = self.rope(
             grids, tuple(image_mask.tolist()), tuple(map(tuple, image_grids)), context.device
@@ -154,13 +157,13 @@ class MMDiT(nn.Module):
             tokens = project_to_residual(self.img_in, patches, context.dtype)
         else:
             tokens = txt[:, :0]
-        layout = Layout(math.prod(grid), (tokens.shape[1],), (txt.shape[1],), img_rope, txt_rope)
+        layout = SequenceLayout(math.prod(grid), (tokens.shape[1],), (txt.shape[1],), img_rope, txt_rope)
         return Prepared(tokens, txt, layout)
 
     def velocities(
         self, x: Tensor | Sequence[Tensor], timestep: Tensor, prepared: Prepared, **attention_options
     ) -> list[Tensor]:
-        """forward's velocity in each prepared branch, of one x, or one for each, at one timestep."""
+        """The velocity [B, C, h, w] of each prepared branch, in order. x: for all branches, or one for each."""
         layout = prepared.layout
         latents = [x] if isinstance(x, Tensor) else x
         x, batch = latents[0], len(latents[0])
@@ -174,19 +177,23 @@ class MMDiT(nn.Module):
         out = self.proj_out(self.norm_out(img[:, : layout.all_generated], temb))
         return [self.unpatchify(tokens, self.grid(x)) for tokens in out.split(layout.generated, dim=1)]
 
-    def run_block(self, index: int, img: Tensor, txt: Tensor, temb: Tensor, layout: Layout, **attention_options):
-        """Both streams [B, T, size] after block `index`; after the last one only what is read. A host may override."""
+    def run_block(
+        self, index: int, img: Tensor, txt: Tensor, temb: Tensor, layout: SequenceLayout, **attention_options
+    ):
+        """Both streams [B, T, size] after a block; after the last, only the generated tokens. Hosts may override."""
         last = index == len(self.transformer_blocks) - 1
         return self.transformer_blocks[index](img, txt, temb, layout, generated_only=last, **attention_options)
 
     def bound_context(self, context: Tensor) -> Tensor:
-        """Hidden states [..., T, C] within float16's range, which a language model's can leave; for forward the same.
+        """Hidden states [..., T, C] scaled into float16's range, without effect on the velocity.
 
-        The first thing that happens to them is a norm. A projector in front of it would see a difference.
+        Their first layer is a norm, which does not see a factor. A projector in front of it would, so then they are
+        left as they are.
         """
         return scale_down(context, 2**15)[0] if isinstance(self.decoder_projector, nn.Identity) else context
 
     def grid(self, latent: Tensor) -> Grid:
+        """The grid of patches of a latent [..., h, w]. Raises InputError if a side is no multiple of the patch size."""
         h, w = latent.shape[-2:]
         p = self.config.patch_size
         if h % p or w % p:
@@ -194,10 +201,12 @@ class MMDiT(nn.Module):
         return 1, h // p, w // p
 
     def patchify(self, latent: Tensor) -> Tensor:
+        """[B, C, h, w] → [B, patches, C·p²], row by row."""
         p = self.config.patch_size
         return rearrange(latent, "b c (h ph) (w pw) -> b (h w) (c ph pw)", ph=p, pw=p)
 
     def unpatchify(self, tokens: Tensor, grid: Grid) -> Tensor:
+        """The inverse of patchify."""
         p = self.config.patch_size
         return rearrange(tokens, "b (h w) (c ph pw) -> b c (h ph) (w pw)", h=grid[1], w=grid[2], ph=p, pw=p)
 
@@ -205,10 +214,10 @@ class MMDiT(nn.Module):
 def rope_tables(
     config: MMDiTConfig, grids: tuple[Grid, ...], image_mask: tuple[bool, ...], image_grids: tuple[Grid, ...], device
 ) -> tuple[Tensor, Tensor]:
-    """Rotary tables of one branch's image stream and text stream, see Layout. grids: of its latents."""
+    """The rotary tables (img_rope, txt_rope) of one branch, see SequenceLayout. grids: those of its latents."""
     mask = torch.tensor(image_mask, dtype=torch.bool)
     positions = joint_positions(grids, mask, image_grids, config.latent_scale, config.vit_scale)
-    table = rotary_table(positions, config.rope_axes)
+    table = rope_table_3d(positions, config.rope_axes)
     return table.to(device).tensor_split([len(table) - len(mask)])
 
 
@@ -231,20 +240,21 @@ class TimeEmbedding(nn.Module):
         return mlp["linear_2"](F.silu(mlp["linear_1"](self.sinusoids(timestep, dtype).to(dtype))))
 
     def sinusoids(self, timestep: Tensor, dtype: torch.dtype) -> Tensor:
-        # The rounding to the compute dtype is part of the model, and so is the order of these float32 operations:
-        # arguments reach 1e6, where one rounding more or less changes the first velocity by 2e-3 to 5e-3.
+        """timestep [B] → [B, channels], float32."""
+        # The rounding to the compute dtype and the order of these float32 operations are part of the model: arguments
+        # reach 1e6, where one more rounding changes the first velocity by 2e-3 to 5e-3.
         angles = 1000 * (timestep.to(dtype).float()[:, None] * self.frequencies(timestep.device))
         return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
     def frequencies(self, device: torch.device | None = None) -> Tensor:
-        """Of the sinusoids [channels / 2], in radians for a thousandth of a timestep, falling."""
+        """Of the sinusoids [channels / 2], in radians for a thousandth of a timestep, in descending order."""
         half = self.channels // 2
         exponent = -math.log(10000) * torch.arange(half, dtype=torch.float32, device=device) / half
         return torch.exp(exponent)
 
 
 class Block(nn.Module):
-    """One two-stream block; the img_ and txt_ (to_ and add_) weights belong to their stream alone."""
+    """One block with two streams. img_ and to_ weights belong to the image stream, txt_ and add_ to the text stream."""
 
     def __init__(self, config: MMDiTConfig, operations, attention, **factory):
         super().__init__()
@@ -256,9 +266,15 @@ class Block(nn.Module):
         self.txt_mlp = FeedForward(size, operations, **factory)
 
     def forward(
-        self, img: Tensor, txt: Tensor, temb: Tensor, layout: Layout, generated_only: bool = False, **attention_options
+        self,
+        img: Tensor,
+        txt: Tensor,
+        temb: Tensor,
+        layout: SequenceLayout,
+        generated_only: bool = False,
+        **attention_options,
     ) -> tuple[Tensor, Tensor]:
-        """Both streams [B, T, size] after this block; with generated_only the generated tokens, and txt as it was."""
+        """Both streams [B, T, size] after this block; with generated_only the generated tokens, and txt unchanged."""
         img_shift1, img_scale1, img_gate1, *img_mod2 = modulation(self.img_mod, temb)
         txt_shift1, txt_scale1, txt_gate1, *txt_mod2 = modulation(self.txt_mod, temb)
         img_attn, txt_attn = self.attn(
@@ -276,7 +292,7 @@ class Block(nn.Module):
 
 
 class GatedAttention(nn.Module):
-    """Full attention over both streams; each output is gated after its projection (arXiv 2505.06708)."""
+    """Full attention over both streams, with a gate on each output after its projection (arXiv 2505.06708)."""
 
     def __init__(self, config: MMDiTConfig, operations, attention, **factory):
         super().__init__()
@@ -292,7 +308,7 @@ class GatedAttention(nn.Module):
         for name in ("norm_q", "norm_k", "norm_added_q", "norm_added_k"):
             self.add_module(name, operations.RMSNorm(config.head_dim, eps=NORM_EPS, **factory))
 
-    def forward(self, img: Tensor, txt: Tensor, layout: Layout, generated_only: bool, **attention_options):
+    def forward(self, img: Tensor, txt: Tensor, layout: SequenceLayout, generated_only: bool, **attention_options):
         """Both streams' outputs [B, T, size]; with generated_only those of the generated tokens, and None."""
         branches, img_gate, txt_gate = self.attend(img, txt, layout, generated_only, **attention_options)
         if generated_only:
@@ -301,10 +317,10 @@ class GatedAttention(nn.Module):
         del branches
         return gated(self.to_out[0], img, img_gate), gated(self.to_add_out, txt, txt_gate)
 
-    def attend(self, img: Tensor, txt: Tensor, layout: Layout, generated_only: bool, **attention_options):
-        """What the queries of each branch [B, tokens, heads·D] find, and the gates of both streams.
+    def attend(self, img: Tensor, txt: Tensor, layout: SequenceLayout, generated_only: bool, **attention_options):
+        """The attention output of each branch [B, tokens, heads·D], and the gates of both streams.
 
-        Apart from forward, so that queries, keys and values are gone when the output is projected.
+        A method of its own, so that queries, keys and values are freed before the output is projected.
         """
         keys, values = self.keys(img, txt, layout)
         queries, *gates = self.queries(img, txt, layout, generated_only)
@@ -314,24 +330,24 @@ class GatedAttention(nn.Module):
             found.append(self.attention(q, k, v, **attention_options).transpose(1, 2).flatten(2))
         return found, *gates
 
-    def keys(self, img: Tensor, txt: Tensor, layout: Layout) -> tuple[list[Tensor], list[Tensor]]:
+    def keys(self, img: Tensor, txt: Tensor, layout: SequenceLayout) -> tuple[list[Tensor], list[Tensor]]:
         """Keys and values [B, tokens, heads, D] of each branch."""
-        img_k = rotate(self.norm_k(self.heads_of(self.to_k(img))), layout.img_rope)
-        txt_k = rotate(self.norm_added_k(self.heads_of(self.add_k_proj(txt))), layout.txt_rope)
+        img_k = rotate_pairs(self.norm_k(self.heads_of(self.to_k(img))), layout.img_rope)
+        txt_k = rotate_pairs(self.norm_added_k(self.heads_of(self.add_k_proj(txt))), layout.txt_rope)
         keys = layout.join(img_k, txt_k)
         del img_k, txt_k
         return keys, layout.join(self.heads_of(self.to_v(img)), self.heads_of(self.add_v_proj(txt)))
 
-    def queries(self, img: Tensor, txt: Tensor, layout: Layout, generated_only: bool):
+    def queries(self, img: Tensor, txt: Tensor, layout: SequenceLayout, generated_only: bool):
         """Queries [B, tokens, heads, D] of each branch, and the gates [B, T, heads·D] of both streams, or None."""
         if generated_only:
             img = img[:, : layout.all_generated]
         img_q, img_gate = self.heads_of(self.to_q(img)).chunk(2, dim=-1)
-        img_q, img_gate = rotate(self.norm_q(img_q), layout.img_rope), img_gate.flatten(2)
+        img_q, img_gate = rotate_pairs(self.norm_q(img_q), layout.img_rope), img_gate.flatten(2)
         if generated_only:
             return img_q.split(layout.generated, dim=1), img_gate, None
         txt_q, txt_gate = self.heads_of(self.add_q_proj(txt)).chunk(2, dim=-1)
-        txt_q = rotate(self.norm_added_q(txt_q), layout.txt_rope)
+        txt_q = rotate_pairs(self.norm_added_q(txt_q), layout.txt_rope)
         return layout.join(img_q, txt_q), img_gate, txt_gate.flatten(2)
 
     def heads_of(self, x: Tensor) -> Tensor:
@@ -340,25 +356,27 @@ class GatedAttention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """MLP of width 4 with tanh-GELU, in its modulated residual branch."""
+    """A modulated residual branch: MLP of four times the width, with tanh-GELU."""
 
     def __init__(self, size: int, operations, **factory):
         super().__init__()
         self.net = nn.ModuleList(
             [
                 nn.ModuleDict({"proj": operations.Linear(size, 4 * size, **factory)}),
-                nn.Identity(),  # the released names count a dropout layer here
+                nn.Identity(),  # in place of dropout, which the released names count
                 operations.Linear(4 * size, size, **factory),
             ]
         )
 
     def forward(self, x: Tensor, shift: Tensor, scale: Tensor, gate: Tensor) -> Tensor:
-        # In place, which F.gelu does not offer: there is no larger tensor in the network.
+        # In place, which F.gelu cannot: no tensor in the network is larger.
         hidden = torch.ops.aten.gelu_(self.net[0]["proj"](modulate(x, shift, scale)), approximate="tanh")
         return torch.addcmul(x, gate, project_to_residual(self.net[2], hidden, hidden.dtype))
 
 
 class OutputNorm(nn.Module):
+    """LayerNorm of the image stream [B, T, size], scaled and shifted by the timestep; computed in float32."""
+
     def __init__(self, size: int, operations, **factory):
         super().__init__()
         self.linear = operations.Linear(size, 2 * size, **factory)
@@ -374,24 +392,11 @@ def modulation(mod: nn.Module, temb: Tensor) -> tuple[Tensor, ...]:
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """A stream's LayerNorm, computed in float32, shifted and scaled; in the dtype of these two."""
-    normed = F.layer_norm(x, x.shape[-1:], eps=NORM_EPS)  # its kernels compute in float32 whatever the dtype of x
+    """LayerNorm of a stream [B, T, size], computed in float32, then scaled and shifted, in the dtype of these two."""
+    normed = F.layer_norm(x, x.shape[-1:], eps=NORM_EPS)  # its kernels compute in float32 for every dtype
     return torch.addcmul(shift, normed, 1 + scale).to(scale.dtype)
 
 
 def gated(linear: nn.Module, x: Tensor, gate: Tensor) -> Tensor:
-    """A stream's attention output, projected, then gated."""
+    """The attention output of a stream [B, T, size], projected, then gated."""
     return project_to_residual(linear, x, x.dtype) * gate.sigmoid()
-
-
-def rotate(x: Tensor, rope: Tensor) -> Tensor:
-    """Rotate x [B, T, heads, D] by the first T rows of a table, in float32; channel 2i is paired with 2i + 1."""
-    pairs, rope = x.float().unflatten(-1, (-1, 2)), rope[: x.shape[1], None]
-    # A complex product is a quarter of the work, where there is one: compilers fuse real arithmetic alone, and DirectML
-    # and older systems of Apple's do not know complex numbers.
-    if torch.compiler.is_compiling() or x.device.type in ("privateuseone", "mps"):
-        (a, b), (cos, sin) = pairs.unbind(-1), rope.unbind(-1)
-        rotated = torch.stack([a * cos - b * sin, a * sin + b * cos], dim=-1)
-    else:
-        rotated = torch.view_as_real(torch.view_as_complex(pairs) * torch.view_as_complex(rope))
-    return rotated.flatten(-2).to(x.dtype)

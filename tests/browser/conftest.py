@@ -5,7 +5,6 @@ All fixtures end with their module: Playwright's event loop must be gone before 
 """
 
 import json
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,10 +15,9 @@ from safetensors.torch import save_file
 
 from support.checkpoints import CHECKPOINT
 from support.comfy_server import PACK_NAME, ComfyServer, link_folder
+from support.environment import find_browser, find_comfyui, find_frontend
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.append(str(ROOT / "scripts"))
-from dev import find_browser, find_comfyui, find_frontend  # noqa: E402
 
 SCREENSHOTS = ROOT / ".cache" / "screenshots"
 OURS = f"/extensions/{PACK_NAME}/"

@@ -1,0 +1,188 @@
+"""Three-branch guidance in ComfyUI: as a guider of its own, and as a patch for stock samplers and guiders."""
+
+import logging
+from functools import cache
+
+import comfy.model_patcher
+import comfy.samplers
+import torch
+from comfy.patcher_extension import WrappersMP
+from comfy.sampler_helpers import convert_cond
+
+from ...internvlu_core.errors import InputError
+from ...internvlu_core.guidance import combine, strengths
+from ...internvlu_core.sampling import TIMESTEPS
+from .model import InternVLUModel
+
+AUTOMATIC = -1.0  # what a widget says for the checkpoint's own scale; so does every other negative value
+
+
+class DualGuider(comfy.samplers.CFGGuider):
+    """The core's combine over ComfyUI's evaluation of conditionings. Raises InputError for another model's MODEL.
+
+    trace: if a list, each step appends the strengths of its two terms.
+    """
+
+    def __init__(self, model: comfy.model_patcher.ModelPatcher):
+        super().__init__(model)
+        check_model(model)
+        self.trace: list[torch.Tensor] | None = None
+
+    def set_conds(self, full, partial, unconditional, all_scale: float, partial_scale: float):
+        """Scales below 0 are automatic."""
+        check_wiring(*([values for _, values in conds] for conds in (full, partial, unconditional)))
+        self.all_scale, self.partial_scale = scales_for(
+            self.model_patcher, [values for _, values in full], all_scale, partial_scale
+        )
+        conds = {"positive": full, "negative": unconditional}
+        if not same_conditioning(partial, unconditional):
+            conds["partial"] = partial
+        self.inner_set_conds(conds)
+
+    def predict_noise(self, x, timestep, model_options=None, seed=None):
+        """Denoised x0 for x at σ = timestep [B]."""
+        return predict(self, x, timestep, model_options or {}, self.all_scale, self.partial_scale, self.trace)
+
+
+@cache
+def _warn_of_cfg_function():
+    logging.warning("InternVL-U: a CFG function on the model (RescaleCFG, say) is without effect on three branches")
+
+
+def check_model(model: comfy.model_patcher.ModelPatcher):
+    if not isinstance(model.model, InternVLUModel):
+        raise InputError(f"this guidance is InternVL-U's; the MODEL is a {type(model.model).__name__}")
+
+
+def scales_for(
+    model: comfy.model_patcher.ModelPatcher, full: list[dict], all_scale: float, partial_scale: float
+) -> tuple[float, float]:
+    """(all_scale, partial_scale) as a node has them; a negative one is automatic.
+
+    full: the values of the conditioning, which say whether it came from reasoning.
+    """
+    given = (None if scale < 0 else scale for scale in (all_scale, partial_scale))
+    reasoned = any(values.get("reasoned") for values in full)
+    return model.model.diffusion_model.config.guidance(reasoned, *given)
+
+
+def check_wiring(full: list[dict], partial: list[dict], unconditional: list[dict]):
+    """Raises InputError where a branch sees pictures that the branch before it does not: then wires are crossed."""
+    sees = [any(any(values.get("image_mask", ())) for values in conds) for conds in (full, partial, unconditional)]
+    if sees[1] and not sees[0]:
+        raise InputError(
+            "“images only” (partial) sees pictures, “positive” (full) none; connect all three from one InternVL-U "
+            "Encode (is one of another Encode without pictures, or are the wires swapped?)"
+        )
+    if sees[2] and not sees[1]:
+        raise InputError(
+            "“negative” (unconditional) sees pictures, “images only” (partial) none; are these two wires swapped?"
+        )
+
+
+def same_conditioning(a: list, b: list) -> bool:
+    """Whether two CONDITIONINGs are one and the same, so that evaluating one of them is enough: told by identity."""
+    return len(a) == len(b) and all(
+        x[0] is y[0] and x[1].keys() == y[1].keys() and all(x[1][key] is y[1][key] for key in x[1])
+        for x, y in zip(a, b, strict=True)
+    )
+
+
+def predict(
+    guider, x, timestep, model_options: dict, all_scale: float, partial_scale: float, trace: list | None = None
+) -> torch.Tensor:
+    """Guided x0, with the hooks that ComfyUI's own sampling_function offers.
+
+    The first two conditionings are the full and the unconditional one, as hooks expect of cond and uncond; a third,
+    if any, is the partial one.
+    """
+    if "sampler_cfg_function" in model_options:
+        _warn_of_cfg_function()
+    model = guider.inner_model
+    conds = [guider.conds["positive"], guider.conds["negative"]]
+    if "partial" in guider.conds:
+        conds.append(guider.conds["partial"])
+    common = {"input": x, "sigma": timestep, "model": model, "model_options": model_options}
+
+    if "sampler_calc_cond_batch_function" in model_options:
+        # Such functions (SkipLayerGuidanceDiTSimple's, say) take apart a pair; the partial branch goes around them.
+        outputs = model_options["sampler_calc_cond_batch_function"]({"conds": conds[:2], **common})
+        outputs = [*outputs, *comfy.samplers.calc_cond_batch(model, conds[2:], x, timestep, model_options)]
+    else:
+        outputs = comfy.samplers.calc_cond_batch(model, conds, x, timestep, model_options)
+    for hook in model_options.get("sampler_pre_cfg_function", ()):
+        args = {"conds": conds, "conds_out": outputs, "cond_scale": all_scale, "timestep": timestep, **common}
+        changed = hook(args)
+        outputs = [*changed, *outputs[len(changed) :]]  # a hook may know of two only
+
+    sigma = timestep.view(-1, *[1] * (x.ndim - 1))
+    velocities = [(x - denoised) / sigma for denoised in outputs]
+    full, unconditional = velocities[:2]
+    partial = velocities[2] if len(velocities) > 2 else unconditional
+    step = torch.trunc(timestep[0] * TIMESTEPS)
+    if trace is not None:
+        trace.append(strengths(full, partial, unconditional, all_scale, partial_scale, step))
+    guided = x - sigma * combine(full, partial, unconditional, all_scale, partial_scale, step)
+
+    for hook in model_options.get("sampler_post_cfg_function", ()):
+        guided = hook(
+            {
+                "denoised": guided,
+                "cond": conds[0],
+                "uncond": conds[1],
+                "cond_scale": all_scale,
+                "cond_denoised": outputs[0],
+                "uncond_denoised": outputs[1],
+                **common,
+            }
+        )
+    return guided
+
+
+def patch_model(model: comfy.model_patcher.ModelPatcher, partial: list, partial_scale: float):
+    """A clone of MODEL under which any sampler with a positive and a negative conditioning guides by three branches.
+
+    The sampler's cfg becomes all_scale. A partial_scale below 0 is automatic.
+    """
+    check_model(model)
+    scales_for(model, [], AUTOMATIC, partial_scale)  # an error now rather than in the sampler
+    if any("hooks" in values for _, values in partial):
+        # ComfyUI registers the hooks of a sampler's own conditionings before anything here is asked.
+        raise InputError("InternVL-U Guidance cannot follow hooks on partial; InternVL-U Guider can")
+
+    def guide_by_three(executor, *args, **kwargs):
+        guider = executor.class_obj
+        if guider.conds.keys() != {"positive", "negative"} or isinstance(guider, DualGuider):
+            raise InputError(
+                f"InternVL-U Guidance works with a KSampler or a CFGGuider, not with a {type(guider).__name__}"
+            )
+        check_wiring(guider.conds["positive"], [values for _, values in partial], guider.conds["negative"])
+        if not alias(guider.conds["negative"], partial):
+            guider.conds["partial"] = convert_cond(partial)
+        scale = scales_for(model, guider.conds["positive"], AUTOMATIC, partial_scale)[1]
+
+        def predict_noise(x, timestep, model_options=None, seed=None):
+            return predict(guider, x, timestep, model_options or {}, guider.cfg, scale)
+
+        # On the guider itself, not as a wrapper around its method: wrappers of other nodes then go around this one,
+        # in whatever order the nodes stand.
+        guider.predict_noise = predict_noise
+        try:
+            return executor(*args, **kwargs)
+        finally:
+            del guider.predict_noise
+
+    patched = model.clone()
+    patched.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, "internvl_u", guide_by_three)
+    return patched
+
+
+def alias(conds: list[dict], conditioning: list) -> bool:
+    """same_conditioning, where one side has already become a sampler's dicts."""
+    added = {"cross_attn", "model_conds", "uuid"}
+    return len(conds) == len(conditioning) and all(
+        cond.get("cross_attn") is hidden
+        and cond.keys() - added == values.keys()
+        and all(cond[key] is values[key] for key in values)
+        for cond, (hidden, values) in zip(conds, conditioning, strict=True)
+    )

@@ -1,0 +1,164 @@
+"""The VLM type: vision-language model, tokenizer and processor settings, under ComfyUI's memory management."""
+
+import copy
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from dataclasses import replace
+from functools import partial
+
+import comfy.model_management
+import comfy.model_patcher
+import comfy.ops
+import comfy.utils
+import torch
+from comfy.ldm.modules.attention import optimized_attention_for_device
+from PIL import Image
+
+from ...internvlu_core import imaging
+from ...internvlu_core.checkpoints.config import Config
+from ...internvlu_core.conditioning import Branch, Conditioner, Context, TextResult, fingerprint
+from ...internvlu_core.decoding import TextSettings, limit_to_context
+from ...internvlu_core.grounding import BOX, MARKERS
+from ...internvlu_core.models.vlm import VLM
+from ...internvlu_core.prompt import Prompt, Tokenizer
+from .dtypes import assign, choose_dtypes
+from .stream import TextStream
+
+
+def attention(q, k, v, is_causal=False):
+    """ComfyUI's attention for text encoders, for q, k, v [B, heads, T, head_dim]."""
+    mask = None
+    if is_causal:
+        mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril()
+        mask = torch.zeros(mask.shape, dtype=q.dtype, device=q.device).masked_fill(~mask, -torch.finfo(q.dtype).max)
+    function = optimized_attention_for_device(q.device, mask=is_causal, small_input=True)
+    return function(q, k, v, q.shape[1], mask=mask, skip_reshape=True, skip_output_reshape=True)
+
+
+WRITTEN = 32  # texts last written at temperature 0, which are remembered
+
+
+def weights_of(patcher: comfy.model_patcher.ModelPatcher) -> Hashable | None:
+    """Which weights a network has while this patcher's patches are on it, for the core's Conditioner."""
+    # ComfyUI gives weights that are patched otherwise another uuid, but does not for what these do.
+    unclear = patcher.object_patches or patcher.hook_patches or patcher.forced_hooks
+    return None if unclear else patcher.patches_uuid
+
+
+class ComfyVLM:
+    """What the loader puts on the VLM socket."""
+
+    def __init__(self, config: Config, tokenizer: Tokenizer, state_dict: dict, dtype: torch.dtype | None):
+        self.config, self.tokenizer = config, tokenizer
+        self.load_device = comfy.model_management.text_encoder_device()
+        offload_device = comfy.model_management.text_encoder_offload_device()
+        weight_dtype, cast_dtype = choose_dtypes(state_dict, dtype, self.load_device)
+        self.dtype = cast_dtype or weight_dtype
+        operations = comfy.ops.pick_operations(weight_dtype, self.dtype)
+        network = VLM(config, operations, attention, dtype=weight_dtype, device="meta")
+        network.compute_dtype = self.dtype
+        assign(network, state_dict, weight_dtype, offload_device, self.dtype)
+        self.patcher = comfy.model_patcher.ModelPatcher(
+            network, load_device=self.load_device, offload_device=offload_device
+        )
+        self.conditioner = Conditioner(network, tokenizer, config, partial(weights_of, self.patcher))
+        self.written: OrderedDict[tuple, TextResult] = OrderedDict()
+
+    def get_ram_usage(self) -> int:
+        """Bytes; ComfyUI's cache asks."""
+        return self.patcher.model_size()
+
+    def load(self, tokens: int):
+        """Bring the weights to the device, with room for working on this many tokens."""
+        language = self.config.language
+        per_token = 4 * language.mlp_size + 2 * language.num_layers * language.num_kv_heads * language.head_dim
+        needed = tokens * per_token * self.dtype.itemsize
+        comfy.model_management.load_models_gpu([self.patcher], memory_required=needed)
+
+    def with_patcher(self, patcher: comfy.model_patcher.ModelPatcher) -> "ComfyVLM":
+        """The same network under other patches (LoRA)."""
+        other = copy.copy(self)
+        other.patcher = patcher
+        other.conditioner = self.conditioner.with_weights(partial(weights_of, patcher))
+        return other
+
+    def encode_text(self, text: str, images: list[Image.Image]) -> Branch:
+        """The full branch of a prompt, its pictures as ViT tokens only; of an empty one, the unconditional branch."""
+        self.load(tokens=1024)
+        features = self.conditioner.image_features(self.see(images), self.load_device, self.dtype)
+        prompts = self.conditioner.prompts
+        blank = not text.strip() and not images
+        prompt = prompts.unconditional(0, None) if blank else prompts.full(text, len(images), None)
+        return self.conditioner.read(prompt, features, [], self.load_device)
+
+    def context(self, prompt: str, images: list[Image.Image], references: list[torch.Tensor], **settings) -> Context:
+        """The branches of a picture to draw. references: raw latents, one for each image. settings: the core's."""
+        self.load(tokens=1024)
+        features = self.conditioner.image_features(self.see(images), self.load_device, self.dtype)
+        return self.conditioner.context(prompt, features, references, device=self.load_device, **settings)
+
+    def see(self, images: list[Image.Image], max_tiles: int = 1) -> list[torch.Tensor]:
+        """Normalised tiles of each picture."""
+        return [imaging.vit_tiles(image, self.config.processor, max_tiles) for image in images]
+
+    def decode(self, tokens) -> str:
+        """The official text of tokens; if there is a box among them, with the marks that InternVL-U Boxes reads."""
+        return self.tokenizer.decode(tokens, keep=MARKERS if self.tokenizer.id(BOX) in tokens else ())
+
+    def as_generated(self, text: str) -> TextResult:
+        """A text as if the model had written it, so that it makes the same picture as when it did."""
+        return TextResult(text, (*self.tokenizer.encode(text), self.tokenizer.stop_ids[0]))
+
+    def generate(
+        self,
+        prompt: Prompt,
+        tiles: list[torch.Tensor],
+        settings: TextSettings,
+        stream: Callable[[int, Callable[[], str]], None] | None = None,
+        keep: bool = False,
+    ) -> TextResult:
+        """Continue a prompt, under a progress bar. ComfyUI's cancel raises out of it.
+
+        stream is called after each token with their number and a function that gives the text so far. keep: let the
+        result have a prefix cache, for Encode; it waits where weights wait, as ComfyUI's cache may hold it for long.
+        """
+        settings = limit_to_context(settings, len(prompt), self.config.language.max_positions)
+        self.load(settings.num_beams * (len(prompt) + settings.max_new_tokens))
+        bar = comfy.utils.ProgressBar(settings.max_new_tokens)
+
+        def on_tokens(tokens: list[int]):
+            comfy.model_management.throw_exception_if_processing_interrupted()  # newer bars look only now and then
+            bar.update_absolute(len(tokens))
+            if stream:
+                stream(len(tokens), lambda: self.decode(tokens))
+
+        return self.conditioner.write(
+            prompt,
+            tiles,
+            settings,
+            device=self.load_device,
+            dtype=self.dtype,
+            on_tokens=on_tokens,
+            keep=self.patcher.offload_device if keep else None,
+        )
+
+    def write(
+        self, prompt: Prompt, tiles: list[torch.Tensor], settings: TextSettings, stream: TextStream, keep: bool = False
+    ) -> TextResult:
+        """As generate, but at temperature 0 a text is not written twice.
+
+        ComfyUI runs a node again whenever any of its inputs has changed, also a seed that is without effect.
+        """
+        weights = self.conditioner.weights()
+        if settings.temperature or weights is None:
+            return self.generate(prompt, tiles, settings, stream, keep)
+        key = prompt.ids, prompt.image_mask, tuple(map(fingerprint, tiles)), replace(settings, seed=None), weights
+        if key in self.written:
+            result = self.written[key]
+            stream(len(result.token_ids), lambda: self.decode(result.token_ids))
+            return result
+        result = self.generate(prompt, tiles, settings, stream, keep)
+        self.written[key] = replace(result, prefix_cache=None)  # which is large, and ComfyUI could not free it
+        while len(self.written) > WRITTEN:
+            self.written.popitem(last=False)
+        return result
