@@ -10,7 +10,7 @@ from collections import Counter
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -18,7 +18,7 @@ from internvlu_core import Branch, Context, InternVLU
 from internvlu_core.checkpoints.config import Config
 from internvlu_core.checkpoints.files import COMPONENTS
 from internvlu_core.checkpoints.load import build_on_meta
-from internvlu_core.quantization import FORMATS, quantise_network
+from internvlu_core.quantization import WEIGHT_FORMATS, quantise_network
 from internvlu_core.sampling import flow_sigmas
 from scripts.random_checkpoint import SCALES, TEMPLATE, write_json
 
@@ -73,16 +73,23 @@ def read_config(scale: str) -> Config:
         return Config.read(Path(folder, "checkpoint"))
 
 
-def weights(config: Config, eight_bits: bool) -> dict[str, int]:
-    """{network: bytes of its weights}"""
+def build(config: Config, eight_bits: bool) -> dict[str, tuple[nn.Module, dict[str, Tensor]]]:
+    """{network: (itself, its state dict)} on the meta device, in bfloat16 or with its matrices in 8 bits."""
     found = {}
     for name, component in zip(("VLM", "MMDiT", "VAE"), COMPONENTS, strict=True):
         network = build_on_meta(config, component).to(DTYPE)
         state = network.state_dict()
         if eight_bits:
-            quantise_network(network, state, FORMATS["fp8"])
-        found[name] = sum(tensor.nbytes for tensor in state.values())
+            quantise_network(network, state, WEIGHT_FORMATS["fp8"])
+        found[name] = network, state
     return found
+
+
+def weights(config: Config, eight_bits: bool) -> dict[str, int]:
+    """{network: bytes of its weights}"""
+    return {
+        name: sum(tensor.nbytes for tensor in state.values()) for name, (_, state) in build(config, eight_bits).items()
+    }
 
 
 def working_memory(wide: Config) -> dict[str, int]:
