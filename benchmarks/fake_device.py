@@ -31,7 +31,7 @@ from internvlu_core.checkpoints.config import Config
 from internvlu_core.checkpoints.files import COMPONENTS
 from internvlu_core.checkpoints.load import build_on_meta
 from internvlu_core.prompt import Tokenizer
-from internvlu_core.quantization import FORMATS, quantise_network
+from internvlu_core.quantization import WEIGHT_FORMATS, quantise_network
 from scripts.random_checkpoint import stored_shapes, write_json
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -425,17 +425,27 @@ def write_hollow(file: Path, shapes: dict[str, tuple[int, ...]]):
         out.truncate(8 + len(text) + end)
 
 
-def hollow_model(folder: Path, device: torch.device, dtype: torch.dtype, weight_format: str | None = None) -> InternVLU:
-    """A checkpoint's model with weights that were never loaded, which takes a moment at any size.
+def build_hollow(
+    config: Config, dtype: torch.dtype, weight_format: str | None = None
+) -> dict[str, tuple[nn.Module, dict[str, Tensor]]]:
+    """{name: (network, its state dict)} of VLM, MMDiT and VAE on the meta device.
 
-    weight_format: a name in FORMATS.
+    weight_format: a name in WEIGHT_FORMATS.
     """
-    config, networks = Config.read(folder), []
-    for component in COMPONENTS:
+    found = {}
+    for name, component in zip(("VLM", "MMDiT", "VAE"), COMPONENTS, strict=True):
         network = build_on_meta(config, component).to(dtype)
         state = network.state_dict()
         if weight_format:
-            quantise_network(network, state, FORMATS[weight_format])
+            quantise_network(network, state, WEIGHT_FORMATS[weight_format])
+        found[name] = network, state
+    return found
+
+
+def hollow_model(folder: Path, device: torch.device, dtype: torch.dtype, weight_format: str | None = None) -> InternVLU:
+    """A checkpoint's model with weights that were never loaded, which takes a moment at any size."""
+    config, networks = Config.read(folder), []
+    for network, state in build_hollow(config, dtype, weight_format).values():
         weights = {name: torch.empty(t.shape, dtype=t.dtype, device=device) for name, t in state.items()}
         network.requires_grad_(False).load_state_dict(weights, assign=True)
         networks.append(network)

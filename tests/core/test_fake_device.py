@@ -7,10 +7,10 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import counts, memory
-from benchmarks.fake_device import FakeDevice, hollow_checkpoint, hollow_model
+from benchmarks.fake_device import FakeDevice, build_hollow, hollow_checkpoint, hollow_model
 from internvlu_core import InternVLU
-from internvlu_core.offload import WORKING_MEMORY
-from internvlu_core.quantization import FORMATS
+from internvlu_core.offload import WORKING_MEMORY, Offload
+from internvlu_core.quantization import WEIGHT_FORMATS
 from internvlu_core.sampling import flow_sigmas
 from scripts.random_checkpoint import SCALES, merge
 
@@ -22,7 +22,7 @@ FEW = {
 }
 # {name: (dtype to compute in, weight format)}
 DTYPES = {"bfloat16": (torch.bfloat16, None), "float16": (torch.float16, None)}
-DTYPES |= {name: (torch.bfloat16, name) for name in FORMATS}
+DTYPES |= {name: (torch.bfloat16, name) for name in WEIGHT_FORMATS}
 
 
 @pytest.fixture(scope="module")
@@ -222,7 +222,7 @@ def test_what_is_compiled_waits_for_nothing(folder, monkeypatch):
     monkeypatch.setattr(torch, "compile", watched)
     with FakeDevice() as gpu:
         model = hollow_model(folder, gpu.device, torch.bfloat16)
-        model.compile()
+        model.compile(text=True)
         model.answer("what is it?", [PHOTO], max_new_tokens=4)
         texts = len(records)
         model.generate("make it night", [PHOTO], height=256, width=256, steps=2)
@@ -278,11 +278,26 @@ def test_what_apple_devices_lack(folder):
     assert not {torch.float64, torch.complex64, torch.complex128} & record.dtypes.keys()
 
 
-def test_released_sizes_at_full_depth():
-    rows = {row["stage"]: row for row in memory.table()}
-    for name, row in rows.items():
-        assert row["bf16"] + row["working"] <= 6e9, name
-        assert row["fp8"] + row["working_fp8"] <= 4e9, name
-        assert row["working"] <= WORKING_MEMORY, name
-    assert rows["MMDiT, a step of a drawing"]["kernels"] <= 1600
-    assert rows["VLM, a token"]["kernels"] <= 800
+@pytest.fixture(scope="module")
+def rows():
+    """Of the released sizes at full depth."""
+    return memory.table()
+
+
+@pytest.mark.parametrize(("weight_format", "card"), [(None, 6e9), ("fp8", 4e9)])
+def test_released_sizes_fit_small_devices(rows, weight_format, card):
+    """What Offload puts on a card at once, and what each stage works in beside it."""
+    networks = build_hollow(memory.released_config(), torch.bfloat16, weight_format)
+    offload = Offload(networks, torch.device("cpu"), limit=int(card))
+    for row in rows:
+        network, state = networks[row["network"]]
+        assert offload.resident[network].keys() == state.keys(), "no layer has to be copied in each forward pass"
+        working = row["working_fp8" if weight_format else "working"]
+        assert offload.sizes[network] + working <= card, row["stage"]
+        assert working <= WORKING_MEMORY, row["stage"]
+
+
+def test_kernels_of_the_released_sizes(rows):
+    kernels = {row["stage"]: row["kernels"] for row in rows}
+    assert kernels["MMDiT, a step of a drawing"] == kernels["MMDiT, a step of 4 drawings"] <= 1600
+    assert kernels["VLM, a token"] <= 800
