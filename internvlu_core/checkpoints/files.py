@@ -463,6 +463,7 @@ def to_wan(name: str) -> str:
 
 
 def from_wan(key: str) -> str:
+    """The released name of a tensor that Wan's VAE calls key; the inverse of to_wan."""
     return _translate(key, {wan: name for name, wan in _PLACES.items()}, {wan: name for name, wan in _LEAVES.items()})
 
 

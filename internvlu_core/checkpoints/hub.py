@@ -37,6 +37,7 @@ class RemoteFile:
     digest: str
 
     def matches(self, file: Path, on_piece: Callable[[], None]) -> bool:
+        """Whether a file on disk has this digest. on_piece is called for each piece read and may raise to cancel."""
         if len(self.digest) == 64:
             digest = hashlib.sha256()
         else:
