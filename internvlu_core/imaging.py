@@ -133,9 +133,17 @@ def resize_reference(image: Image.Image, config: ProcessorConfig) -> Image.Image
 
 def reference_pixels(image: Image.Image, config: ProcessorConfig) -> Tensor:
     """Normalised pixels [1, 3, H, W] of a reference picture, float32. Errors as in reference_size."""
-    pixels = torch.from_numpy(np.array(resize_reference(image, config))).permute(2, 0, 1).float() / 255
-    mean, std = (torch.tensor(v)[:, None, None] for v in (config.reference_mean, config.reference_std))
-    return ((pixels - mean) / std)[None]
+    pixels = torch.from_numpy(np.array(resize_reference(image, config))).permute(2, 0, 1)[None].float() / 255
+    return normalise_reference(pixels, config)
+
+
+def normalise_reference(pixels: Tensor, config: ProcessorConfig) -> Tensor:
+    """Pixels [n, 3, …] in 0…1 → as the VAE reads them, by the checkpoint's mean and deviation of reference pictures."""
+    mean, std = (
+        torch.tensor(v, dtype=pixels.dtype, device=pixels.device).view(1, 3, *[1] * (pixels.ndim - 2))
+        for v in (config.reference_mean, config.reference_std)
+    )
+    return (pixels - mean) / std
 
 
 def to_pictures(pixels: Tensor) -> list[Image.Image]:
