@@ -55,7 +55,7 @@ def vit_tiles(image: Image.Image, config: ProcessorConfig, max_tiles: int = 1) -
     """Normalised tiles [n, 3, S, S] of one picture, float32: the whole picture squeezed into a square, or, with
     max_tiles > 1, a grid of squares cut from it and a thumbnail of the whole (InternVL's dynamic tiling).
     """
-    size = config.tile_size
+    size, max_tiles = config.tile_size, min(max_tiles, config.max_tiles)
     pixels = torch.from_numpy(np.array(to_rgb(image))).permute(2, 0, 1)[None]
     columns, rows = tile_grid(image.width, image.height, config, max_tiles) if max_tiles > 1 else (1, 1)
     tiles = resize_bicubic(pixels, rows * size, columns * size)
