@@ -2,8 +2,8 @@
 
 from comfy_api.latest import io
 
-from ..internvlu_core.decoding import TextSettings
 from ..internvlu_core.errors import InputError
+from ..internvlu_core.requests import TextRequest
 from .comfy import metadata
 from .comfy.clip import as_vlm
 from .comfy.stream import TextStream
@@ -76,9 +76,10 @@ class InternVLUReason(io.ComfyNode):
             result = vlm.as_generated(text)
             ui = {"text": [text], "tokens": [len(result.token_ids) - 1]}
         else:
-            full = vlm.conditioner.prompts.full(prompt, len(pictures), settings.pop("system_prompt", None))
+            request = TextRequest(prompt, pictures, **settings)
+            full = vlm.conditioner.prompts.full(prompt, len(pictures), request.system_prompt)
             stream = TextStream(cls.hidden.unique_id)
-            result = vlm.write(full, vlm.see(pictures), TextSettings(**settings), stream, keep=True)
+            result = vlm.write(full, vlm.see(pictures), request.settings, stream, keep=True)
             ui = stream.ui(result.text)
         metadata.add(cls.hidden.prompt, cls.hidden.extra_pnginfo, cls.hidden.unique_id, result.text)
         return io.NodeOutput(Thought(result, prompt, tuple(pictures)), result.text, ui=ui)

@@ -113,8 +113,7 @@ class InternVLUSampler(io.ComfyNode):
         guidance_plot=False,
     ) -> io.NodeOutput:
         guider = DualGuider(model)
-        guider.trace = [] if guidance_plot else None
-        guider.set_conds(full, partial, unconditional, all_scale, partial_scale)
+        guider.set_conds(full, partial, unconditional, all_scale, partial_scale, [] if guidance_plot else None)
         sigmas = denoise_sigmas(steps, shift_of(model.get_model_object("model_sampling")), denoise)
 
         samples = comfy.sample.fix_empty_latent_channels(model, latent_image["samples"])
@@ -132,11 +131,9 @@ class InternVLUSampler(io.ComfyNode):
         latent = {**latent_image, "samples": result.to(comfy.model_management.intermediate_device())}
         if not guidance_plot:
             return io.NodeOutput(latent, ExecutionBlocker(None))
-        plot = from_pil(
-            plot_guidance(
-                [pair.tolist() for pair in guider.trace], sigmas.tolist(), guider.all_scale, guider.partial_scale
-            )
-        )
+        used = guider.guidance
+        trace = [pair.tolist() for pair in used.trace]
+        plot = from_pil(plot_guidance(trace, sigmas.tolist(), used.all_scale, used.partial_scale))
         return io.NodeOutput(latent, plot, ui=ui.PreviewImage(plot, cls=cls))
 
 

@@ -5,7 +5,7 @@ from dataclasses import fields
 from comfy_api.latest import io
 from PIL import Image
 
-from ..internvlu_core.decoding import MAX_SEED
+from ..internvlu_core.errors import MAX_SEED
 from .comfy.images import MAX_IMAGES, collect
 
 CATEGORY = "InternVL-U"

@@ -18,7 +18,7 @@ from ...internvlu_core import imaging
 from ...internvlu_core.checkpoints.config import Config
 from ...internvlu_core.conditioning import Branch, Conditioner, Context, TextResult, fingerprint
 from ...internvlu_core.decoding import TextSettings, limit_to_context
-from ...internvlu_core.grounding import BOX, MARKERS
+from ...internvlu_core.grounding import answer_text
 from ...internvlu_core.models.vlm import VLM
 from ...internvlu_core.prompt import Prompt, Tokenizer
 from .dtypes import assign, choose_dtypes
@@ -102,8 +102,8 @@ class ComfyVLM:
         return [imaging.vit_tiles(image, self.config.processor, max_tiles) for image in images]
 
     def decode(self, tokens) -> str:
-        """The official text of tokens; if there is a box among them, with the marks that InternVL-U Boxes reads."""
-        return self.tokenizer.decode(tokens, keep=MARKERS if self.tokenizer.id(BOX) in tokens else ())
+        """The text of an answer, with the markers of boxes that InternVL-U Boxes reads."""
+        return answer_text(self.tokenizer, tokens)
 
     def as_generated(self, text: str) -> TextResult:
         """A text as if the model had written it, so that it makes the same picture as when it did."""
