@@ -1,4 +1,7 @@
-"""What the MMDiT is conditioned on: hidden states of up to three branches (model.md sections 3 to 6)."""
+"""What the MMDiT is conditioned on: hidden states of up to three branches.
+
+Source: docs/model.md, "Hidden states and conditioning" and "Prompt and chat template".
+"""
 
 import copy
 import hashlib
@@ -10,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .checkpoints.config import Config
-from .decoding import OnTokens, Steps, TextSettings, Transcript, continue_text
+from .decoding import DecodingSession, OnTokens, PrefixCache, TextResult, TextSettings, continue_text
 from .errors import CheckpointError, InputError
 from .models.rope import Grid
 from .models.vlm import VLM
@@ -18,27 +21,6 @@ from .prompt import IMG, PAD, Prompt, PromptBuilder, Tokenizer, as_tensor
 
 SEEN_TILES = 32  # of the pictures last seen, whose ViT tokens are remembered: 1 MB each in bfloat16
 TAIL = 8  # tokens that are read one by one rather than everything anew
-
-
-@dataclass(frozen=True, eq=False)
-class Memory:
-    """A transcript and the weights it was made with (see Reader)."""
-
-    weights: Hashable
-    transcript: Transcript
-
-
-@dataclass(frozen=True)
-class TextResult:
-    """Generated text. token_ids holds every generated token, the stop token included if one was reached.
-
-    memory: what the model has read and written, if it was to be kept: 0.1 MB a token in bfloat16. A picture drawn
-    after this text then need not read it again.
-    """
-
-    text: str
-    token_ids: tuple[int, ...]
-    memory: Memory | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -66,7 +48,7 @@ class Context:
     unconditional: Branch
 
 
-class Reader:
+class Conditioner:
     """A VLM with its tokenizer: turns prompts and seen pictures into embeddings and conditioning.
 
     weights: says which weights the VLM has at the moment, as a value that is never the same for others; None: cannot
@@ -78,6 +60,7 @@ class Reader:
     ):
         self.vlm, self.tokenizer, self.config = vlm, tokenizer, config
         self.weights = weights or _Weights(vlm)
+        self.compile_options: dict | None = None  # of torch.compile, for the step that decodes one token
         self.seen: OrderedDict[tuple, Tensor] = OrderedDict()
         if tokenizer.size > config.language.vocab_size:
             raise CheckpointError(
@@ -88,25 +71,25 @@ class Reader:
         self._most_tokens = SEEN_TILES * tokens_per_tile
         self.prompts = PromptBuilder(tokenizer, tokens_per_tile, config.language.max_positions)
 
-    def with_weights(self, weights: Callable[[], Hashable | None]) -> "Reader":
+    def with_weights(self, weights: Callable[[], Hashable | None]) -> "Conditioner":
         """The same, but for weights that this function tells of. Both remember the same pictures."""
         other = copy.copy(self)
         other.weights = weights
         return other
 
     @torch.inference_mode()
-    def see(self, tiles: list[Tensor], device, dtype) -> list[Tensor]:
+    def image_features(self, tiles: list[Tensor], device, dtype) -> list[Tensor]:
         """Pictures as normalised tiles [n_i, 3, S, S] → their tokens [n_i · T, hidden]."""
         weights = self.weights()
-        return [self._see(image, device, dtype, weights) for image in tiles]
+        return [self._image_features(image, device, dtype, weights) for image in tiles]
 
-    def _see(self, tiles: Tensor, device, dtype, weights) -> Tensor:
+    def _image_features(self, tiles: Tensor, device, dtype, weights) -> Tensor:
         if weights is None:
-            return self.vlm.see(tiles.to(device, dtype)).flatten(0, 1)
+            return self.vlm.image_features(tiles.to(device, dtype)).flatten(0, 1)
         key = *fingerprint(tiles), torch.device(device), dtype, weights
         tokens = self.seen.pop(key, None)
         if tokens is None:
-            tokens = self.vlm.see(tiles.to(device, dtype)).flatten(0, 1)
+            tokens = self.vlm.image_features(tiles.to(device, dtype)).flatten(0, 1)
         self.seen[key] = tokens
         while len(self.seen) > 1 and sum(map(len, list(self.seen.values()))) > self._most_tokens:
             self.seen.popitem(last=False)
@@ -137,18 +120,18 @@ class Reader:
         on_tokens: OnTokens | None = None,
         keep: torch.device | None = None,
     ) -> TextResult:
-        """Continue a prompt in words. tiles: as in see, one entry per image of the prompt.
+        """Continue a prompt in words. tiles: as in image_features, one entry per image of the prompt.
 
-        keep: where the result's memory is to be, if one is wanted. (Beams leave none.)
+        keep: the device for the result's prefix cache, if one is wanted. (Beam search leaves none.)
         """
         keep = None if settings.num_beams > 1 else keep
-        embeddings = self.embed(prompt, self.see(tiles, device, dtype), device)
+        embeddings = self.embed(prompt, self.image_features(tiles, device, dtype), device)
         select = () if keep is None else self.config.mmdit.select_layers
-        steps = Steps(self.vlm, embeddings, settings.max_new_tokens, select)
-        tokens = continue_text(steps, self.tokenizer.stop_ids, settings, on_tokens)
+        session = DecodingSession(self.vlm, embeddings, settings.max_new_tokens, select, self.compile_options)
+        token_ids = continue_text(session, self.tokenizer.stop_ids, settings, on_tokens)
         weights = self.weights()
-        memory = None if keep is None or weights is None else Memory(weights, steps.transcript().to(keep))
-        return TextResult(self.tokenizer.decode(tokens), tuple(tokens), memory)
+        kept = None if keep is None or weights is None else session.prefix_cache().to(keep, weights)
+        return TextResult(self.tokenizer.decode(token_ids), tuple(token_ids), kept)
 
     @torch.inference_mode()
     def read(self, prompt: Prompt, features: list[Tensor], references: list[Tensor], device) -> Branch:
@@ -175,9 +158,11 @@ class Reader:
         blank = self.prompts.unconditional(n, system_prompt, negative)
         partial = self.prompts.partial(n, system_prompt, partial_negative) if n else blank
 
-        words, pads = self.reasoned(full, max(len(partial), len(blank)), reasoning, whole_reasoning)
+        token_ids, pads = self.reasoned(full, max(len(partial), len(blank)), reasoning, whole_reasoning)
         unconditional = self.read(blank, [], [], device)
-        read = self._branch(full, words, pads, features, references, device, getattr(reasoning, "memory", None))
+        read = self._branch(
+            full, token_ids, pads, features, references, device, getattr(reasoning, "prefix_cache", None)
+        )
         return Context(
             full=replace(read, reasoned=reasoning is not None),
             partial=self.read(partial, features, references, device) if n else unconditional,
@@ -199,12 +184,12 @@ class Reader:
         if whole:
             return (*full.ids, *tokens[:stop]), 0
         # The official pipeline drops the last token before the stop too, and lets the pads that once aligned its
-        # batch of three prompts be read as text (model.md section 5). Both look like slips, but the official pictures
-        # are made with them.
+        # batch of three prompts be read as text (docs/model.md, "Hidden states and conditioning"). Both look like
+        # slips, but the official pictures are made with them.
         end = len(tokens) - 1 if stop is None else stop
         return (*full.ids, *tokens)[: len(full) + end - 1], max(0, longest_blank - len(full))
 
-    def _branch(self, prompt: Prompt, ids, pads: int, features, references, device, memory=None) -> Branch:
+    def _branch(self, prompt: Prompt, ids, pads: int, features, references, device, prefix=None) -> Branch:
         """Read ids, which continue (or, by a token, cut) the prompt, with `<img>` behind and pads in front of them."""
         ids = [self.tokenizer.id(PAD)] * pads + [*ids, self.tokenizer.id(IMG)]
         if len(ids) > self.prompts.max_tokens:
@@ -214,7 +199,7 @@ class Reader:
             )
         image_mask = [False] * pads + list(prompt.image_mask)
         image_mask = image_mask[: len(ids)] + [False] * (len(ids) - len(image_mask))
-        hidden = self._hidden(self._embed(ids, image_mask, features, device), memory)
+        hidden = self._hidden(self._embed(ids, image_mask, features, device), prefix)
         if not hidden.isfinite().all():
             raise FloatingPointError(f"the language model's hidden states are not finite in {hidden.dtype}")
 
@@ -227,19 +212,19 @@ class Reader:
         grids = [self.config.tile_grid] * int(mask.sum() // tokens_per_image)
         return Branch(hidden[kept], mask, grids, references)
 
-    def _hidden(self, x: Tensor, memory: Memory | None) -> Tensor:
-        """Embeddings [1, T, C] → hidden states [T, S·C] at the select layers. memory: of a text that may start so."""
+    def _hidden(self, x: Tensor, prefix: PrefixCache | None) -> Tensor:
+        """Embeddings [1, T, C] → hidden states [T, S·C] at the select layers. prefix: of a text that may start so."""
         select = self.config.mmdit.select_layers
         known, length = 0, x.shape[1]
-        if memory is not None and memory.weights == self.weights():
-            known = min(memory.transcript.in_common(x[0]), length - 1)
-        # Only a few tokens at the end are new after reasoning. Special tokens that were generated, pads, other words
-        # and other pictures all show in the embeddings.
+        if prefix is not None and prefix.weights == self.weights():
+            known = min(prefix.common_prefix(x[0]), length - 1)
+        # After reasoning only a few tokens at the end are new. Anything else that differs, such as generated special
+        # tokens, padding, another prompt or other pictures, shows in the embeddings.
         if known < length - TAIL:
             return torch.cat(self.vlm.language_model(x, select), dim=-1)[0]
-        cache = memory.transcript.cache.copy(known, length, x.device)
+        cache = prefix.keys.copy(known, length, x.device)
         tail = [self.vlm.language_model(token, select, cache) for token in x[:, known:].split(1, dim=1)]
-        return torch.cat([memory.transcript.hidden[:known].to(x.device), *(torch.cat(s, dim=-1)[0] for s in tail)])
+        return torch.cat([prefix.hidden[:known].to(x.device), *(torch.cat(s, dim=-1)[0] for s in tail)])
 
 
 def fingerprint(tiles: Tensor) -> tuple[bytes, torch.Size]:

@@ -1,4 +1,4 @@
-"""Dual classifier-free guidance over three branches (model.md section 8)."""
+"""Dual classifier-free guidance over three branches (docs/model.md, "Guidance")."""
 
 import torch
 from torch import Tensor

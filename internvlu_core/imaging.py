@@ -1,4 +1,7 @@
-"""Pictures to tensors and back: the ViT's tiles, the VAE's references, 8-bit results (model.md sections 2, 6, 10)."""
+"""Pictures to tensors and back: the ViT's tiles, the VAE's references, 8-bit results.
+
+Source: docs/model.md, "Image preprocessing" and "VAE".
+"""
 
 import math
 
@@ -88,7 +91,7 @@ def tile_grid(width: int, height: int, config: ProcessorConfig, max_tiles: int) 
 
 
 def reference_size(height: int, width: int, config: ProcessorConfig) -> tuple[int, int]:
-    """(height, width) at which the VAE reads a reference picture of this size (model.md section 6).
+    """(height, width) at which the VAE reads a reference picture of this size (docs/model.md, "Image preprocessing").
 
     Raises InputError for sides below the factor and aspect ratios over 200.
     """

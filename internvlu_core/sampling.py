@@ -1,4 +1,7 @@
-"""Flow-matching time steps and the DPM-Solver++(2M) sampler, as pure functions (model.md section 9)."""
+"""Flow-matching time steps and the DPM-Solver++(2M) sampler, as pure functions.
+
+Source: docs/model.md, "Flow matching sampler".
+"""
 
 from collections.abc import Callable
 

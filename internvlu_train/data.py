@@ -3,11 +3,8 @@
 The prompts are built by the functions that build them for inference, so that the two cannot differ.
 """
 
-import multiprocessing
-import os
 import random
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,20 +12,17 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from internvlu_core.conditioning import Reader, TextResult
+from internvlu_core.conditioning import Conditioner, TextResult
 from internvlu_core.errors import InputError
 from internvlu_core.imaging import reference_pixels, vit_tiles
 from internvlu_core.models.rope import Grid
 from internvlu_core.prompt import IM_END, IMG, PAD, Prompt
 
-from . import synthesis
+from .sample import Sample
 from .settings import Stage, TextStage, VAEStage
 
 FULL, PARTIAL, UNCONDITIONAL = "full", "partial", "unconditional"
 LENGTH_STEP = 8  # tokens; texts within one step count as of one length
-WORTH_WORKERS = 5000  # samples from which on several processes are started to make them
-MAX_WORKERS = 16
-SEEDS_PER_RUN = 10**9  # sample seeds of one setting of Stage.seed
 
 
 @dataclass(frozen=True)
@@ -67,96 +61,51 @@ class Item:
     branch: str
 
 
-def samples(stage: Stage) -> Iterator[synthesis.Sample]:
-    """The stage's samples: tasks by their shares exactly in every cycle; within a task domains by theirs, and sizes."""
-    workers = min(MAX_WORKERS, os.cpu_count() or 1)
-    if stage.samples < WORTH_WORKERS or workers == 1:
-        yield from map(_make, orders(stage))
-        return
-    # Not forked: a forked process inherits locks that the threads of its parent hold.
-    with multiprocessing.get_context("spawn").Pool(workers) as pool:
-        yield from pool.imap(_make, orders(stage), chunksize=256)
-
-
-def _make(order: tuple) -> synthesis.Sample:
-    try:
-        return synthesis.make(*order)
-    except ValueError as error:
-        raise InputError(str(error)) from error
-
-
-def orders(stage: Stage) -> Iterator[tuple]:
-    """The arguments with which each sample is made."""
-    if unknown := [domain for domain, _ in stage.domains if domain not in synthesis.DOMAINS]:
-        raise InputError(f"domains has {unknown[0]!r}; there are {', '.join(synthesis.DOMAINS)}")
-    cycle = [task for task, share in stage.tasks for _ in range(share)]
-    shares = [domain for domain, share in stage.domains for _ in range(share)]
-    domains = {task: _domains(task, shares) for task in cycle}
-    if lacking := sorted(task for task, found in domains.items() if not found):
-        raise InputError(f"no domain has samples of {', '.join(map(repr, lacking))}")
-    seen = Counter()
-    for index in range(stage.samples):
-        name = cycle[index % len(cycle)]
-        task = name.partition("/")[0]
-        turn = seen[name]
-        seen[name] += 1
-        domain = domains[name][turn % len(domains[name])]
-        size = stage.sides[turn // len(domains[name]) % len(stage.sides)]
-        kind = stage.kinds[index % len(stage.kinds)] if stage.kinds else ""
-        yield domain, task, 2 * (stage.seed * SEEDS_PER_RUN + index), size, kind or None  # even seeds are training's
-
-
-def _domains(name: str, shares: list[str]) -> list[str]:
-    """The domains whose samples a task takes in turn: those that have it, or the one in its name ("edit/objects")."""
-    task, _, only = name.partition("/")
-    return [domain for domain in shares if task in synthesis.TASKS[domain] and only in ("", domain)]
-
-
-def exercise(sample: synthesis.Sample, reader: Reader, stage: Stage) -> Exercise:
+def exercise(sample: Sample, conditioner: Conditioner, stage: Stage) -> Exercise:
     """A sample as a stage trains it: a VAE stage its picture, a text stage its words or else its prompt, a picture
     stage its picture, and its words if the language model learns.
 
     Raises InputError for a sample of which the stage would learn nothing.
     """
     if isinstance(stage, TextStage):
-        return Exercise(text_tokens(sample, reader), {}, sample.images, None)
-    text = text_tokens(sample, reader) if sample.words and stage.learns("vlm") else None
+        return Exercise(text_tokens(sample, conditioner), {}, sample.images, None)
+    text = text_tokens(sample, conditioner) if sample.words and stage.learns("vlm") else None
     if text is None and sample.picture is None:
         raise InputError(f"tasks has {sample.task!r}, of which a stage that trains {stage.trained} learns nothing")
     if isinstance(stage, VAEStage):
         return Exercise(None, {}, (), sample.picture)
-    branches = {} if sample.picture is None else branch_tokens(sample, reader)
+    branches = {} if sample.picture is None else branch_tokens(sample, conditioner)
     return Exercise(text, branches, sample.images, sample.picture)
 
 
-def text_tokens(sample: synthesis.Sample, reader: Reader) -> Tokens:
+def text_tokens(sample: Sample, conditioner: Conditioner) -> Tokens:
     """A prompt with its answer or thoughts, which are trained; of a sample without words the user's turn is."""
-    count, prompts = len(sample.images), reader.prompts
+    count, prompts = len(sample.images), conditioner.prompts
     asks = sample.picture is None
     prompt = prompts.chat(sample.prompt, [1] * count, None) if asks else prompts.full(sample.prompt, count, None)
     if not sample.words:
         trained = (i >= prompt.start and not image for i, image in enumerate(prompt.image_mask))
         return Tokens(prompt.ids, prompt.image_mask, prompt.start, tuple(trained))
-    answer = written(sample.words, reader)
+    answer = written(sample.words, conditioner)
     mask = prompt.image_mask + (False,) * len(answer)
     return Tokens(prompt.ids + answer, mask, prompt.start, (False,) * len(prompt) + (True,) * len(answer))
 
 
-def written(words: str, reader: Reader) -> tuple[int, ...]:
+def written(words: str, conditioner: Conditioner) -> tuple[int, ...]:
     """What the model should generate: the words' tokens and the one that ends a turn."""
-    return (*reader.tokenizer.encode(words), reader.tokenizer.id(IM_END))
+    return (*conditioner.tokenizer.encode(words), conditioner.tokenizer.id(IM_END))
 
 
-def branch_tokens(sample: synthesis.Sample, reader: Reader) -> dict[str, Tokens]:
-    """The contexts of a picture's three branches, as Reader.context reads them."""
-    count, prompts = len(sample.images), reader.prompts
+def branch_tokens(sample: Sample, conditioner: Conditioner) -> dict[str, Tokens]:
+    """The contexts of a picture's three branches, as Conditioner.context reads them."""
+    count, prompts = len(sample.images), conditioner.prompts
     full, blank = prompts.full(sample.prompt, count, None), prompts.unconditional(count, None)
     partial = prompts.partial(count, None) if count else blank
-    reasoning = TextResult(sample.words, written(sample.words, reader)) if sample.words else None
-    words, pads = reader.reasoned(full, max(len(partial), len(blank)), reasoning, False)
+    reasoning = TextResult(sample.words, written(sample.words, conditioner)) if sample.words else None
+    words, pads = conditioner.reasoned(full, max(len(partial), len(blank)), reasoning, False)
 
     def tokens(prompt: Prompt, ids: tuple[int, ...], pads: int = 0) -> Tokens:
-        ids = (*[reader.tokenizer.id(PAD)] * pads, *ids, reader.tokenizer.id(IMG))
+        ids = (*[conditioner.tokenizer.id(PAD)] * pads, *ids, conditioner.tokenizer.id(IMG))
         mask = (*[False] * pads, *prompt.image_mask)[: len(ids)]
         return Tokens(ids, mask + (False,) * (len(ids) - len(mask)), pads + prompt.start)
 
@@ -213,17 +162,17 @@ class Batch:
     context: Context | None = None
 
 
-def make_reading(rows: Sequence[Tokens], images: Sequence[tuple[np.ndarray, ...]], reader: Reader) -> Reading:
+def make_reading(rows: Sequence[Tokens], images: Sequence[tuple[np.ndarray, ...]], conditioner: Conditioner) -> Reading:
     """images: of each row; those of a row without ViT positions are left out."""
     lengths = tuple(len(row.ids) for row in rows)
-    pad = reader.tokenizer.id(PAD)
+    pad = conditioner.tokenizer.id(PAD)
 
     def padded(name: str, filler) -> Tensor:
         values = [getattr(row, name) for row in rows]
         return torch.tensor([[*v, *[filler] * (max(lengths) - len(v))] for v in values])
 
     seen = [image for row, those in zip(rows, images, strict=True) if any(row.image_mask) for image in those]
-    tiles = [vit_tiles(Image.fromarray(image), reader.config.processor) for image in seen]
+    tiles = [vit_tiles(Image.fromarray(image), conditioner.config.processor) for image in seen]
     return Reading(
         ids=padded("ids", pad),
         image_mask=padded("image_mask", False),
@@ -239,9 +188,9 @@ def to_pixels(pictures: list[np.ndarray]) -> Tensor:
     return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
-def reference_of(image: np.ndarray, reader: Reader) -> Tensor:
+def reference_of(image: np.ndarray, conditioner: Conditioner) -> Tensor:
     """As the VAE reads it at inference: pixels [1, 3, H, W]."""
-    return reference_pixels(Image.fromarray(image), reader.config.processor)
+    return reference_pixels(Image.fromarray(image), conditioner.config.processor)
 
 
 def plan_epoch(exercises: list[Exercise], stage: Stage, epoch: int) -> list[list[Item]]:

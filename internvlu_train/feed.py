@@ -1,5 +1,6 @@
 """A stage's exercises, what of them is computed once, and the micro-batch at any position."""
 
+from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -20,10 +21,11 @@ from .data import (
     make_reading,
     plan_epoch,
     reference_of,
-    samples,
     to_pixels,
 )
 from .folder import read_folder
+from .repository import repository_module
+from .sample import Sample
 from .settings import LoraStage, PictureStage, Stage, VAEStage
 from .storage import Networks, replaced
 
@@ -52,11 +54,7 @@ class Feed:
     def __init__(self, networks: Networks, stage: Stage, device: torch.device, cache_file: Path | None = None):
         """cache_file: where the cache is kept for a resumed run; read if it exists, else made and written."""
         self.networks, self.stage, self.device = networks, stage, device
-        if isinstance(stage, LoraStage):
-            made = read_folder(Path(stage.pictures), networks.config.processor)
-        else:
-            made = tqdm(samples(stage), "samples", stage.samples, leave=False)
-        self.exercises = [exercise(sample, networks.reader, stage) for sample in made]
+        self.exercises = [exercise(sample, networks.conditioner, stage) for sample in samples_of(stage, networks)]
         self.cache = self._cache(cache_file) if isinstance(stage, PictureStage) else Cache({}, {}, {})
         self.epoch, self.first = -1, 0
         self.plans: list[list[Item]] = []
@@ -90,7 +88,7 @@ class Feed:
             return replace(batch, pixels=torch.where(negative[:, None, None, None], -pixels, pixels))
         if chosen[0].text is not None:
             rows = [one.text for one in chosen]
-            batch = replace(batch, text=make_reading(rows, [one.images for one in chosen], self.networks.reader))
+            batch = replace(batch, text=make_reading(rows, [one.images for one in chosen], self.networks.conditioner))
         return self._with_pictures(batch, items, chosen) if items[0].branch else batch
 
     def _with_pictures(self, batch: Batch, items: list[Item], chosen: list[Exercise]) -> Batch:
@@ -106,7 +104,7 @@ class Feed:
             hidden = [self.cache.hidden[key].float() for key in keys]
             masks = [torch.tensor(row.image_mask[row.start :]) for row in rows]
             return replace(batch, context=objectives.make_context(self.networks, hidden, masks))
-        return replace(batch, reading=make_reading(rows, [one.images for one in chosen], self.networks.reader))
+        return replace(batch, reading=make_reading(rows, [one.images for one in chosen], self.networks.conditioner))
 
     # The cache
 
@@ -136,7 +134,10 @@ class Feed:
 
         for index in tqdm(references, "latents", leave=False):
             one = self.exercises[index]
-            pixels = [to_pixels([one.picture]), *(reference_of(image, self.networks.reader) for image in one.images)]
+            pixels = [
+                to_pixels([one.picture]),
+                *(reference_of(image, self.networks.conditioner) for image in one.images),
+            ]
             for image, each in enumerate(pixels, -1):
                 group = wanted.setdefault(each.shape, [])
                 group.append((index, image, each))
@@ -157,11 +158,19 @@ class Feed:
         dtype = torch.bfloat16 if self.stage.autocast else torch.float32
         for start in tqdm(range(0, len(keys), CHUNK), "hidden states", leave=False):
             chunk = keys[start : start + CHUNK]
-            reading = make_reading(*zip(*(rows[key] for key in chunk), strict=True), self.networks.reader)
+            reading = make_reading(*zip(*(rows[key] for key in chunk), strict=True), self.networks.conditioner)
             context = objectives.read(self.networks, moved(reading, self.device))
             for key, states, mask in zip(chunk, context.hidden, context.mask, strict=True):
                 hidden[key] = states[mask].to("cpu", dtype)
         return hidden
+
+
+def samples_of(stage: Stage, networks: Networks) -> Iterable[Sample]:
+    """A LoRA stage's samples are those of its folder; those of every other stage are synthetic."""
+    if isinstance(stage, LoraStage):
+        return read_folder(Path(stage.pictures), networks.config.processor)
+    mixture = repository_module("synthesis.mixture", "a stage on synthetic samples")
+    return tqdm(mixture.samples(stage), "samples", stage.samples, leave=False)
 
 
 def hidden_key(row: Tokens, index: int) -> Key:

@@ -77,10 +77,10 @@ def text_loss(networks: Networks, reading: Reading) -> Tensor:
 
 def embed(networks: Networks, reading: Reading) -> Tensor:
     """Embeddings [B, T, C] of rows, with the ViT's tokens where image_mask says."""
-    x = networks.vlm.embed(reading.ids, networks.reader.tokenizer.special_ids.to(reading.ids.device))
+    x = networks.vlm.embed(reading.ids, networks.conditioner.tokenizer.special_ids.to(reading.ids.device))
     if reading.tiles is None:
         return x
-    features = networks.vlm.see(reading.tiles).to(x.dtype)
+    features = networks.vlm.image_features(reading.tiles).to(x.dtype)
     return x.masked_scatter(reading.image_mask[..., None], features.flatten(0, 1))
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from internvlu_core.checkpoints import load as weights
 from internvlu_core.checkpoints.config import Config
 from internvlu_core.checkpoints.files import open_source
-from internvlu_core.conditioning import Reader
+from internvlu_core.conditioning import Conditioner
 from internvlu_core.models.mmdit import MMDiT
 from internvlu_core.models.vae import VAE
 from internvlu_core.models.vlm import VLM
@@ -21,11 +21,11 @@ from internvlu_core.prompt import Tokenizer
 
 from .attention import masked_attention
 
-LAYOUTS = {"vlm": weights.VLM, "generation_decoder": weights.MMDIT, "vae": weights.VAE}
+LAYOUTS = {"vlm": weights.VLM_NAMES, "generation_decoder": weights.MMDIT_NAMES, "vae": weights.VAE_NAMES}
 
 
 class Networks(nn.Module):
-    """A checkpoint's three networks in float32, made to be trained, with the reader of its prompts."""
+    """A checkpoint's three networks in float32, made to be trained, with the conditioner of its prompts."""
 
     def __init__(self, folder: Path, device: str | torch.device = "cpu"):
         """Raises CheckpointError as InternVLU.from_pretrained does."""
@@ -38,12 +38,12 @@ class Networks(nn.Module):
             self.vlm = VLM(self.config, attention=masked_attention)
             self.mmdit = MMDiT(self.config.mmdit, attention=masked_attention)
             self.vae = VAE(self.config.vae)
-        layouts = {**LAYOUTS, "vlm": weights.vlm_layout(self.config)}
+        layouts = {**LAYOUTS, "vlm": weights.tensor_names(self.config, "vlm")}
         for name, network in self.stored().items():
             state = weights.load_state_dict(source, layouts[name], network, dtype=torch.float32, device=device)
             # Tensors may be views of mapped files, which learning must not write to.
             network.load_state_dict({key: tensor.clone() for key, tensor in state.items()}, assign=True)
-        self.reader = Reader(self.vlm, tokenizer, self.config)
+        self.conditioner = Conditioner(self.vlm, tokenizer, self.config)
 
     def stored(self) -> dict[str, nn.Module]:
         """{folder in a checkpoint: network}."""

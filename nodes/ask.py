@@ -4,11 +4,20 @@ from comfy_api.latest import io
 
 from ..internvlu_core.conversation import Turn, as_history, pictures_of, read_turns, write_turns
 from ..internvlu_core.errors import InputError
-from .clip import as_vlm, vlm_input
-from .images import image_inputs
-from .schema import CATEGORY, aliases
-from .text import decoding_inputs, prompt_input, settings, split, system_input
-from .vlm import History, TextStream
+from .comfy.clip import as_vlm
+from .comfy.stream import TextStream
+from .schema import (
+    CATEGORY,
+    History,
+    aliases,
+    decoding_inputs,
+    image_inputs,
+    prompt_input,
+    settings,
+    split,
+    system_input,
+    vlm_input,
+)
 
 
 class InternVLUAsk(io.ComfyNode):
@@ -84,7 +93,7 @@ class InternVLUAsk(io.ComfyNode):
         pictures = [] if here else pictures
         history = as_history(history) + here
         tiles = vlm.see(pictures_of(history) + pictures, min(max_tiles, vlm.config.processor.max_tiles))
-        chat = vlm.reader.prompts.chat(question, [len(t) for t in tiles], system_prompt or None, history)
+        chat = vlm.conditioner.prompts.chat(question, [len(t) for t in tiles], system_prompt or None, history)
         stream = TextStream(cls.hidden.unique_id, question=question)
         answer = vlm.decode(vlm.write(chat, tiles, settings(**options), stream).token_ids)
         turn = Turn(question, answer, pictures)

@@ -60,12 +60,14 @@ class Core:
 
     def forget(self):
         """Pictures that an earlier round has seen would be remembered; each round is to be as good as the first."""
-        self.model.reader.seen.clear()
+        self.model.conditioner.seen.clear()
 
     def see(self, pixels: str, out: str) -> dict:
         self.forget()
         tiles = [load_file(pixels)["value"]]
-        features, cost = measured(lambda: self.model.reader.see(tiles, self.device, self.dtype), self.device)
+        features, cost = measured(
+            lambda: self.model.conditioner.image_features(tiles, self.device, self.dtype), self.device
+        )
         save_file({"value": features[0].float().contiguous()}, out)
         return cost
 
@@ -110,7 +112,7 @@ class Core:
 
     def chat_ids(self, prompt: str) -> dict:
         """The token ids that text() continues."""
-        return {"ids": list(self.model.reader.prompts.chat(prompt, [], None).ids)}
+        return {"ids": list(self.model.conditioner.prompts.chat(prompt, [], None).ids)}
 
     def generate(self, prompt: str, images: list[str], size: int, steps: int, seed: int, reason: int, out: str) -> dict:
         self.forget()

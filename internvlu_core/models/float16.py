@@ -16,28 +16,28 @@ from torch import Tensor, nn
 LIMIT = 16
 
 
-def widened(x: Tensor) -> Tensor:
+def to_residual_dtype(x: Tensor) -> Tensor:
     """In float32 if it is float16, as residual streams are; else as it is."""
     return x.float() if x.dtype == torch.float16 else x
 
 
-def bounded(x: Tensor, limit: float = LIMIT) -> tuple[Tensor, Tensor]:
+def scale_down(x: Tensor, limit: float = LIMIT) -> tuple[Tensor, Tensor]:
     """(x / scale, scale [..., 1]): per token the least power of two from 1 up for which no value exceeds limit."""
     largest = x.abs().amax(dim=-1, keepdim=True)
     scale = torch.exp2(torch.ceil(torch.log2(largest / limit))).clamp(min=1)
     return x / scale, scale
 
 
-def for_norm(x: Tensor, dtype: torch.dtype) -> Tensor:
+def scale_for_norm(x: Tensor, dtype: torch.dtype) -> Tensor:
     """A stream's values in the compute dtype, up to a factor per token: norms over channels do not see it."""
-    return bounded(x)[0].to(dtype) if dtype == torch.float16 else x
+    return scale_down(x)[0].to(dtype) if dtype == torch.float16 else x
 
 
-def project(linear: nn.Module, x: Tensor, dtype: torch.dtype) -> Tensor:
+def project_to_residual(linear: nn.Module, x: Tensor, dtype: torch.dtype) -> Tensor:
     """linear(x) [B, T, C] for a stream, whose dtype it has, computed in dtype."""
     if dtype != torch.float16:
         return linear(x)
-    x, scale = bounded(widened(x))
+    x, scale = scale_down(to_residual_dtype(x))
     # A row of zeros more tells the bias, which must not be scaled. (A host may hold, patch and move it: ask the layer.)
     out = linear(nn.functional.pad(x.to(dtype), (0, 0, 0, 1))).float()
     out, bias = out[..., :-1, :], out[..., -1:, :]

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..checkpoints.config import VisionConfig
-from .float16 import for_norm, project, widened
+from .float16 import project_to_residual, scale_for_norm, to_residual_dtype
 
 
 class InternViT(nn.Module):
@@ -24,7 +24,7 @@ class InternViT(nn.Module):
         )
 
     def forward(self, pixels: Tensor) -> Tensor:
-        x = widened(self.embeddings(pixels))
+        x = to_residual_dtype(self.embeddings(pixels))
         for layer in self.encoder["layers"][: self.config.select_layer]:
             x = layer(x, pixels.dtype)
         side_h, side_w = (side // self.config.patch_size for side in pixels.shape[-2:])
@@ -78,8 +78,8 @@ class Layer(nn.Module):
 
     def forward(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         row = torch.zeros(1, dtype=torch.long, device=x.device)
-        x = x + self.attn(self.norm1(for_norm(x, dtype))) * self.ls1(row).to(x.dtype)
-        return x + self.mlp(self.norm2(for_norm(x, dtype))) * self.ls2(row).to(x.dtype)
+        x = x + self.attn(self.norm1(scale_for_norm(x, dtype))) * self.ls1(row).to(x.dtype)
+        return x + self.mlp(self.norm2(scale_for_norm(x, dtype))) * self.ls2(row).to(x.dtype)
 
 
 class Attention(nn.Module):
@@ -98,7 +98,7 @@ class Attention(nn.Module):
         if self.qk_norm:
             q, k = self.q_norm(q), self.k_norm(k)
         q, k, v = (t.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for t in (q, k, v))
-        return project(self.proj, self.attention(q, k, v).transpose(1, 2).flatten(2), x.dtype)
+        return project_to_residual(self.proj, self.attention(q, k, v).transpose(1, 2).flatten(2), x.dtype)
 
 
 class MLP(nn.Module):
@@ -108,7 +108,7 @@ class MLP(nn.Module):
         self.fc2 = operations.Linear(config.mlp_size, config.hidden_size, **factory)
 
     def forward(self, x: Tensor) -> Tensor:
-        return project(self.fc2, F.gelu(self.fc1(x)), x.dtype)
+        return project_to_residual(self.fc2, F.gelu(self.fc1(x)), x.dtype)
 
 
 def fold_patches(x: Tensor, fold: int) -> Tensor:

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..checkpoints.config import Config
-from .float16 import for_norm
+from .float16 import scale_for_norm
 from .language import Qwen3
 from .vision import InternViT
 
@@ -42,9 +42,9 @@ class VLM(nn.Module):
         # Embeddings decide the dtype of all that follows; a host that stores weights in another one sets this.
         self.compute_dtype: torch.dtype | None = None
 
-    def see(self, pixels: Tensor) -> Tensor:
+    def image_features(self, pixels: Tensor) -> Tensor:
         """Normalised tiles [N, 3, S, S] → projected tokens [N, T, hidden]."""
-        return self.mlp1(for_norm(self.vision_model(pixels), pixels.dtype))
+        return self.mlp1(scale_for_norm(self.vision_model(pixels), pixels.dtype))
 
     def embed(
         self, ids: Tensor, special_ids: Tensor, image_mask: Tensor | None = None, features: Tensor | None = None

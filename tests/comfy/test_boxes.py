@@ -56,7 +56,7 @@ def test_answers_keep_their_marks(boxes_node, model, monkeypatch):
     """What Ask gives is what Boxes reads; the core's text, as the official one, has no special tokens."""
     ask = importlib.import_module(f"{PACK}.nodes.ask")
     vlm = object.__new__(ask.as_vlm.__globals__["ComfyVLM"])
-    vlm.config, vlm.tokenizer, vlm.reader, vlm.written = model.config, model.tokenizer, model.reader, {}
+    vlm.config, vlm.tokenizer, vlm.conditioner, vlm.written = model.config, model.tokenizer, model.conditioner, {}
     tokenizer = model.tokenizer
     pieces = [tokenizer.id(piece) if piece in MARKERS else tokenizer.encode(piece) for piece in PIECES]
     ids = [token for piece in pieces for token in (piece if isinstance(piece, list) else [piece])]

@@ -241,10 +241,11 @@ def check_taesd_previews(bench):
     import latent_preview
 
     modules = {
-        name: importlib.import_module(f"{PACK}.{name}") for name in ("nodes.mmdit", "internvlu_core.checkpoints.config")
+        name: importlib.import_module(f"{PACK}.{name}")
+        for name in ("nodes.comfy.model", "internvlu_core.checkpoints.config")
     }
     config = modules["internvlu_core.checkpoints.config"].Config.read(CHECKPOINT)
-    latent_format = modules["nodes.mmdit"].ModelConfig(config).latent_format
+    latent_format = modules["nodes.comfy.model"].ModelConfig(config).latent_format
     network = comfy.taesd.taehv.TAEHV(latent_channels=16)
     generator = torch.Generator().manual_seed(0)
     for parameter in network.parameters():  # ComfyUI's layers do not initialise them

@@ -119,7 +119,7 @@ def forward(part: str, network, device="cpu") -> list[torch.Tensor]:
 
     if part == "MODEL":
         mask = (False,) * 5 + (True,) * 16 + (False,) * 3
-        form = importlib.import_module(f"{PACK}.nodes.packing").Form(mask, ((1, 4, 4),), 1)
+        form = importlib.import_module(f"{PACK}.nodes.comfy.packing").Form(mask, ((1, 4, 4),), 1)
         context = inputs(1, 24, network.diffusion_model.config.context_size)
         options = {"forms": (form,), "ref_latents": [inputs(1, 16, 1, 8, 8, seed=1)], "transformer_options": {}}
         return [network.apply_model(inputs(1, 16, 1, 12, 10), inputs(1).abs(), c_crossattn=context, **options)]
@@ -130,7 +130,12 @@ def forward(part: str, network, device="cpu") -> list[torch.Tensor]:
         states = network.language_model(x, (0, last - 1, last))
         logits = network.language_model.logits(states[-1])
         # 16 patches fewer a side than learned: positions are interpolated too.
-        return [network.see(inputs(1, 3, 224, 224)), network.vision_model(inputs(2, 3, 112, 112)), *states, logits]
+        return [
+            network.image_features(inputs(1, 3, 224, 224)),
+            network.vision_model(inputs(2, 3, 112, 112)),
+            *states,
+            logits,
+        ]
     return [network.encode_raw(inputs(1, 3, 32, 48)), network.decode_raw(inputs(1, 16, 4, 6))]
 
 
@@ -250,7 +255,7 @@ def draw(host, photo):
 
 
 def ask(host, vlm) -> str:
-    prompt = vlm.reader.prompts.chat("What is this?", [], None)
+    prompt = vlm.conditioner.prompts.chat("What is this?", [], None)
     return vlm.generate(prompt, [], host.text.TextSettings(max_new_tokens=6)).text
 
 
@@ -340,7 +345,11 @@ def test_free_memory_frees_everything(host, budget, draw, expected, partial):
     for name, patcher in patchers(parts).items():
         watched[f"{name} network"] = weakref.ref(patcher.model)
         watched |= {f"{name}.{key}": weakref.ref(value) for key, value in patcher.model.named_parameters()}
-    watched |= {"vlm": weakref.ref(parts.vlm), "vae": weakref.ref(parts.vae), "reader": weakref.ref(parts.vlm.reader)}
+    watched |= {
+        "vlm": weakref.ref(parts.vlm),
+        "vae": weakref.ref(parts.vae),
+        "conditioner": weakref.ref(parts.vlm.conditioner),
+    }
     watched |= {"tokenizer": weakref.ref(parts.vlm.tokenizer), "clip": weakref.ref(clip)}
     watched["conditioning"] = weakref.ref(conditioning[0][0])
     caches = sum(type(item) is host.language.KVCache for item in gc.get_objects())

@@ -19,7 +19,7 @@ from support.workflows import workflow
 def formats():
     """ComfyUI's latent formats: of the toy, of the recorded checkpoint, and Wan 2.1's."""
     load_pack()
-    model_config = importlib.import_module(f"{PACK}.nodes.mmdit").ModelConfig
+    model_config = importlib.import_module(f"{PACK}.nodes.comfy.model").ModelConfig
     import comfy.latent_formats
 
     own = {

@@ -68,7 +68,7 @@ def encode(host, read, vlm, **inputs):
 
 
 def forgetful(reasoning):
-    return replace(reasoning, result=replace(reasoning.result, memory=None))
+    return replace(reasoning, result=replace(reasoning.result, prefix_cache=None))
 
 
 def with_lora(host, vlm, key):
@@ -85,7 +85,7 @@ def test_encode_reads_on_from_reason(host, monkeypatch, parts, read, image):
     full, tokens = encode(host, read, parts.vlm, **inputs)
     expected, fresh = encode(host, read, parts.vlm, **(inputs | {"reasoning": forgetful(reasoning)}))
     assert relative(full, expected) < 1e-5
-    length = len(parts.vlm.reader.prompts.full(WORDS, 1, None))
+    length = len(parts.vlm.conditioner.prompts.full(WORDS, 1, None))
     assert fresh - tokens > length
     assert read.tiles == 1  # seen once by all of this
     # Through a CLIP that shares the weights, too.
@@ -107,7 +107,7 @@ def test_loras_are_respected(host, monkeypatch, parts, read, image, lora):
     # And the one that reasoned still remembers, although others have had its weights.
     tiles = read.tiles
     full, tokens = encode(host, read, first, **inputs)
-    assert fresh - tokens > len(plain.reader.prompts.full(WORDS, 1, None)) and read.tiles == tiles
+    assert fresh - tokens > len(plain.conditioner.prompts.full(WORDS, 1, None)) and read.tiles == tiles
     assert relative(full, encode(host, read, first, **(inputs | {"reasoning": forgetful(reasoning)}))[0]) < 1e-5
     assert not torch.allclose(full, expected, rtol=1e-2)
 
@@ -118,19 +118,21 @@ def test_where_weights_cannot_be_told_nothing_is_remembered(host, monkeypatch, p
     with monkeypatch.context() as patch:
         patch.setattr(parts.vlm.patcher, what, {"something": 1})
         inputs = {"tiles": parts.vlm.see([host.text.collect({"image1": image})[0]])}
-        features = [parts.vlm.reader.see(**inputs, device="cpu", dtype=torch.float32) for _ in range(2)]
+        features = [parts.vlm.conditioner.image_features(**inputs, device="cpu", dtype=torch.float32) for _ in range(2)]
         assert read.tiles == 3 and torch.equal(features[0][0], features[1][0])
-        again = parts.vlm.reader.context(WORDS, features[0], [], device="cpu", reasoning=reasoning.result)
+        again = parts.vlm.conditioner.context(WORDS, features[0], [], device="cpu", reasoning=reasoning.result)
         tokens = read.tokens
-        expected = parts.vlm.reader.context(WORDS, features[0], [], device="cpu", reasoning=forgetful(reasoning).result)
+        expected = parts.vlm.conditioner.context(
+            WORDS, features[0], [], device="cpu", reasoning=forgetful(reasoning).result
+        )
     assert torch.equal(again.full.hidden, expected.full.hidden)
-    assert read.tokens - tokens > len(parts.vlm.reader.prompts.full(WORDS, 1, None))
+    assert read.tokens - tokens > len(parts.vlm.conditioner.prompts.full(WORDS, 1, None))
 
 
-def test_a_memory_waits_where_weights_wait(host, monkeypatch, parts):
+def test_a_prefix_cache_waits_where_weights_wait(host, monkeypatch, parts):
     vlm = parts.vlm
     monkeypatch.setattr(vlm.patcher, "offload_device", torch.device("meta"))
-    memory = reason(host, monkeypatch, vlm).result.memory.transcript
-    assert {t.device.type for t in (memory.inputs, memory.hidden, *memory.cache.keys, *memory.cache.values)} == {"meta"}
-    prompt = vlm.reader.prompts.chat("What is this?", [], None)
-    assert vlm.generate(prompt, [], host.text.TextSettings(2)).memory is None
+    prefix = reason(host, monkeypatch, vlm).result.prefix_cache
+    assert {t.device.type for t in (prefix.inputs, prefix.hidden, *prefix.keys.keys, *prefix.keys.values)} == {"meta"}
+    prompt = vlm.conditioner.prompts.chat("What is this?", [], None)
+    assert vlm.generate(prompt, [], host.text.TextSettings(2)).prefix_cache is None

@@ -185,7 +185,7 @@ def test_graphs_have_their_notes():
 def test_samples_are_put_into_the_input_folder(server, monkeypatch, tmp_path, caplog):
     """Those that are not there; a picture of the user's is left alone, and a folder that takes none is no error."""
     load_pack()
-    samples = importlib.import_module(f"{PACK}.nodes.samples")
+    samples = importlib.import_module(f"{PACK}.nodes.comfy.sample_pictures")
     loads = [n for name in NAMES for n in shipped(name).values() if n["class_type"] in ("LoadImage", "LoadImageMask")]
     named = {node["inputs"]["image"] for node in loads}
     target = tmp_path / "input"

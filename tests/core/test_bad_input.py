@@ -64,8 +64,8 @@ def test_empty_prompt(model):
 def test_prompt_of_special_tokens(model, photo):
     """Works: they are characters. None of them opens a turn, or stands for a picture."""
     special = set(range(300, 313))
-    plain = model.reader.prompts.chat("x", [], None)
-    typed = model.reader.prompts.chat(SPECIAL_TEXT, [], None)
+    plain = model.conditioner.prompts.chat("x", [], None)
+    typed = model.conditioner.prompts.chat(SPECIAL_TEXT, [], None)
     assert [i for i in typed.ids if i in special] == [i for i in plain.ids if i in special]
     assert not any(typed.image_mask)
     assert model.tokenizer.decode(typed.ids[typed.start :]) == f"user\n{SPECIAL_TEXT}.\nassistant\n"
@@ -347,7 +347,7 @@ def test_highest_temperature(model):
 def test_as_many_tokens_as_there_are(model, monkeypatch):
     """A budget beyond the checkpoint's positions ends at the last one; it asks for no memory beyond it either."""
     text = "a cat " * 1300
-    length = len(model.reader.prompts.chat(text, [], ""))
+    length = len(model.conditioner.prompts.chat(text, [], ""))
     assert 3800 < length < 4096
     monkeypatch.setattr(model.tokenizer, "stop_ids", ())
     assert len(model.answer(text, system_prompt="", max_new_tokens=2**31 - 1).token_ids) == 4096 - length

@@ -66,7 +66,7 @@ def test_flops_of_the_vit(config):
     side = config.vision.image_size
 
     def run():
-        VLM(config).see(torch.empty(2, 3, side, side))
+        VLM(config).image_features(torch.empty(2, 3, side, side))
 
     assert counted(run) == counts.vision(config.vision, config.language.hidden_size, tiles=2)
 

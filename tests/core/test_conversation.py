@@ -43,7 +43,7 @@ def templated(turns: list[tuple[list[int], str, str | None]], system: str = CHAT
 
 
 def ids(model, prompt, tiles=(), history=(), system=None):
-    return model.reader.prompts.chat(prompt, list(tiles), system, history).ids
+    return model.conditioner.prompts.chat(prompt, list(tiles), system, history).ids
 
 
 @pytest.fixture
@@ -73,7 +73,7 @@ def test_turns_are_as_in_transformers(model, photo, tall, system):
         ([], "Why?", ""),
         ([1], "And this?", None),
     ]
-    chat = model.reader.prompts.chat("And this?", [3, 1, 2, 1], system, history)
+    chat = model.conditioner.prompts.chat("And this?", [3, 1, 2, 1], system, history)
     assert chat.ids == templated(expected, CHAT_SYSTEM if system is None else system)
     context = model.tokenizer.id("<IMG_CONTEXT>")
     assert chat.image_mask == tuple(token == context for token in chat.ids) and sum(chat.image_mask) == 7 * TILE
@@ -110,9 +110,9 @@ def test_answers_take_history(model, read_ids, photo, tall):
     assert tuple(read_ids[0]) == ids(model, "And this?", tiles, history)
     # Other pictures, other words in an earlier turn: another reading, though the tokens may be the same.
     embedded = [
-        model.reader.embed(
-            model.reader.prompts.chat("And this?", tiles, None, history),
-            model.reader.see(model._tiles(pictures), model.device, model.dtype),
+        model.conditioner.embed(
+            model.conditioner.prompts.chat("And this?", tiles, None, history),
+            model.conditioner.image_features(model._tiles(pictures), model.device, model.dtype),
             model.device,
         )
         for pictures in ([photo, tall], [tall, photo])

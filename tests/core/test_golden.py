@@ -90,8 +90,8 @@ class Case:
     def prompt_of(self, model):
         """What text generation starts from."""
         if self.reasons:
-            return model.reader.prompts.full(self.prompt, len(self.images), self.system)
-        return model.reader.prompts.chat(self.prompt, [1] * len(self.images), self.system)
+            return model.conditioner.prompts.full(self.prompt, len(self.images), self.system)
+        return model.conditioner.prompts.chat(self.prompt, [1] * len(self.images), self.system)
 
     def branch(self, model, index: int) -> Branch:
         """The recorded conditioning."""
@@ -131,7 +131,7 @@ def test_vit_features(model, case):
         pixels = case["vit.pixel_values"]
     else:  # not recorded in this case; equal in the others (see above)
         pixels = torch.cat([imaging.vit_tiles(image, model.config.processor) for image in case.images])
-    features = torch.stack(model.reader.see([tile[None] for tile in pixels], "cpu", torch.float32))
+    features = torch.stack(model.conditioner.image_features([tile[None] for tile in pixels], "cpu", torch.float32))
     assert relative(features, case["vit.features"]) < STAGE
 
 
@@ -163,7 +163,7 @@ def test_prompt_ids(model, case):
 @cases(writes)
 def test_generated_ids(model, case):
     """From the recorded features on."""
-    embeddings = model.reader.embed(case.prompt_of(model), case.features, "cpu")
+    embeddings = model.conditioner.embed(case.prompt_of(model), case.features, "cpu")
     settings = TextSettings(case.max_new_tokens, case.num_beams)
     assert tuple(generate_tokens(model.vlm, embeddings, model.tokenizer.stop_ids, settings)) == case.tokens
 
@@ -186,7 +186,7 @@ def test_text_from_files(model, case):
 
 
 def make_context(model, case) -> Context:
-    return model.reader.context(
+    return model.conditioner.context(
         case.prompt,
         case.features,
         case.references,

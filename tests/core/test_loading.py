@@ -684,7 +684,7 @@ def test_written_checkpoint(tool, tmp_path, monkeypatch):
 
 
 def test_released_sizes(tool, tmp_path):
-    """Counts and bytes of model.md section 1."""
+    """Counts and bytes of docs/model.md, "Checkpoint files"."""
     tool.write_json(tmp_path / "released", tool.SCALES["released"])
     shapes = [shapes for _, shapes in tool.stored_shapes(tmp_path / "released")]
     assert [len(component) for component in shapes] == [658, 654, 194]

@@ -429,7 +429,7 @@ def test_other_sizes(photo, tall, tmp_path):
     assert context.full.hidden.shape[1] == 120
     assert context.full.image_grids == [(1, 3, 3)] * 2 and context.full.image_mask.sum() == 18
     # [-2, -1, 0] of two layers: input of the second, the normed output, the embeddings.
-    ids = torch.tensor([[*model.reader.prompts.full("a cat", 0, None).ids, model.tokenizer.id("<img>")]])
+    ids = torch.tensor([[*model.conditioner.prompts.full("a cat", 0, None).ids, model.tokenizer.id("<img>")]])
     embeddings = model.vlm.embed(ids, model.tokenizer.special_ids)
     expected = torch.cat(model.vlm.language_model(embeddings, (1, 2, 0)), dim=-1)
     hidden = model.encode("a cat").full.hidden
@@ -499,4 +499,4 @@ def test_vision_projector_by_hand(model):
     hidden = F.layer_norm(folded, (256,), stored["mlp1.0.weight"], stored["mlp1.0.bias"], eps=1e-5)
     hidden = F.gelu(F.linear(hidden, stored["mlp1.1.weight"], stored["mlp1.1.bias"]))
     expected = F.linear(hidden, stored["mlp1.3.weight"], stored["mlp1.3.bias"])
-    assert relative(model.vlm.see(pixels), expected) < 1e-6
+    assert relative(model.vlm.image_features(pixels), expected) < 1e-6

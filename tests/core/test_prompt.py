@@ -19,7 +19,7 @@ def tokenizer(model) -> Tokenizer:
 
 @pytest.fixture
 def prompts(model):
-    return model.reader.prompts
+    return model.conditioner.prompts
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 """Every clever piece against a slow, obvious twin, on random tiny networks with random weights.
 
-The twins are written from the model's description (model.md), not from the code under test, and read the same state
-dict where there are weights.
+The twins are written from the model's description, docs/model.md, not from the code under test, and read the same
+state dict where there are weights.
 """
 
 import math
@@ -30,7 +30,7 @@ from support.tensors import noise, relative
 CONFIG = Config.read(CHECKPOINT)
 
 
-# Positions (model.md section 7)
+# Positions (docs/model.md, "Position encoding")
 
 
 def slow_positions(latent_grids, image_mask, image_grids, latent_scale, vit_scale):
@@ -100,7 +100,7 @@ def test_positions(layout, latent_scale, vit_scale):
 
 
 def test_positions_by_hand():
-    """One layout written out, so that no shared misreading hides: model.md's words, the released scale."""
+    """One layout written out, so that no shared misreading hides, at the released scale."""
     positions = joint_positions([(1, 2, 3)], mask_of(1, (1, 2, 2), 1), [(1, 2, 2)], 1.0, 0.25)
     assert positions.tolist() == [
         *([0, row, column] for row in (-1, 0) for column in (-2, -1, 0)),
@@ -625,7 +625,7 @@ def test_tiles_are_cut_row_by_row(thumbnail):
 
 
 def slow_reference_size(height, width, factor, min_pixels, max_pixels, longest):
-    """model.md section 6, sentence by sentence. None: an error."""
+    """docs/model.md, "Image preprocessing", sentence by sentence. None: an error."""
     if min(height, width) < factor or max(height, width) / min(height, width) > 200:
         return None
     h, w = height, width
