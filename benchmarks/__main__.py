@@ -7,7 +7,7 @@
     python -m benchmarks tables                                  write the results into BENCHMARKS.md
 
 Run it in the environment that the pack runs in (`.cache/venv/bin/python` of scripts/dev.py), on a machine with nothing
-else to do. Weights are random, of the released widths; see scripts/random_checkpoint.py for the scales.
+else to do. Weights are random, of the released widths; tests/support/scaled_checkpoints.py has the scales.
 """
 
 import argparse

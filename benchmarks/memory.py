@@ -18,7 +18,8 @@ from internvlu_core.checkpoints.files import COMPONENTS
 from internvlu_core.checkpoints.load import build_on_meta
 from internvlu_core.quantization import FORMATS, quantise_network
 from internvlu_core.sampling import flow_sigmas
-from scripts.random_checkpoint import SCALES, TEMPLATE, write_json
+from support.checkpoints import CHECKPOINT, copy_json
+from support.scaled_checkpoints import SCALES
 
 SIDE, CONTEXT = 1024, 512  # of the picture, in pixels; tokens of each branch
 SMALLER = 4  # the side of what is drawn here; tokens and pixels are the square of it fewer
@@ -67,7 +68,7 @@ def live_peak(run) -> int:
 
 def read_config(scale: str) -> Config:
     with tempfile.TemporaryDirectory() as folder:
-        write_json(Path(folder, "checkpoint"), SCALES[scale])
+        copy_json(Path(folder, "checkpoint"), SCALES[scale])
         return Config.read(Path(folder, "checkpoint"))
 
 
@@ -85,7 +86,7 @@ def weights(config: Config, eight_bits: bool) -> dict[str, int]:
 
 def working_memory(wide: Config) -> dict[str, int]:
     """{what runs: bytes beside its weights}. All but a few tables grows with width and tokens; attention is fused."""
-    model = InternVLU.from_pretrained(TEMPLATE, dtype=DTYPE)
+    model = InternVLU.from_pretrained(CHECKPOINT, dtype=DTYPE)
     narrow, side, context = model.config, SIDE // SMALLER // 8, CONTEXT // SMALLER**2
     latents = torch.zeros(1, narrow.vae.latent_channels, side, side)
 
