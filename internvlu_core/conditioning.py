@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 
 from .checkpoints.config import Config
-from .decoding import DecodingSession, OnTokens, PrefixCache, TextResult, TextSettings, continue_text
+from .decoding import DecodingSession, OnTokens, PrefixCache, TextResult, TextSettings, continue_text, limit_to_context
 from .errors import CheckpointError, InputError
 from .models.rope import Grid
 from .models.vlm import VLM
 from .prompt import IMG, PAD, Prompt, PromptBuilder, Tokenizer, as_tensor
+from .requests import DRAW_ONLY, DrawRequest, as_request
 
 SEEN_TILES = 32  # of the pictures last seen, whose ViT tokens are remembered: 1 MB each in bfloat16
 TAIL = 8  # tokens that are read one by one rather than everything anew
@@ -124,6 +125,7 @@ class Conditioner:
 
         keep: the device for the result's prefix cache, if one is wanted. (Beam search leaves none.)
         """
+        settings = limit_to_context(settings, len(prompt), self.config.language.max_positions)
         keep = None if settings.num_beams > 1 else keep
         embeddings = self.embed(prompt, self.image_features(tiles, device, dtype), device)
         select = () if keep is None else self.config.mmdit.select_layers
@@ -140,25 +142,21 @@ class Conditioner:
 
     @torch.inference_mode()
     def context(
-        self,
-        prompt: str,
-        features: list[Tensor],
-        references: list[Tensor],
-        *,
-        device,
-        system_prompt: str | None = None,
-        reasoning: TextResult | str | None = None,
-        whole_reasoning: bool = False,
-        negative: str = "",
-        partial_negative: str = "",
+        self, prompt: str | DrawRequest, features: list[Tensor], references: list[Tensor], *, device, **settings
     ) -> Context:
-        """All branches of a picture. features and references hold one entry per image; see InternVLU.encode."""
-        n = len(features)
-        full = self.prompts.full(prompt, n, system_prompt)
-        blank = self.prompts.unconditional(n, system_prompt, negative)
-        partial = self.prompts.partial(n, system_prompt, partial_negative) if n else blank
+        """All branches of a picture.
 
-        token_ids, pads = self.reasoned(full, max(len(partial), len(blank)), reasoning, whole_reasoning)
+        prompt: a DrawRequest, or its prompt with its other settings. features: of image_features, one entry for each
+        picture. references: normalised latents [1, z, h_i, w_i], one for each picture. Raises InputError if the prompt
+        is too long, FloatingPointError if hidden states are not finite.
+        """
+        request = as_request(DrawRequest, prompt, None, settings, without=DRAW_ONLY)
+        n, system, reasoning = len(features), request.system_prompt, request.reasoning
+        full = self.prompts.full(request.prompt, n, system)
+        blank = self.prompts.unconditional(n, system, request.negative)
+        partial = self.prompts.partial(n, system, request.partial_negative) if n else blank
+
+        token_ids, pads = self.reasoned(full, max(len(partial), len(blank)), reasoning, request.whole_reasoning)
         unconditional = self.read(blank, [], [], device)
         read = self._branch(
             full, token_ids, pads, features, references, device, getattr(reasoning, "prefix_cache", None)
@@ -175,8 +173,6 @@ class Conditioner:
             return full.ids, 0
         if isinstance(reasoning, str):
             return (*full.ids, *self.tokenizer.encode(reasoning)), 0
-        if not isinstance(reasoning, TextResult):
-            raise InputError(f"reasoning must be a TextResult or a string, not {type(reasoning).__name__}")
         tokens = reasoning.token_ids
         if not tokens:
             return full.ids, 0

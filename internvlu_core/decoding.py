@@ -7,12 +7,9 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from .errors import InputError, check_integer, check_number
+from .errors import MAX_SEED, MAX_SETTING, InputError, check_integer, check_number
 from .models.language import FixedStep, KVCache
 from .models.vlm import VLM
-
-MAX_SEED = 2**64 - 1
-MAX_SETTING = 2**31 - 1  # "as many as you like"
 
 WINDOW = 256  # tokens; a compiled step attends over a multiple of this many, and is compiled again for the next one
 

@@ -2,6 +2,9 @@
 
 from numbers import Integral
 
+MAX_SEED = 2**64 - 1  # torch's generators take no larger one
+MAX_SETTING = 2**31 - 1  # for counts that have no natural limit
+
 
 class CheckpointError(ValueError):
     """A checkpoint folder that is missing, cut off, foreign, or at odds with its own JSON."""

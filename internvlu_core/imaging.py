@@ -55,7 +55,7 @@ def vit_tiles(image: Image.Image, config: ProcessorConfig, max_tiles: int = 1) -
     """Normalised tiles [n, 3, S, S] of one picture, float32: the whole picture squeezed into a square, or, with
     max_tiles > 1, a grid of squares cut from it and a thumbnail of the whole (InternVL's dynamic tiling).
     """
-    size = config.tile_size
+    size, max_tiles = config.tile_size, min(max_tiles, config.max_tiles)
     pixels = torch.from_numpy(np.array(to_rgb(image))).permute(2, 0, 1)[None]
     columns, rows = tile_grid(image.width, image.height, config, max_tiles) if max_tiles > 1 else (1, 1)
     tiles = resize_bicubic(pixels, rows * size, columns * size)
@@ -128,9 +128,17 @@ def resize_reference(image: Image.Image, config: ProcessorConfig) -> Image.Image
 
 def reference_pixels(image: Image.Image, config: ProcessorConfig) -> Tensor:
     """Normalised pixels [1, 3, H, W] of a reference picture, float32."""
-    pixels = torch.from_numpy(np.array(resize_reference(image, config))).permute(2, 0, 1).float() / 255
-    mean, std = (torch.tensor(v)[:, None, None] for v in (config.reference_mean, config.reference_std))
-    return ((pixels - mean) / std)[None]
+    pixels = torch.from_numpy(np.array(resize_reference(image, config))).permute(2, 0, 1)[None].float() / 255
+    return normalise_reference(pixels, config)
+
+
+def normalise_reference(pixels: Tensor, config: ProcessorConfig) -> Tensor:
+    """Pixels [n, 3, …] in 0…1 → as the VAE reads them, by the checkpoint's mean and deviation of reference pictures."""
+    mean, std = (
+        torch.tensor(v, dtype=pixels.dtype, device=pixels.device).view(1, 3, *[1] * (pixels.ndim - 2))
+        for v in (config.reference_mean, config.reference_std)
+    )
+    return (pixels - mean) / std
 
 
 def to_pictures(pixels: Tensor) -> list[Image.Image]:

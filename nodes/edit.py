@@ -12,6 +12,7 @@ from ..internvlu_core.errors import InputError
 from .comfy.clip import as_vlm
 from .comfy.images import from_pil, to_pil
 from .comfy.latents import empty_latent
+from .comfy.vae import encode_reference
 from .schema import CATEGORY, EditType, aliases, vlm_input
 
 
@@ -56,13 +57,17 @@ class InternVLUEdit(io.ComfyNode):
                 f"{len(image)} pictures are connected to InternVL-U Fit Picture for Editing; it takes one at a time"
             )
         vlm = as_vlm(vlm)
-        resized = from_pil(imaging.resize_reference(to_pil(image[0]), vlm.config.processor))
+        picture, processor = to_pil(image[0]), vlm.config.processor
+        resized = from_pil(imaging.resize_reference(picture, processor))
         height, width = resized.shape[1:3]
         if mask is None:
             latent = empty_latent(width, height)
         else:
             mask = fit_mask(mask, image.shape[1:3])
-            latent = {"samples": vae.encode(resized), "noise_mask": fit_mask(mask, (height, width))}
+            latent = {
+                "samples": encode_reference(vae, picture, processor),
+                "noise_mask": fit_mask(mask, (height, width)),
+            }
         edit = Edit(image[..., :3], mask)
         return io.NodeOutput(resized, latent, edit, width, height)
 

@@ -2,12 +2,11 @@
 
 from comfy_api.latest import io
 
-from ..internvlu_core import imaging
 from ..internvlu_core.errors import InputError
 from .comfy.clip import as_vlm
-from .comfy.conditioning import conditioning
-from .comfy.images import collect, from_pil
-from .schema import CATEGORY, Reasoning, advanced, aliases, image_inputs, prompt_input, system_input, vlm_input
+from .comfy.conditioning import conditionings
+from .comfy.vae import encode_reference
+from .schema import CATEGORY, Reasoning, advanced, aliases, image_inputs, prompt_input, split, system_input, vlm_input
 
 
 class InternVLUEncode(io.ComfyNode):
@@ -80,45 +79,17 @@ class InternVLUEncode(io.ComfyNode):
         )
 
     @classmethod
-    def execute(
-        cls,
-        vlm,
-        prompt,
-        vae=None,
-        reasoning=None,
-        reasoning_text=None,
-        whole_reasoning=False,
-        system_prompt="",
-        negative="",
-        partial_negative="",
-        **images,
-    ) -> io.NodeOutput:
+    def execute(cls, vlm, prompt, vae=None, reasoning=None, reasoning_text=None, **inputs) -> io.NodeOutput:
         vlm = as_vlm(vlm)
+        pictures, settings = split(inputs)
         if reasoning is not None and reasoning_text is not None:
             raise InputError("reasoning and reasoning_text are both connected; use one of them")
-        pictures = collect(images)
         if reasoning is not None:
             prompt, pictures = reasoning.complete(prompt, pictures)
-            reasoning = reasoning.result
+            settings["reasoning"] = reasoning.result
+        elif reasoning_text is not None:
+            settings["reasoning"] = reasoning_text
         if pictures and vae is None:
-            raise InputError("pictures are connected but no VAE; connect the loader's VAE")
-        references = [from_pil(imaging.resize_reference(p, vlm.config.processor)) for p in pictures]
-        latents = [vae.encode(reference) for reference in references]
-
-        vlm.load(tokens=1024)
-        features = vlm.conditioner.image_features(vlm.see(pictures), vlm.load_device, vlm.dtype)
-        context = vlm.conditioner.context(
-            prompt,
-            features,
-            latents,
-            device=vlm.load_device,
-            system_prompt=system_prompt or None,
-            reasoning=reasoning if reasoning_text is None else reasoning_text,
-            whole_reasoning=whole_reasoning,
-            negative=negative,
-            partial_negative=partial_negative,
-        )
-        full, unconditional = conditioning(context.full), conditioning(context.unconditional)
-        # The very same object where there is nothing to tell them apart, so that samplers can evaluate it once.
-        partial = unconditional if context.partial is context.unconditional else conditioning(context.partial)
-        return io.NodeOutput(full, partial, unconditional)
+            raise InputError("pictures are connected but no VAE; connect the VAE of InternVL-U Load")
+        references = [encode_reference(vae, picture, vlm.config.processor) for picture in pictures]
+        return io.NodeOutput(*conditionings(vlm.context(prompt, pictures, references, **settings)))

@@ -2,6 +2,7 @@
 
 from comfy_api.latest import io
 
+from ..internvlu_core.decoding import TextSettings
 from ..internvlu_core.errors import InputError
 from .comfy import metadata
 from .comfy.clip import as_vlm
@@ -14,7 +15,6 @@ from .schema import (
     decoding_inputs,
     image_inputs,
     prompt_input,
-    settings,
     split,
     system_input,
     vlm_input,
@@ -67,18 +67,18 @@ class InternVLUReason(io.ComfyNode):
         return EMPTY_PIN if pinned is True and text is not None and not text.strip() else True
 
     @classmethod
-    def execute(cls, vlm, prompt, system_prompt="", text="", pinned=False, **inputs) -> io.NodeOutput:
+    def execute(cls, vlm, prompt, text="", pinned=False, **inputs) -> io.NodeOutput:
         vlm = as_vlm(vlm)
         if pinned and not text.strip():
             raise InputError(EMPTY_PIN)
-        pictures, options = split(inputs)
+        pictures, settings = split(inputs)
         if pinned:
             result = vlm.as_generated(text)
             ui = {"text": [text], "tokens": [len(result.token_ids) - 1]}
         else:
-            full = vlm.conditioner.prompts.full(prompt, len(pictures), system_prompt or None)
+            full = vlm.conditioner.prompts.full(prompt, len(pictures), settings.pop("system_prompt", None))
             stream = TextStream(cls.hidden.unique_id)
-            result = vlm.write(full, vlm.see(pictures), settings(**options), stream, keep=True)
+            result = vlm.write(full, vlm.see(pictures), TextSettings(**settings), stream, keep=True)
             ui = stream.ui(result.text)
         metadata.add(cls.hidden.prompt, cls.hidden.extra_pnginfo, cls.hidden.unique_id, result.text)
         return io.NodeOutput(Thought(result, prompt, tuple(pictures)), result.text, ui=ui)

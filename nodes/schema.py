@@ -3,8 +3,9 @@
 from dataclasses import fields
 
 from comfy_api.latest import io
+from PIL import Image
 
-from ..internvlu_core.decoding import MAX_SEED, TextSettings
+from ..internvlu_core.decoding import MAX_SEED
 from .comfy.images import MAX_IMAGES, collect
 
 CATEGORY = "InternVL-U"
@@ -120,10 +121,9 @@ def decoding_inputs(max_new_tokens: int) -> list:
     ]
 
 
-def settings(max_new_tokens, seed, temperature=0.0, top_p=1.0, top_k=0, num_beams=1) -> TextSettings:
-    return TextSettings(max_new_tokens, num_beams, temperature, top_p, top_k, seed)
-
-
-def split(inputs: dict) -> tuple[list, dict]:
-    """Connected pictures, and the decoding settings."""
-    return collect(inputs), {name: value for name, value in inputs.items() if not name.startswith("image")}
+def split(inputs: dict) -> tuple[list[Image.Image], dict]:
+    """The pictures of the image sockets, and the other inputs as settings of the core: an empty system text is none."""
+    settings = {name: value for name, value in inputs.items() if not name.startswith("image")}
+    if "system_prompt" in settings:
+        settings["system_prompt"] = settings["system_prompt"] or None
+    return collect(inputs), settings

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..errors import CheckpointError, check_number
-from ..guidance import MAX_SCALE, SCALES, SCALES_REASONED
 from .files import Source, open_source
 
 # The chat template of the released checkpoints. Its texts are constants of the training and live in prompt.py.
@@ -28,6 +27,11 @@ SAMPLER = {
 
 # Bounds that no real checkpoint reaches: a JSON that asks for a billion layers is an error, not an endless load.
 MAX_LAYERS, MAX_INTEGER, MAX_NUMBER = 1024, 2**24, 1e30
+
+# The released checkpoint's default guidance, (all_scale, partial_scale): without and with reasoning. What is used for a
+# checkpoint, MMDiTConfig.guidance decides.
+SCALES, SCALES_REASONED = (4.5, 2.0), (3.5, 1.5)
+MAX_SCALE = 1e6  # the useful ones are below 20
 
 LEAST_AREA, MOST_AREA = 1 / 4, 8  # of pictures, where that of the checkpoint's own size is 1; see Config.is_far
 

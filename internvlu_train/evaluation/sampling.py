@@ -45,7 +45,7 @@ def draw_all(model: InternVLU, orders: list[Order], settings: Settings) -> list[
     """The orders' pictures, uint8 [H, W, 3], as generate draws them one by one (to rounding), in their order."""
     pictures: list[np.ndarray | None] = [None] * len(orders)
     for numbers, contexts in batches(model, orders, settings.batch):
-        noise = torch.cat([model._noise(*settings.size[::-1], orders[i].seed, 1, None) for i in numbers])
+        noise = torch.cat([model.noise(*settings.size[::-1], orders[i].seed) for i in numbers])
         scales = settings.scales(model.config.mmdit, orders[numbers[0]].reasoning is not None)
         latents = sample(model, contexts, noise, settings.steps, *scales)
         for i, picture in zip(numbers, imaging.to_pictures(model.decode(latents)), strict=True):

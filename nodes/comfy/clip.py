@@ -4,6 +4,7 @@ import comfy.sd
 
 from ...internvlu_core.errors import InputError
 from .conditioning import conditioning
+from .float8 import scaled_state_dict
 from .images import to_pil
 from .vlm import ComfyVLM
 
@@ -56,10 +57,10 @@ class InternVLUCLIP(comfy.sd.CLIP):
         return self.patcher
 
     def get_sd(self):
-        return self.cond_stage_model.state_dict()
+        return scaled_state_dict(self.cond_stage_model, self.cond_stage_model.state_dict())
 
     def state_dict_for_saving(self):
-        return self.patcher.model_state_dict_for_saving()
+        return scaled_state_dict(self.cond_stage_model, self.patcher.model_state_dict_for_saving())
 
 
 def as_vlm(value) -> ComfyVLM:

@@ -21,7 +21,8 @@ from ...internvlu_core.checkpoints.config import Config, MMDiTConfig
 from ...internvlu_core.errors import CheckpointError, InputError
 from ...internvlu_core.models.mmdit import MMDiT, pack
 from ...internvlu_core.sampling import TIMESTEPS, flow_sigmas
-from .dtypes import COMPUTE_DTYPES, choose_dtypes, kept_dtype
+from .dtypes import COMPUTE_DTYPES, assign, choose_dtypes
+from .float8 import scaled_state_dict
 from .latents import CHANNELS, GRID, check_size
 from .notice import notify
 from .packing import Contexts, Form, Forms, References
@@ -149,6 +150,8 @@ class ModelConfig(comfy.supported_models_base.BASE):
     latent_format = comfy.latent_formats.Wan21
     supported_inference_dtypes: ClassVar = COMPUTE_DTYPES
 
+    network: ComfyMMDiT  # the one that is made with this config
+
     def __init__(self, config: Config):
         super().__init__({"image_model": "internvl_u", "config": config.mmdit})
         self.checkpoint, self.texts = config, config.texts
@@ -165,6 +168,7 @@ class ModelConfig(comfy.supported_models_base.BASE):
 
     def process_unet_state_dict_for_saving(self, state_dict):
         texts = {name: self.texts[name] for name in source.CONFIG_FILES if name in self.texts}
+        state_dict = scaled_state_dict(self.network, state_dict)
         released = {weights.MMDIT_NAMES.file_name(name): tensor for name, tensor in state_dict.items()}
         return super().process_unet_state_dict_for_saving({**released, source.SAVED_TEXTS: source.pack_texts(texts)})
 
@@ -187,6 +191,7 @@ class ModelSampling(comfy.model_sampling.ModelSamplingDiscreteFlow, comfy.model_
 class InternVLUModel(comfy.model_base.BaseModel):
     def __init__(self, model_config: ModelConfig, device=None):
         super().__init__(model_config, comfy.model_base.ModelType.FLOW, device=device, unet_model=ComfyMMDiT)
+        model_config.network = self.diffusion_model
         self.model_sampling = ModelSampling(model_config)
         self.told_of_size = False
         dtype = self.manual_cast_dtype or self.get_dtype()
@@ -288,16 +293,3 @@ def build_model(config: Config, state_dict: dict, dtype: torch.dtype | None) -> 
     assign(model.diffusion_model, state_dict, dtype, offload_device, compute_dtype)
     model.device = offload_device
     return comfy.model_patcher.ModelPatcher(model, load_device=load_device, offload_device=offload_device)
-
-
-def assign(
-    network: torch.nn.Module, state_dict: dict, dtype: torch.dtype, device, compute_dtype: torch.dtype | None = None
-):
-    """Give a network on the meta device its weights; those that need no conversion stay memory-mapped."""
-    while state_dict:
-        name, tensor = state_dict.popitem()
-        network.get_parameter(name)  # strictness was checked while reading; this is a guard against renamed modules
-        module, _, leaf = name.rpartition(".")
-        kept = tensor.to(device=device, dtype=kept_dtype(name, tensor, dtype, compute_dtype))
-        setattr(network.get_submodule(module), leaf, torch.nn.Parameter(kept, requires_grad=False))
-    network.eval()

@@ -16,13 +16,12 @@ from PIL import Image
 
 from ...internvlu_core import imaging
 from ...internvlu_core.checkpoints.config import Config
-from ...internvlu_core.conditioning import Branch, Conditioner, TextResult, fingerprint
+from ...internvlu_core.conditioning import Branch, Conditioner, Context, TextResult, fingerprint
 from ...internvlu_core.decoding import TextSettings, limit_to_context
 from ...internvlu_core.grounding import BOX, MARKERS
 from ...internvlu_core.models.vlm import VLM
 from ...internvlu_core.prompt import Prompt, Tokenizer
-from .dtypes import choose_dtypes
-from .model import assign
+from .dtypes import assign, choose_dtypes
 from .stream import TextStream
 
 
@@ -91,6 +90,12 @@ class ComfyVLM:
         blank = not text.strip() and not images
         prompt = prompts.unconditional(0, None) if blank else prompts.full(text, len(images), None)
         return self.conditioner.read(prompt, features, [], self.load_device)
+
+    def context(self, prompt: str, images: list[Image.Image], references: list[torch.Tensor], **settings) -> Context:
+        """The branches of a picture to draw. references: raw latents, one for each image. settings: the core's."""
+        self.load(tokens=1024)
+        features = self.conditioner.image_features(self.see(images), self.load_device, self.dtype)
+        return self.conditioner.context(prompt, features, references, device=self.load_device, **settings)
 
     def see(self, images: list[Image.Image], max_tiles: int = 1) -> list[torch.Tensor]:
         """Normalised tiles of each picture."""

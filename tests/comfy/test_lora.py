@@ -112,8 +112,8 @@ def host():
         module("nodes.comfy.lora").install()
 
     tokenizer = module("internvlu_core.prompt").Tokenizer(CHECKPOINT / "processor")
-    reader = module("nodes.comfy.vlm").ComfyVLM(config, tokenizer, read_weights(CHECKPOINT, config, "vlm"), torch.float32)
-    mmdit = read_weights(CHECKPOINT, config, "generation_decoder")
+    vlm, mmdit = (read_weights(CHECKPOINT, config, component) for component in ("vlm", "generation_decoder"))
+    reader = module("nodes.comfy.vlm").ComfyVLM(config, tokenizer, vlm, torch.float32)
     return SimpleNamespace(
         model=module("nodes.comfy.model").build_model(config, mmdit, torch.float32),
         clip=module("nodes.comfy.clip").InternVLUCLIP(reader),

@@ -1,0 +1,119 @@
+"""What the core decides, the nodes do not decide again: equal results on a checkpoint whose values are not the released
+ones. Guidance scales through every node: test_guidance.py; weights in 8 bits: test_dtypes.py."""
+
+import importlib
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from internvlu_core import InternVLU, imaging
+from internvlu_core.checkpoints.config import Config
+from support.checkpoints import CHECKPOINT, copy_checkpoint
+from support.inprocess import PACK, load_pack
+from support.tensors import relative
+
+CHANGES = {
+    "processor/processor_config.json": {
+        "image_gen_processor_kwargs": {"image_mean": [0.4, 0.5, 0.6], "image_std": [0.25, 0.4, 0.7]}
+    },
+    "generation_decoder/config.json": {"guidance_scales": [2.5, 1.25], "guidance_scales_reasoned": [1.75, 0.5]},
+}
+
+
+@pytest.fixture(scope="module")
+def photo():
+    levels = np.random.default_rng(0).integers(0, 256, (208, 272, 3))
+    return Image.fromarray(levels.astype(np.uint8)).resize((272, 208), Image.Resampling.BICUBIC)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return copy_checkpoint(tmp_path_factory.mktemp("other") / "InternVL-U", CHANGES)
+
+
+@pytest.fixture(scope="module")
+def core(folder):
+    return InternVLU.from_pretrained(folder, dtype=torch.float32)
+
+
+@pytest.fixture(scope="module")
+def pack(folder):
+    """The nodes in this process, with what their loader gives."""
+    load_pack()
+
+    def module(name):
+        return importlib.import_module(f"{PACK}.nodes.{name}")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module("comfy.folders"), "checkpoints", lambda: {"other": folder})
+        model, vlm, vae = module("loader").InternVLULoader.execute("other", "fp32").result
+    return SimpleNamespace(module=module, model=model, vlm=vlm, vae=vae)
+
+
+def as_image(picture: Image.Image) -> torch.Tensor:
+    return torch.from_numpy(np.array(picture)).float()[None] / 255
+
+
+def stock_vae(vae):
+    """Encodes as ComfyUI's own VAE does with the same weights: it knows one mean and one deviation, of 0.5."""
+
+    def encode(pixels):
+        return vae.first_stage_model.encode((pixels.movedim(-1, 1) * 2 - 1).unsqueeze(2))
+
+    return SimpleNamespace(encode=torch.inference_mode()(encode))
+
+
+@torch.inference_mode()
+def expected_latent(core, photo) -> torch.Tensor:
+    """The reference latent [1, z, h, w] as InternVLU.encode gives it, normalised."""
+    return core.encode("a cat", [photo]).full.references[0]
+
+
+def normalised(pack, latent: torch.Tensor) -> torch.Tensor:
+    return pack.model.model.process_latent_in(latent)[:, :, 0]
+
+
+def test_the_values_are_not_the_released_ones(core, photo):
+    """Or the tests below would not tell the checkpoint's values from constants."""
+    released = Config.read(CHECKPOINT).processor
+    pixels = [imaging.reference_pixels(photo, config) for config in (core.config.processor, released)]
+    assert relative(*pixels) > 0.1
+    assert core.config.mmdit.guidance(False) != Config.read(CHECKPOINT).mmdit.guidance(False)
+
+
+@pytest.mark.parametrize("kind", ["ours", "stock"])
+def test_encode_reads_references_as_the_core_does(core, pack, photo, kind):
+    vae = pack.vae if kind == "ours" else stock_vae(pack.vae)
+    full, partial, _ = (
+        pack.module("encode").InternVLUEncode.execute(pack.vlm, "a cat", vae=vae, image1=as_image(photo)).result
+    )
+    for conditioning in (full, partial):
+        (latent,) = conditioning[0][1]["reference_latents"]
+        assert relative(normalised(pack, latent), expected_latent(core, photo)) < 1e-5
+
+
+def test_the_fitted_picture_of_an_edit_is_read_as_the_core_does(core, pack, photo):
+    picture, latent, *_ = (
+        pack.module("edit")
+        .InternVLUEdit.execute(pack.vlm, pack.vae, as_image(photo), mask=torch.ones(1, photo.height, photo.width))
+        .result
+    )
+    assert relative(normalised(pack, latent["samples"]), expected_latent(core, photo)) < 1e-5
+    # And stock nodes: VAEEncode of the fitted picture, whole and in tiles (their seams differ a little).
+    for encode, tolerance in ((pack.vae.encode, 1e-5), (pack.vae.encode_tiled, 0.2)):
+        assert relative(normalised(pack, encode(picture)), expected_latent(core, photo)) < tolerance
+
+
+@pytest.mark.parametrize("reasoned", [False, True])
+def test_automatic_scales_of_every_guider(core, pack, reasoned):
+    """The guider, the patch for stock samplers, and the nodes' own default of an input."""
+    guider = pack.module("comfy.guider")
+    values = [{"reasoned": True}] if reasoned else [{}]
+    expected = core.config.mmdit.guidance(reasoned)
+    assert expected == ((1.75, 0.5) if reasoned else (2.5, 1.25))
+    defaults = [socket.default for socket in pack.module("sampling").scale_inputs()]
+    assert guider.scales_for(pack.model, values, *defaults) == expected
+    assert guider.scales_for(pack.model, values, 3.0, -0.5) == (3.0, expected[1])
