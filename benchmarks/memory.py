@@ -1,5 +1,7 @@
-"""What the released sizes need of a device, computed: weights by their shapes, working memory by counting the bytes of
-tensors that are alive at once while narrow networks make a small picture, times how much larger the real thing is.
+"""The device memory that the released sizes need, computed without running them.
+
+Weights: from their shapes. Working memory: the peak of live tensors while narrow networks draw a small picture, scaled
+to the released widths and to the full picture.
 """
 
 import tempfile
@@ -21,17 +23,17 @@ from internvlu_core.sampling import flow_sigmas
 from scripts.random_checkpoint import SCALES, TEMPLATE, write_json
 
 SIDE, CONTEXT = 1024, 512  # of the picture, in pixels; tokens of each branch
-SMALLER = 4  # the side of what is drawn here; tokens and pixels are the square of it fewer
+SMALLER = 4  # by this factor the side of the picture is smaller here; tokens and pixels by its square
 DTYPE = torch.bfloat16
 
 
 class LiveBytes(TorchDispatchMode):
-    """Bytes of the tensors made under it: alive now, and at most."""
+    """Counts the bytes of tensors that are created in the context: live now, and at the peak."""
 
     def __init__(self):
         super().__init__()
         self.live = self.peak = 0
-        self.tensors = Counter()  # of each storage
+        self.tensors = Counter()  # live tensors of each storage
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         inputs = {t.untyped_storage()._cdata for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
@@ -45,7 +47,7 @@ class LiveBytes(TorchDispatchMode):
         storage = tensor.untyped_storage()
         key, nbytes = storage._cdata, storage.nbytes()
         if key not in self.tensors:
-            if key in inputs:  # a view of what was there before
+            if key in inputs:  # a view of a tensor from outside
                 return
             self.live += nbytes
             self.peak = max(self.peak, self.live)
@@ -91,7 +93,7 @@ def weights(config: Config, eight_bits: bool) -> dict[str, int]:
 
 
 def working_memory(wide: Config) -> dict[str, int]:
-    """{what runs: bytes beside its weights}. All but a few tables grows with width and tokens; attention is fused."""
+    """{network or task: peak bytes beside the weights}. Nearly all of them scale with width and number of tokens."""
     model = InternVLU.from_pretrained(TEMPLATE, dtype=DTYPE)
     narrow, side, context = model.config, SIDE // SMALLER // 8, CONTEXT // SMALLER**2
     latents = torch.zeros(1, narrow.vae.latent_channels, side, side)
@@ -111,7 +113,7 @@ def working_memory(wide: Config) -> dict[str, int]:
     decode = live_peak(lambda: model.decode(latents))
     size = SMALLER**2 * wide.mmdit.hidden_size / narrow.mmdit.hidden_size
     return {
-        # Of a layer the MLP is the widest.
+        # The MLP is the widest part of a layer.
         "VLM": int(read * SMALLER**2 * wide.language.mlp_size / narrow.language.mlp_size),
         "MMDiT": int(step(branch(), blank, blank) * size),
         "MMDiT, edit": int(step(branch(latents), branch(latents), blank) * size),
@@ -120,7 +122,7 @@ def working_memory(wide: Config) -> dict[str, int]:
 
 
 def table() -> list[dict]:
-    """A row for each network: bytes of weights in 16 and in 8 bits, and beside them."""
+    """A row for each network: bytes of weights in 16 and in 8 bits, and of working memory."""
     wide = read_config("released")
     working = working_memory(wide)
     sixteen, eight = (weights(wide, eight_bits) for eight_bits in (False, True))

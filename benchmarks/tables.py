@@ -1,4 +1,4 @@
-"""Result lines as the tables of BENCHMARKS.md."""
+"""Write results as the tables of BENCHMARKS.md."""
 
 import json
 from itertools import groupby
@@ -24,7 +24,7 @@ def read(folder: Path) -> list[dict]:
 
 
 def update(document: Path, lines: list[dict]):
-    """Replace what is between the marks."""
+    """Replace the text between the two marks."""
     text = document.read_text(encoding="utf-8")
     before, rest = text.split(START)
     _, after = rest.split(END)
@@ -39,7 +39,7 @@ def render(lines: list[dict]) -> str:
         def conditions(line: dict) -> tuple:
             return tuple(line[key] for key in ("device", "checkpoint", "dtype", "date", "command"))
 
-        # Sorting is stable: stages stay in their order.
+        # Sorting is stable, so stages keep their order.
         for about, group in groupby(sorted(chosen, key=conditions), key=conditions):
             group = list(group)
             if title not in titled:
@@ -71,7 +71,7 @@ def _about(group: list[dict], floor: dict | None, device, checkpoint, dtype, dat
 
 
 def _sides(group: list[dict]) -> list[str]:
-    """A row a stage, a column a side, the first of which is ours."""
+    """A row per stage, a column per side. The first side is the core."""
     names = list(dict.fromkeys(line["side"] for line in group))
     ours, others = names[0], names[1:]
     head = ["stage", *names, *(f"{other} ÷ {ours}" for other in others), f"{ours}: floor ÷ time", "peak memory, GB"]
@@ -88,7 +88,7 @@ def _sides(group: list[dict]) -> list[str]:
 
 
 def _time(line: dict) -> str:
-    """Median and spread."""
+    """Median, with the range if there were several."""
     low, high = line["spread"]
     unit, factor = ("ms", 1e3) if line["seconds"] < 1 else ("s", 1)
     spread = f" ({low * factor:.3g}…{high * factor:.3g}, {line['repeats']}×)" if line["repeats"] > 1 else ""

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from tqdm import tqdm
 
 from .checkpoints import hub
@@ -19,6 +19,7 @@ from .checkpoints.files import SPLIT_FILES, WAN_MARK, read_header
 from .conditioning import TextResult
 from .conversation import History, Turn, read_turns, write_turns
 from .errors import CheckpointError, InputError
+from .imaging import open_image
 from .pipeline import InternVLU
 from .quantization import WEIGHT_FORMATS
 
@@ -189,15 +190,6 @@ class Progress:
     def __exit__(self, *error):
         if self.bar is not None:
             self.bar.close()
-
-
-def open_image(path: str) -> Image.Image:
-    """A picture, turned as its EXIF data say. Raises InputError for a file that is none, or is cut off."""
-    try:
-        with Image.open(path) as image:
-            return ImageOps.exif_transpose(image)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise InputError(f"cannot read the image {path}: {error}") from error
 
 
 def output_paths(options) -> list[Path]:

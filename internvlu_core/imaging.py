@@ -4,17 +4,31 @@ Source: docs/model.md, "Image preprocessing" and "VAE".
 """
 
 import math
+from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from .checkpoints.config import ProcessorConfig
 from .errors import InputError
 
 MAX_ASPECT_RATIO = 200
+
+
+def open_image(source: str | Path | BinaryIO) -> Image.Image:
+    """Read an image file, or an open binary stream of one, as 8-bit RGB, upright as its EXIF orientation says.
+
+    Raises InputError naming the file if it is missing, damaged, or not an image that to_rgb can convert.
+    """
+    try:
+        with Image.open(source) as image:
+            return to_rgb(ImageOps.exif_transpose(image))
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise InputError(f"cannot read the image {source}: {error}") from error
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from internvlu_core import InternVLU
-from internvlu_train.lora import adapt, write_lora
+from internvlu_train.lora import add_adapters, write_lora
 from internvlu_train.settings import LoraStage
 from internvlu_train.storage import Networks
 from support.checkpoints import CHECKPOINT, copy_checkpoint
@@ -204,7 +204,7 @@ def test_what_our_training_writes(host, tmp_path, caplog):
     """Adapters of both networks, in one file that the loader takes whole."""
     networks = Networks(CHECKPOINT)
     stage = LoraStage(trained=("mmdit.", "vlm.language_model."), pictures="", rank=RANK, alpha=1.5)
-    weights = adapt(networks, stage)
+    weights = add_adapters(networks, stage)
     for index, weight in enumerate(weights.values()):
         torch.nn.init.normal_(weight, std=0.1, generator=torch.Generator().manual_seed(index))
     write_lora(tmp_path / "lora.safetensors", weights, stage.alpha, torch.float32)

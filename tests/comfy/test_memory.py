@@ -15,11 +15,11 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from scripts.measure_vae import LiveTensors
 from scripts.soak import soak
 from support.checkpoints import CHECKPOINT, copy_checkpoint, random_checkpoint
 from support.comfy_server import ComfyServer, link_folder
 from support.inprocess import PACK, load_pack
+from support.live_tensors import LiveTensors
 from support.tensors import noise
 from support.workflows import WORKFLOWS, assert_close_pictures, picture_of, workflow
 

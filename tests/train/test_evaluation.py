@@ -236,7 +236,7 @@ def test_mmmu_json(tmp_path):
     records.insert(0, records.pop())
     (tmp_path / "questions.json").write_text(json.dumps(records))
     run = Run(tmp_path / "questions.json", tmp_path / "out")
-    with pytest.raises(InputError, match="cannot read the picture"):
+    with pytest.raises(InputError, match="cannot read the image"):
         BENCHMARKS["mmmu"](model, run)
     assert len(model.asked) == 1
     (tmp_path / "hidden.png").rename(tmp_path / "2.png")
@@ -284,11 +284,11 @@ def test_mme_files(tmp_path):
     [
         ("geneval", "{]", "line 1 is not JSON"),
         ("geneval", '{"tag": "x"}', "no 'prompt'"),
-        ("ocrbench", '[{"image_path": "x.png", "question": "?"}]', "cannot read the picture"),
+        ("ocrbench", '[{"image_path": "x.png", "question": "?"}]', "cannot read the image"),
         ("mmmu", '[{"id": "a_B_1", "question": "<image 9>"}]', "<image 9>"),
         ("mmmu", '[{"id": "a_B_1", "question": "<image 1>"}]', "does not hold"),
         ("mmmu", '[{"id": "a_B_1"}]', "no 'question'"),
-        ("mmmu", '[{"id": "a_B_1", "question": "?", "options": "[oops"}]', "which is no list"),
+        ("mmmu", '[{"id": "a_B_1", "question": "?", "options": "[oops"}]', "which is not a list"),
     ],
 )
 def test_broken_files_are_named(tmp_path, name, text, message):

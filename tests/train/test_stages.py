@@ -12,7 +12,13 @@ from internvlu_train.loop import Run, freeze
 from internvlu_train.storage import Networks
 from internvlu_train.synthesis import mixture
 from internvlu_train.toy.presets import CPU, PRESETS
-from support.training import OVERFIT, entries
+from support.training import OVERFIT, TINY, entries
+
+# The MMDiT discards what its last block computes for text tokens, so these layers get no gradient.
+UNUSED = tuple(
+    f"mmdit.transformer_blocks.{TINY.mmdit_layers - 1}.{layer}."
+    for layer in ("attn.add_q_proj", "attn.to_add_out", "attn.norm_added_q", "txt_mlp")
+)
 
 
 @pytest.mark.parametrize(
@@ -32,20 +38,18 @@ from support.training import OVERFIT, entries
         ("stage3", {"vlm", "mmdit"}),
     ],
 )
-def test_a_stage_moves_its_own_parameters_and_no_others(fresh, tmp_path, name, learning):
+def test_a_stage_moves_its_own_parameters_and_no_others(awake_checkpoint, tmp_path, name, learning):
     for preset in PRESETS.values():
         assert {prefix.rstrip(".") for prefix in preset[name].trained} == learning
     settings = {"steps": 2, "samples": 12, "batch": 12, "warmup": 0, "autocast": False, "sides": ((64, 64),)}
-    run = Run(replace(CPU[name], **settings), fresh, tmp_path)
+    settings["weight_decay"] = 0.0  # which would move parameters without a gradient, too
+    run = Run(replace(CPU[name], **settings), awake_checkpoint, tmp_path)
     before = {key: parameter.clone() for key, parameter in run.networks.named_parameters()}
     for _ in range(6 if name == "stage3" else 2):  # of one structure each
         run._take_step()
     moved = {key for key, parameter in run.networks.named_parameters() if not parameter.equal(before[key])}
     prefixes = tuple(prefix + "." for prefix in learning)
-    assert all(key.startswith(prefixes) for key in moved)
-    for prefix in prefixes:
-        assert any(key.startswith(prefix) for key in moved), prefix
-    assert len(moved) > 0.9 * sum(key.startswith(prefixes) for key in before) or "mmdit" in learning
+    assert moved == {key for key in before if key.startswith(prefixes) and not key.startswith(UNUSED)}
 
 
 def test_an_unknown_prefix_is_refused(awake):
