@@ -132,7 +132,6 @@ class VisionConfig:
 
     @classmethod
     def read(cls, vlm: Section) -> "VisionConfig":
-        """From `vlm/config.json`. Raises CheckpointError."""
         vision = vlm.section("vision_config")
         vision.expect("hidden_act", "gelu", default="gelu")
         vlm.expect("ps_version", "v2", default="v2")
@@ -186,7 +185,6 @@ class LanguageConfig:
 
     @classmethod
     def read(cls, vlm: Section) -> "LanguageConfig":
-        """From `vlm/config.json`. Raises CheckpointError."""
         llm = vlm.section("llm_config")
         llm.expect("architectures", ["Qwen3ForCausalLM"], default=["Qwen3ForCausalLM"])
         llm.expect("hidden_act", "silu", default="silu")
@@ -241,19 +239,11 @@ class MMDiTConfig:
 
     @classmethod
     def read(cls, root: Section, language: LanguageConfig) -> "MMDiTConfig":
-        """From `generation_decoder/config.json`. Raises CheckpointError."""
         decoder = root.section("decoder_config")
-        patch_size, in_channels, out_channels = cls._channels(decoder)
-        head_dim = decoder.integer("attention_head_dim", 128)
-        projector = root.expect("decoder_projector_type", "identity", "mlp2x_gelu", default="mlp2x_gelu")
-        context_size = root.integer("input_hidden_size")
-        joint_size = decoder.integer("joint_attention_dim")
-        projected = context_size if projector == "identity" else root.integer("output_hidden_size")
-        if projected != joint_size:
-            raise CheckpointError(
-                f"{root.where}: the {projector} projector gives {projected} channels, "
-                f"decoder_config.joint_attention_dim is {joint_size}"
-            )
+        head_dim, axes = _rope_axes(decoder)
+        projector, context_size, joint_size = _context_sizes(root, decoder)
+        select_layers = _context_layers(root, context_size, language)
+        patch_size, in_channels, out_channels = _patch_sizes(decoder)
         return cls(
             num_layers=decoder.integer("num_layers", 60, most=MAX_LAYERS),
             num_heads=decoder.integer("num_attention_heads", 24),
@@ -264,11 +254,11 @@ class MMDiTConfig:
             context_size=context_size,
             joint_size=joint_size,
             projector=projector,
-            rope_axes=cls._rope_axes(decoder, head_dim),
+            rope_axes=axes,
             # decoder_config repeats these keys; the official code overwrites them there with the outer ones.
             latent_scale=root.number("video_position_scale_factor", 1.0),
             vit_scale=root.number("vlm_cond_position_scale_factor", 1.0),
-            select_layers=cls._select_layers(root, language, context_size),
+            select_layers=select_layers,
             max_context=root.integer("max_sequence_length") if root.flag("pad_to_fix_length", True) else None,
             flow_shift=root.number("flow_shift", 3.0),
             image_height=root.integer("gen_image_height", 512),
@@ -278,41 +268,8 @@ class MMDiTConfig:
             scales_reasoned=root.numbers("guidance_scales_reasoned", 2, default=SCALES_REASONED),
         )
 
-    @staticmethod
-    def _channels(decoder: Section) -> tuple[int, int, int]:
-        """patch_size, in_channels, out_channels."""
-        patch_size = decoder.integer("patch_size", 2)
-        in_channels = decoder.integer("in_channels", 64)
-        out_channels = decoder.integer("out_channels", in_channels)
-        if in_channels != out_channels * patch_size**2:
-            raise CheckpointError(
-                f"{decoder.where}: in_channels {in_channels} is not out_channels {out_channels} × patch_size² "
-                f"{patch_size**2}"
-            )
-        return patch_size, in_channels, out_channels
-
-    @staticmethod
-    def _select_layers(root: Section, language: LanguageConfig, context_size: int) -> tuple[int, ...]:
-        layers = root.numbers("vlm_select_layer", default=(-1,))
-        if len(layers) * language.hidden_size != context_size:
-            raise CheckpointError(
-                f"{root.where}: input_hidden_size is {context_size}, but vlm_select_layer {list(layers)} takes "
-                f"{len(layers)} hidden states of {language.hidden_size} channels"
-            )
-        return tuple(_layer_index(root, "vlm_select_layer", layer, language.num_layers) for layer in layers)
-
-    @staticmethod
-    def _rope_axes(decoder: Section, head_dim: int) -> tuple[int, int, int]:
-        axes = decoder.numbers("axes_dims_rope", 3, default=(16, 56, 56))
-        if sum(axes) != head_dim or any(axis % 2 or axis < 0 for axis in axes):
-            raise CheckpointError(
-                f"{decoder.where}: axes_dims_rope {list(axes)} must be even and sum to attention_head_dim {head_dim}"
-            )
-        return axes
-
     @property
     def hidden_size(self) -> int:
-        """Channels of both streams."""
         return self.num_heads * self.head_dim
 
     def guidance(
@@ -343,7 +300,6 @@ class Preview:
 
     @classmethod
     def read(cls, vae: Section, channels: int) -> "Preview":
-        """From `vae/config.json`, for latents of so many channels. Raises CheckpointError."""
         section = vae.section("latent_preview")
         colours = (section.numbers(colour, channels) for colour in ("red", "green", "blue"))
         return cls(tuple(zip(*colours, strict=True)), section.numbers("bias", 3))
@@ -363,7 +319,6 @@ class VAEConfig:
 
     @classmethod
     def read(cls, root: Section) -> "VAEConfig":
-        """From `vae/config.json`. Raises CheckpointError."""
         root.expect("attn_scales", [], default=[])
         latent_channels = root.integer("z_dim", RELEASED_VAE.latent_channels)
         multipliers = root.numbers("dim_mult", default=RELEASED_VAE.multipliers)
@@ -417,7 +372,6 @@ class ProcessorConfig:
 
     @classmethod
     def read(cls, root: Section, vlm: Section) -> "ProcessorConfig":
-        """From `processor/processor_config.json` and `vlm/config.json`. Raises CheckpointError."""
         vit = root.section("image_processor_kwargs")
         vit.expect("resample", 3, default=3)  # PIL's number for bicubic
         size = vit.section("size")
@@ -537,3 +491,53 @@ def _even(section: Section, key: str, value: int) -> int:
     if value % 2:
         raise CheckpointError(f"{section.where}: {key} is {value}; rotary positions need an even number")
     return value
+
+
+def _rope_axes(decoder: Section) -> tuple[int, tuple[int, int, int]]:
+    """Channels of a head of the MMDiT, and how many of them belong to each position axis."""
+    axes = decoder.numbers("axes_dims_rope", 3, default=(16, 56, 56))
+    head_dim = decoder.integer("attention_head_dim", 128)
+    if sum(axes) != head_dim or any(axis % 2 or axis < 0 for axis in axes):
+        raise CheckpointError(
+            f"{decoder.where}: axes_dims_rope {list(axes)} must be even and sum to attention_head_dim {head_dim}"
+        )
+    return head_dim, axes
+
+
+def _context_sizes(root: Section, decoder: Section) -> tuple[str, int, int]:
+    """The projector of the MMDiT, and the channels of its context before and after it."""
+    projector = root.expect("decoder_projector_type", "identity", "mlp2x_gelu", default="mlp2x_gelu")
+    context_size = root.integer("input_hidden_size")
+    joint_size = decoder.integer("joint_attention_dim")
+    projected = context_size if projector == "identity" else root.integer("output_hidden_size")
+    if projected != joint_size:
+        raise CheckpointError(
+            f"{root.where}: the {projector} projector gives {projected} channels, "
+            f"decoder_config.joint_attention_dim is {joint_size}"
+        )
+    return projector, context_size, joint_size
+
+
+def _context_layers(root: Section, context_size: int, language: LanguageConfig) -> tuple[int, ...]:
+    """The hidden states of the language model that make the context, as indices from 0."""
+    layers = root.numbers("vlm_select_layer", default=(-1,))
+    select_layers = tuple(_layer_index(root, "vlm_select_layer", layer, language.num_layers) for layer in layers)
+    if len(select_layers) * language.hidden_size != context_size:
+        raise CheckpointError(
+            f"{root.where}: input_hidden_size is {context_size}, but vlm_select_layer {list(layers)} takes "
+            f"{len(layers)} hidden states of {language.hidden_size} channels"
+        )
+    return select_layers
+
+
+def _patch_sizes(decoder: Section) -> tuple[int, int, int]:
+    """The side of a patch in latent pixels, the channels of a patch, and those of a latent pixel."""
+    patch_size = decoder.integer("patch_size", 2)
+    in_channels = decoder.integer("in_channels", 64)
+    out_channels = decoder.integer("out_channels", in_channels)
+    if in_channels != out_channels * patch_size**2:
+        raise CheckpointError(
+            f"{decoder.where}: in_channels {in_channels} is not out_channels {out_channels} × patch_size² "
+            f"{patch_size**2}"
+        )
+    return patch_size, in_channels, out_channels
