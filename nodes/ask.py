@@ -41,7 +41,7 @@ class InternVLUAsk(io.ComfyNode):
                     min=1,
                     max=12,
                     optional=True,
-                    tooltip="Into how many tiles a picture may be cut, so that small print can be read.",
+                    tooltip="The most tiles that a picture is cut into. More make small print readable.",
                 ),
                 *image_inputs("A picture to ask about."),
                 system_input(),
@@ -55,8 +55,8 @@ class InternVLUAsk(io.ComfyNode):
                     display_name="continue the conversation",
                     default=False,
                     optional=True,
-                    tooltip="On: a new question continues the conversation in this node. The pictures belong to its "
-                    "first question.",
+                    tooltip="On: a new question continues the conversation in this node. The pictures belong to "
+                    "its first question.",
                 ),
                 io.String.Input(
                     "conversation",

@@ -1,4 +1,4 @@
-"""InternVL-U Reason: the model thinks in words about the picture to draw."""
+"""InternVL-U Reason: the model reasons in words about the picture to draw."""
 
 from comfy_api.latest import io
 
@@ -31,7 +31,7 @@ class InternVLUReason(io.ComfyNode):
             display_name="InternVL-U Reason",
             **aliases("think", "thinking", "chain of thought", "cot", "reasoning", "multimodal"),
             category=CATEGORY,
-            description="Lets the model think in words about the picture to draw. Connect the result to Encode.",
+            description="The model reasons in words about the picture to draw. Connect the result to Encode.",
             is_output_node=True,
             hidden=[io.Hidden.unique_id, io.Hidden.prompt, io.Hidden.extra_pnginfo],
             inputs=[
@@ -45,7 +45,7 @@ class InternVLUReason(io.ComfyNode):
                     multiline=True,
                     default="",
                     optional=True,
-                    tooltip="The reasoning. Edit it, and the picture is drawn from your own words.",
+                    tooltip="The reasoning. If you edit it, the picture is drawn from your own words.",
                 ),
                 io.Boolean.Input(
                     "pinned",

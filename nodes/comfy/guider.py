@@ -59,7 +59,7 @@ def _warn_of_cfg_function():
 
 def check_model(model: comfy.model_patcher.ModelPatcher):
     if not isinstance(model.model, InternVLUModel):
-        raise InputError(f"this guidance is InternVL-U's; the MODEL is a {type(model.model).__name__}")
+        raise InputError(f"this guidance is for InternVL-U; the MODEL is a {type(model.model).__name__}")
 
 
 def scales_for(

@@ -301,7 +301,7 @@ def test_sample_follows_a_patched_shift(host):
     (flux,) = ModelSamplingFlux().patch(model, max_shift=1.15, base_shift=0.5, width=1024, height=1024)
     assert shift(flux.get_model_object("model_sampling")) == pytest.approx(np.exp(1.15))
     (edm,) = ModelSamplingContinuousEDM().patch(model, "v_prediction", 120.0, 0.002)
-    with pytest.raises(ValueError, match="not a flow's"):
+    with pytest.raises(ValueError, match="not that of a flow model"):
         shift(edm.get_model_object("model_sampling"))
 
 
