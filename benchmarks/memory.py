@@ -1,4 +1,4 @@
-"""What the released sizes need of a GPU: every stage runs at full depth on a fake one (see tests/support/fake_device.py)."""
+"""The device memory that the released sizes need: every stage runs at full depth on a fake GPU (see fake_device.py)."""
 
 import tempfile
 from pathlib import Path
