@@ -7,7 +7,7 @@
     python -m benchmarks tables                                  write the results into BENCHMARKS.md
 
 Run it in the pack's environment (`.cache/venv/bin/python` of scripts/dev.py), on a machine that does nothing else.
-Weights are random, of the released widths; scripts/random_checkpoint.py has the scales.
+Weights are random, of the released widths; tests/support/scaled_checkpoints.py has the scales.
 """
 
 import argparse

@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager
 import torch
 
 from internvlu_core.checkpoints.config import Config
-from scripts.random_checkpoint import write_checkpoint
+from support.scaled_checkpoints import write_checkpoint
 
 from . import counts
 from .harness import ROOT, WORKERS, BenchmarkError, Case, Run, Side, Worker, fit, floor, peaks, side_by_side, summary

@@ -1,4 +1,4 @@
-"""What the released sizes need of a GPU: every stage runs at full depth on a fake one (see fake_device.py)."""
+"""What the released sizes need of a GPU, stage by stage at full depth, on the fake one of tests/support/fake_device.py."""
 
 import tempfile
 from pathlib import Path
@@ -9,9 +9,9 @@ from PIL import Image
 from internvlu_core import InternVLU
 from internvlu_core.checkpoints.config import Config
 from internvlu_core.sampling import flow_sigmas
-from scripts.random_checkpoint import SCALES, write_json
-
-from .fake_device import FakeDevice, Record, hollow_model
+from support.checkpoints import copy_json
+from support.fake_device import FakeDevice, Record, hollow_model
+from support.scaled_checkpoints import SCALES
 
 SIDE = 1024  # of the pictures, in pixels
 DTYPE = torch.bfloat16
@@ -19,7 +19,7 @@ DTYPE = torch.bfloat16
 
 def released_config() -> Config:
     with tempfile.TemporaryDirectory() as folder:
-        write_json(Path(folder, "released"), SCALES["released"])
+        copy_json(Path(folder, "released"), SCALES["released"])
         return Config.read(Path(folder, "released"))
 
 
@@ -38,7 +38,7 @@ def table() -> list[dict]:
 def measure(weight_format: str | None) -> dict[str, tuple[str, int, Record]]:
     """{stage: (name of its network, bytes of that network's weights, what happened)}"""
     with tempfile.TemporaryDirectory() as folder, FakeDevice() as device:
-        write_json(Path(folder, "released"), SCALES["released"])
+        copy_json(Path(folder, "released"), SCALES["released"])
         model = hollow_model(Path(folder, "released"), device.device, DTYPE, weight_format)
         networks = {"VLM": model.vlm, "MMDiT": model.mmdit, "VAE": model.vae}
         weights = {name: sum(p.nbytes for p in network.parameters()) for name, network in networks.items()}

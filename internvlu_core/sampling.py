@@ -13,7 +13,7 @@ from . import guidance
 from .errors import MAX_SEED, check_integer
 
 TIMESTEPS = 1000
-MAX_STEPS = 10**6  # more than any schedule has use for, few enough to make one
+MAX_STEPS = 10**6  # far more than is useful, and still fast to compute
 
 
 def flow_sigmas(steps: int, shift: float = 3.0) -> Tensor:
@@ -22,12 +22,12 @@ def flow_sigmas(steps: int, shift: float = 3.0) -> Tensor:
     Raises InputError unless steps is an integer from 1 to MAX_STEPS.
     """
     check_integer("steps", steps, 1, MAX_STEPS)
-    # The arithmetic of diffusers' DPMSolverMultistepScheduler, in its order: its time steps are truncated, and a
-    # rounding more or less can be a whole step.
+    # The arithmetic and its order are those of diffusers' DPMSolverMultistepScheduler. Time steps are truncated, so
+    # another rounding can change one by a whole step.
     exact = 1.0 - np.linspace(1, 1 / TIMESTEPS, steps + 1)
     exact = np.flip(shift * exact / (1 + (shift - 1) * exact))[:-1]
     sigmas = exact.astype(np.float32)
-    # float32 carries a few σ next to a whole step across it (15 of the schedules up to 1000 steps have one).
+    # Rounding to float32 moves a few σ across a whole time step (in 15 of the schedules up to 1000 steps).
     wanted = np.trunc(exact * TIMESTEPS)
     while (crossed := sigma_to_timestep(torch.from_numpy(sigmas)).numpy() - wanted).any():
         sigmas = np.where(crossed, np.nextafter(sigmas, np.where(crossed > 0, 0, 1).astype(np.float32)), sigmas)
@@ -86,7 +86,7 @@ def dpmpp_2m(
     """
     steps = len(sigmas) - 1
     log_snr = torch.log1p(-sigmas) - torch.log(sigmas)
-    ends_clean = steps > 0 and not sigmas[-1] > 0  # asked once: on a device, asking is waiting
+    ends_clean = steps > 0 and not sigmas[-1] > 0  # once, since reading a value waits for the device
     previous = None
     for i in range(steps):
         denoised = model(x, sigmas[i])

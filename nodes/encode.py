@@ -17,8 +17,8 @@ class InternVLUEncode(io.ComfyNode):
             display_name="InternVL-U Encode",
             **aliases("prompt", "text encode", "conditioning", "edit instruction", "image edit", "multimodal"),
             category=CATEGORY,
-            description="Turns a prompt, with pictures to edit and reasoning if any, into the three conditionings "
-            "that guide InternVL-U.",
+            description="Encodes a prompt, pictures to edit and reasoning as the three conditionings of "
+            "InternVL-U. Pictures and reasoning are optional.",
             inputs=[
                 vlm_input(),
                 prompt_input(
@@ -26,15 +26,19 @@ class InternVLUEncode(io.ComfyNode):
                     "What to draw, or what to change. <image> marks where a picture belongs. Leave it empty to use the "
                     "prompt of the reasoning.",
                 ),
-                io.Vae.Input("vae", optional=True, tooltip="Needed with pictures: they are read as latents too."),
-                *image_inputs("A picture to edit or to refer to. None connected: those of the reasoning."),
+                io.Vae.Input(
+                    "vae", optional=True, tooltip="Needed if pictures are connected: they are also encoded as latents."
+                ),
+                *image_inputs(
+                    "A picture to edit or to refer to. If none is connected, those of the reasoning are used."
+                ),
                 Reasoning.Input("reasoning", optional=True, tooltip="From InternVL-U Reason."),
                 io.String.Input(
                     "reasoning_text",
                     display_name="reasoning as text",
                     optional=True,
                     force_input=True,
-                    tooltip="Reasoning as plain text, used whole; instead of the reasoning input.",
+                    tooltip="Reasoning as plain text, used whole. Connect this or the reasoning, not both.",
                 ),
                 advanced(
                     io.Boolean.Input(
@@ -42,8 +46,8 @@ class InternVLUEncode(io.ComfyNode):
                         display_name="whole reasoning",
                         default=False,
                         optional=True,
-                        tooltip="Off: the reasoning's tokens are cut as the official pipeline cuts them. On: used "
-                        "whole.",
+                        tooltip="Off: the last tokens of the reasoning are dropped, as in the official pipeline. "
+                        "On: all of it is used.",
                     )
                 ),
                 system_input(),
@@ -54,7 +58,7 @@ class InternVLUEncode(io.ComfyNode):
                     dynamic_prompts=True,
                     default="",
                     optional=True,
-                    tooltip="What the picture should not be. Empty: the blank prompt that the model was trained with.",
+                    tooltip="What the picture should not show. Empty: the blank prompt of the model's training.",
                 ),
                 advanced(
                     io.String.Input(
@@ -64,16 +68,18 @@ class InternVLUEncode(io.ComfyNode):
                         dynamic_prompts=True,
                         default="",
                         optional=True,
-                        tooltip="Experimental: the same for the branch that sees the pictures. Without pictures no "
-                        "effect.",
+                        tooltip="Experimental: a negative prompt for the branch that sees the pictures. It has no "
+                        "effect without pictures.",
                     )
                 ),
             ],
             outputs=[
-                io.Conditioning.Output(display_name="full", tooltip="Prompt and pictures: the positive conditioning."),
+                io.Conditioning.Output(
+                    display_name="full", tooltip="The prompt and the pictures: the positive conditioning."
+                ),
                 io.Conditioning.Output(display_name="partial", tooltip="The pictures without the prompt."),
                 io.Conditioning.Output(
-                    display_name="unconditional", tooltip="Neither: the negative conditioning of a KSampler."
+                    display_name="unconditional", tooltip="Neither of them: the negative conditioning of a KSampler."
                 ),
             ],
         )

@@ -1,9 +1,9 @@
-"""InternVL-U Reason: the model thinks in words about the picture to draw."""
+"""InternVL-U Reason: the model reasons in words about the picture to draw."""
 
 from comfy_api.latest import io
 
-from ..internvlu_core.decoding import TextSettings
 from ..internvlu_core.errors import InputError
+from ..internvlu_core.requests import TextRequest
 from .comfy import metadata
 from .comfy.clip import as_vlm
 from .comfy.stream import TextStream
@@ -31,7 +31,7 @@ class InternVLUReason(io.ComfyNode):
             display_name="InternVL-U Reason",
             **aliases("think", "thinking", "chain of thought", "cot", "reasoning", "multimodal"),
             category=CATEGORY,
-            description="Lets the model think in words about the picture to draw. Connect the result to Encode.",
+            description="The model reasons in words about the picture to draw. Connect the result to Encode.",
             is_output_node=True,
             hidden=[io.Hidden.unique_id, io.Hidden.prompt, io.Hidden.extra_pnginfo],
             inputs=[
@@ -45,7 +45,7 @@ class InternVLUReason(io.ComfyNode):
                     multiline=True,
                     default="",
                     optional=True,
-                    tooltip="The reasoning. Edit it, and the picture is drawn from your own words.",
+                    tooltip="The reasoning. If you edit it, the picture is drawn from your own words.",
                 ),
                 io.Boolean.Input(
                     "pinned",
@@ -76,9 +76,10 @@ class InternVLUReason(io.ComfyNode):
             result = vlm.as_generated(text)
             ui = {"text": [text], "tokens": [len(result.token_ids) - 1]}
         else:
-            full = vlm.conditioner.prompts.full(prompt, len(pictures), settings.pop("system_prompt", None))
+            request = TextRequest(prompt, pictures, **settings)
+            full = vlm.conditioner.prompts.full(prompt, len(pictures), request.system_prompt)
             stream = TextStream(cls.hidden.unique_id)
-            result = vlm.write(full, vlm.see(pictures), TextSettings(**settings), stream, keep=True)
+            result = vlm.write(full, vlm.see(pictures), request.settings, stream, keep=True)
             ui = stream.ui(result.text)
         metadata.add(cls.hidden.prompt, cls.hidden.extra_pnginfo, cls.hidden.unique_id, result.text)
         return io.NodeOutput(Thought(result, prompt, tuple(pictures)), result.text, ui=ui)

@@ -240,36 +240,10 @@ class MMDiTConfig:
     @classmethod
     def read(cls, root: Section, language: LanguageConfig) -> "MMDiTConfig":
         decoder = root.section("decoder_config")
-        axes = decoder.numbers("axes_dims_rope", 3, default=(16, 56, 56))
-        head_dim = decoder.integer("attention_head_dim", 128)
-        if sum(axes) != head_dim or any(axis % 2 or axis < 0 for axis in axes):
-            raise CheckpointError(
-                f"{decoder.where}: axes_dims_rope {list(axes)} must be even and sum to attention_head_dim {head_dim}"
-            )
-        projector = root.expect("decoder_projector_type", "identity", "mlp2x_gelu", default="mlp2x_gelu")
-        context_size = root.integer("input_hidden_size")
-        joint_size = decoder.integer("joint_attention_dim")
-        projected = context_size if projector == "identity" else root.integer("output_hidden_size")
-        if projected != joint_size:
-            raise CheckpointError(
-                f"{root.where}: the {projector} projector gives {projected} channels, "
-                f"decoder_config.joint_attention_dim is {joint_size}"
-            )
-        layers = root.numbers("vlm_select_layer", default=(-1,))
-        select_layers = tuple(_layer_index(root, "vlm_select_layer", layer, language.num_layers) for layer in layers)
-        if len(select_layers) * language.hidden_size != context_size:
-            raise CheckpointError(
-                f"{root.where}: input_hidden_size is {context_size}, but vlm_select_layer {list(layers)} takes "
-                f"{len(layers)} hidden states of {language.hidden_size} channels"
-            )
-        patch_size = decoder.integer("patch_size", 2)
-        in_channels = decoder.integer("in_channels", 64)
-        out_channels = decoder.integer("out_channels", in_channels)
-        if in_channels != out_channels * patch_size**2:
-            raise CheckpointError(
-                f"{decoder.where}: in_channels {in_channels} is not out_channels {out_channels} × patch_size² "
-                f"{patch_size**2}"
-            )
+        head_dim, axes = _rope_axes(decoder)
+        projector, context_size, joint_size = _context_sizes(root, decoder)
+        select_layers = _context_layers(root, context_size, language)
+        patch_size, in_channels, out_channels = _patch_sizes(decoder)
         return cls(
             num_layers=decoder.integer("num_layers", 60, most=MAX_LAYERS),
             num_heads=decoder.integer("num_attention_heads", 24),
@@ -517,3 +491,53 @@ def _even(section: Section, key: str, value: int) -> int:
     if value % 2:
         raise CheckpointError(f"{section.where}: {key} is {value}; rotary positions need an even number")
     return value
+
+
+def _rope_axes(decoder: Section) -> tuple[int, tuple[int, int, int]]:
+    """Channels of a head of the MMDiT, and how many of them belong to each position axis."""
+    axes = decoder.numbers("axes_dims_rope", 3, default=(16, 56, 56))
+    head_dim = decoder.integer("attention_head_dim", 128)
+    if sum(axes) != head_dim or any(axis % 2 or axis < 0 for axis in axes):
+        raise CheckpointError(
+            f"{decoder.where}: axes_dims_rope {list(axes)} must be even and sum to attention_head_dim {head_dim}"
+        )
+    return head_dim, axes
+
+
+def _context_sizes(root: Section, decoder: Section) -> tuple[str, int, int]:
+    """The projector of the MMDiT, and the channels of its context before and after it."""
+    projector = root.expect("decoder_projector_type", "identity", "mlp2x_gelu", default="mlp2x_gelu")
+    context_size = root.integer("input_hidden_size")
+    joint_size = decoder.integer("joint_attention_dim")
+    projected = context_size if projector == "identity" else root.integer("output_hidden_size")
+    if projected != joint_size:
+        raise CheckpointError(
+            f"{root.where}: the {projector} projector gives {projected} channels, "
+            f"decoder_config.joint_attention_dim is {joint_size}"
+        )
+    return projector, context_size, joint_size
+
+
+def _context_layers(root: Section, context_size: int, language: LanguageConfig) -> tuple[int, ...]:
+    """The hidden states of the language model that make the context, as indices from 0."""
+    layers = root.numbers("vlm_select_layer", default=(-1,))
+    select_layers = tuple(_layer_index(root, "vlm_select_layer", layer, language.num_layers) for layer in layers)
+    if len(select_layers) * language.hidden_size != context_size:
+        raise CheckpointError(
+            f"{root.where}: input_hidden_size is {context_size}, but vlm_select_layer {list(layers)} takes "
+            f"{len(layers)} hidden states of {language.hidden_size} channels"
+        )
+    return select_layers
+
+
+def _patch_sizes(decoder: Section) -> tuple[int, int, int]:
+    """The side of a patch in latent pixels, the channels of a patch, and those of a latent pixel."""
+    patch_size = decoder.integer("patch_size", 2)
+    in_channels = decoder.integer("in_channels", 64)
+    out_channels = decoder.integer("out_channels", in_channels)
+    if in_channels != out_channels * patch_size**2:
+        raise CheckpointError(
+            f"{decoder.where}: in_channels {in_channels} is not out_channels {out_channels} × patch_size² "
+            f"{patch_size**2}"
+        )
+    return patch_size, in_channels, out_channels

@@ -30,7 +30,9 @@ class InternVLUCLIP(comfy.sd.CLIP):
         return other
 
     def clip_layer(self, layer_idx):
-        raise InputError("CLIPSetLastLayer has no meaning here: the checkpoint says which layers InternVL-U reads")
+        raise InputError(
+            "CLIPSetLastLayer has no effect on InternVL-U: the checkpoint says which layers are used; remove the node"
+        )
 
     def encode_from_tokens_scheduled(self, tokens, *args, **kwargs):
         if self.use_clip_schedule and self.patcher.forced_hooks is not None:

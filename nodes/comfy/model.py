@@ -220,7 +220,7 @@ class InternVLUModel(comfy.model_base.BaseModel):
         return conds
 
     def tell_of_size(self, noise: torch.Tensor):
-        """Once: that pictures of this size will not be good."""
+        """Say once that the model was not trained for pictures of this size."""
         height, width = (side * 8 for side in noise.shape[-2:])
         if self.told_of_size or not self.model_config.checkpoint.is_far(height, width):
             return
@@ -229,7 +229,7 @@ class InternVLUModel(comfy.model_base.BaseModel):
         sizes = {"width": width, "height": height, "made_width": made.image_width, "made_height": made.image_height}
         message = (
             "{width} × {height} is far from the {made_width} × {made_height} pixels that this checkpoint was made for; "
-            "the picture will hardly be good"
+            "the picture will probably be poor"
         )
         notify(message.format(**sizes), "far_size", **sizes)
 
@@ -237,7 +237,7 @@ class InternVLUModel(comfy.model_base.BaseModel):
         """A LATENT's samples as the network reads them [B, C, 1, h, w]."""
         if latent.ndim != 5:
             raise InputError(
-                f"a reference latent of {latent.ndim} dimensions is of another model's VAE, InternVL-U's have 5; "
+                f"a reference latent of {latent.ndim} dimensions is of another model's VAE; InternVL-U's have 5; "
                 "encode it with the VAE of this model"
             )
         # Stock nodes (TextEncodeQwenImageEdit) choose the size of a reference themselves, in steps of 8 pixels: what
@@ -278,13 +278,13 @@ class InternVLUModel(comfy.model_base.BaseModel):
 def build_model(config: Config, state_dict: dict, dtype: torch.dtype | None) -> comfy.model_patcher.ModelPatcher:
     """A MODEL from the core's state dict. dtype: of the weights, None for what ComfyUI thinks best.
 
-    Raises CheckpointError for a checkpoint whose latents are not the released one's: ComfyUI's sizes assume those.
+    Raises CheckpointError for a checkpoint whose latents differ from the released one's: ComfyUI's sizes assume those.
     """
     found = config.vae.scale_factor, config.mmdit.patch_size, config.vae.latent_channels
     if found[0] != GRID // 2 or GRID % config.size_factor or found[2] != CHANNELS:
         raise CheckpointError(
-            f"latents of 1/{found[0]} of a side, patches of {found[1]} and {found[2]} channels work without ComfyUI "
-            f"only; its nodes count on 1/{GRID // 2}, at most 2 and {CHANNELS}"
+            f"latents of 1/{found[0]} of a side, patches of {found[1]} and {found[2]} channels work only outside "
+            f"ComfyUI; the nodes need 1/{GRID // 2}, at most 2 and {CHANNELS}"
         )
     model_config = ModelConfig(config)
     load_device = comfy.model_management.get_torch_device()

@@ -1,4 +1,4 @@
-"""The nodes' MODEL, VLM and VAE on a GPU that is not there (benchmarks/fake_device.py), at the released widths."""
+"""The nodes' MODEL, VLM and VAE on a GPU that is not there (tests/support/fake_device.py), at the released widths."""
 
 import importlib
 from types import SimpleNamespace
@@ -6,9 +6,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from benchmarks.fake_device import FakeDevice, hollow_checkpoint
-from scripts.random_checkpoint import SCALES
+from support.fake_device import FakeDevice, hollow_checkpoint
 from support.inprocess import PACK, load_pack
+from support.scaled_checkpoints import SCALES
 from support.tensors import noise
 
 SIZE = {"width": 1024, "height": 1024}

@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from scripts.soak import soak
-from support.checkpoints import CHECKPOINT, copy_checkpoint, random_checkpoint
+from support.checkpoints import CHECKPOINT, copy_checkpoint, copy_json, random_checkpoint
 from support.comfy_server import ComfyServer, link_folder
 from support.inprocess import PACK, load_pack
 from support.live_tensors import LiveTensors
@@ -510,12 +510,12 @@ def test_memory_estimate_of_the_model(host, monkeypatch, tmp_path, dtype):
     import comfy.ldm.modules.attention
     import comfy.model_management
 
-    from scripts.random_checkpoint import SCALES, write_json
+    from support.scaled_checkpoints import SCALES
 
     monkeypatch.setattr(comfy.ldm.modules.attention, "optimized_attention", lambda q, *_, **__: torch.empty_like(q))
     monkeypatch.setattr(comfy.model_management, "pytorch_attention_flash_attention", lambda: True)
     monkeypatch.setitem(SCALES["released"]["generation_decoder/config.json"]["decoder_config"], "num_layers", 2)
-    write_json(tmp_path / "released", SCALES["released"])
+    copy_json(tmp_path / "released", SCALES["released"])
     config = host.model.ModelConfig(host.config.Config.read(host.files.open_source(tmp_path / "released")))
     config.set_inference_dtype(dtype, None)
     model = host.model.InternVLUModel(config, device=META)

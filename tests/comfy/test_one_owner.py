@@ -11,16 +11,20 @@ from PIL import Image
 
 from internvlu_core import InternVLU, imaging
 from internvlu_core.checkpoints.config import Config
+from internvlu_core.grounding import MARKERS
 from support.checkpoints import CHECKPOINT, copy_checkpoint
 from support.inprocess import PACK, load_pack
 from support.tensors import relative
 
+MAX_POSITIONS = 777
 CHANGES = {
     "processor/processor_config.json": {
         "image_gen_processor_kwargs": {"image_mean": [0.4, 0.5, 0.6], "image_std": [0.25, 0.4, 0.7]}
     },
     "generation_decoder/config.json": {"guidance_scales": [2.5, 1.25], "guidance_scales_reasoned": [1.75, 0.5]},
+    "vlm/config.json": {"llm_config": {"max_position_embeddings": MAX_POSITIONS}},
 }
+PIECES = ("<ref>", "the cat 猫", "</ref>", "<box>", "[[100, 200, 500, 600]]", "</box>")
 
 
 @pytest.fixture(scope="module")
@@ -117,3 +121,26 @@ def test_automatic_scales_of_every_guider(core, pack, reasoned):
     defaults = [socket.default for socket in pack.module("sampling").scale_inputs()]
     assert guider.scales_for(pack.model, values, *defaults) == expected
     assert guider.scales_for(pack.model, values, 3.0, -0.5) == (3.0, expected[1])
+
+
+def test_answers_and_their_caps(core, pack, monkeypatch):
+    """Ask's text is that of InternVLU.answer, boxes and all; both stop where the checkpoint's context ends."""
+    ids = [token for piece in PIECES for token in pieces_of(core.tokenizer, piece)]
+    settings = []
+
+    def written(session, stop_ids, used, on_tokens=None):
+        settings.append(used)
+        return ids
+
+    for module in ("internvlu_core.conditioning", f"{PACK}.internvlu_core.conditioning"):
+        monkeypatch.setattr(importlib.import_module(module), "continue_text", written)
+    ask = pack.module("ask").InternVLUAsk
+    monkeypatch.setattr(ask, "hidden", SimpleNamespace(unique_id=None), raising=False)
+    by_core = core.answer("Where is it?", max_new_tokens=8000, seed=1).text
+    by_node = ask.execute(pack.vlm, "Where is it?", max_new_tokens=8000, seed=1).result[0]
+    assert by_node == by_core == "".join(PIECES)
+    assert settings[0].max_new_tokens == settings[1].max_new_tokens < MAX_POSITIONS
+
+
+def pieces_of(tokenizer, piece: str) -> list[int]:
+    return [tokenizer.id(piece)] if piece in MARKERS else tokenizer.encode(piece)

@@ -107,21 +107,24 @@ def start(vlm, seed=0, length=4):
     return noise(1, length, vlm.language_model.config.hidden_size, seed=seed)
 
 
-@pytest.mark.parametrize("num_beams", [1, 3])
-def test_stops_at_each_stop_token(num_beams):
+def test_stops_at_each_stop_token():
+    """Where beams stop is compared with `generate` below."""
     vlm = tiny_language(seed=4)
     prompt = start(vlm)
-    free = generate_tokens(vlm, prompt, (), TextSettings(10, num_beams))
-    assert len(free) == 10
-    if num_beams > 1:
-        return  # where beams stop is compared with `generate` below
+    free = generate_tokens(vlm, prompt, (), TextSettings(10))
+    assert len(free) == 10 and len(set(free)) > 1
+    absent = next(token for token in range(31) if token not in free)
     for stop in set(free):
         until = free[: free.index(stop) + 1]
         # The stop token itself is returned; either of two stops ends the text; a token that never comes does not.
-        absent = next(token for token in range(31) if token not in free)
         assert generate_tokens(vlm, prompt, (stop,), TextSettings(10)) == until
         assert generate_tokens(vlm, prompt, (absent, stop), TextSettings(10)) == until
         assert generate_tokens(vlm, prompt, (stop, absent), TextSettings(10)) == until
+
+
+def test_beams_without_stop_tokens_go_to_the_limit():
+    vlm = tiny_language(seed=4)
+    assert len(generate_tokens(vlm, start(vlm), (), TextSettings(10, 3))) == 10
 
 
 @pytest.mark.parametrize("max_new_tokens", [1, 2, 5])
@@ -140,11 +143,12 @@ def test_model_stops_at_end_of_turn_and_at_img(model):
 
 
 def test_special_tokens_are_left_out_of_the_text(model):
+    tokenizer = model.tokenizer
+    ids = [tokenizer.id("</img>"), *tokenizer.encode("a <b> "), tokenizer.id("<ref>"), *tokenizer.encode("cat")]
+    assert tokenizer.decode([*ids, *tokenizer.stop_ids]) == "a <b> cat"
     result = model.answer(**QUESTION)
-    special = [token for token in result.token_ids if token >= 300]
-    plain = [token for token in result.token_ids if token < 300]
-    assert model.tokenizer.decode(result.token_ids) == result.text == model.tokenizer.decode(plain)
-    assert special or "<" not in result.text
+    assert tokenizer.id("<box>") not in result.token_ids
+    assert result.text == tokenizer.decode([token for token in result.token_ids if token < 300])
 
 
 # Seeds

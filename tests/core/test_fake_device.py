@@ -1,4 +1,4 @@
-"""All that a GPU is asked to do, on one that is not there: see benchmarks/fake_device.py."""
+"""All that a GPU is asked to do, on one that is not there: see tests/support/fake_device.py."""
 
 import pytest
 import torch
@@ -7,12 +7,13 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import counts, memory
-from benchmarks.fake_device import FakeDevice, build_hollow, hollow_checkpoint, hollow_model
 from internvlu_core import InternVLU
 from internvlu_core.offload import WORKING_MEMORY, Offload
 from internvlu_core.quantization import WEIGHT_FORMATS
 from internvlu_core.sampling import flow_sigmas
-from scripts.random_checkpoint import SCALES, merge
+from support.checkpoints import merge_json
+from support.fake_device import FakeDevice, build_hollow, hollow_checkpoint, hollow_model
+from support.scaled_checkpoints import SCALES
 
 PHOTO, TALL = Image.new("RGB", (1024, 1024)), Image.new("RGB", (800, 1200))
 LAYERS = 2
@@ -28,7 +29,7 @@ DTYPES |= {name: (torch.bfloat16, name) for name in WEIGHT_FORMATS}
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """The released widths with few layers: what one layer does, the others do too."""
-    return hollow_checkpoint(tmp_path_factory.mktemp("fake") / "few", merge(SCALES["released"], FEW))
+    return hollow_checkpoint(tmp_path_factory.mktemp("fake") / "few", merge_json(SCALES["released"], FEW))
 
 
 def noise_of(model: InternVLU, pictures: int = 1, side: int = 1024) -> torch.Tensor:

@@ -9,12 +9,12 @@ from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from benchmarks import memory
-from benchmarks.fake_device import build_hollow
 from internvlu_core import InputError, InternVLU
 from internvlu_core.cli import main
 from internvlu_core.offload import Offload
 from internvlu_core.quantization import repeated_blocks
 from support.checkpoints import CHECKPOINT, GOLDEN
+from support.fake_device import build_hollow
 
 PHOTO = Image.open(GOLDEN / "photo.png").convert("RGB")
 

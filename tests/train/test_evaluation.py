@@ -30,6 +30,7 @@ def test_batches_draw_what_generate_draws(model):
         Order("please draw a very large blue circle", seed=4),
         Order("a red ring", seed=5),
         Order(edit.prompt, edit.images, seed=6),
+        Order(edit.prompt, (edit.images[0][:48],), seed=9),  # as many tokens of context, but another reference's size
         Order("a sad face", seed=7),
     ]
     thought = model.reason("a red star", max_new_tokens=8)

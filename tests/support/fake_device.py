@@ -33,7 +33,9 @@ from internvlu_core.checkpoints.files import COMPONENTS
 from internvlu_core.checkpoints.load import build_on_meta
 from internvlu_core.prompt import Tokenizer
 from internvlu_core.quantization import WEIGHT_FORMATS, quantise_network
-from scripts.random_checkpoint import stored_shapes, write_json
+
+from .checkpoints import copy_json
+from .scaled_checkpoints import stored_shapes
 
 ROOT = Path(__file__).resolve().parents[1]
 aten = torch.ops.aten
@@ -454,8 +456,8 @@ def hollow_model(folder: Path, device: torch.device, dtype: torch.dtype, weight_
 
 
 def hollow_checkpoint(folder: Path, changes: dict[str, dict]) -> Path:
-    """A checkpoint of zeros in the released layout; changes as in scripts/random_checkpoint.py."""
-    write_json(folder, changes)
+    """A checkpoint of zeros in the released layout; changes as in scaled_checkpoints.py."""
+    copy_json(folder, changes)
     for names, shapes in stored_shapes(folder):
         write_hollow(folder / names.folder / f"{names.stem}.safetensors", shapes)
     return folder
