@@ -212,9 +212,11 @@ class InternVLUModel(comfy.model_base.BaseModel):
         references = kwargs.get("reference_latents") or ()
         mask = fit(kwargs.get("image_mask", ()), context.shape[1])
         form = Form(mask, tuple(map(tuple, kwargs.get("image_grids", ()))), len(references))
-        conds["c_crossattn"] = Contexts(self.diffusion_model.bound_context(context))
+        # On the device before the first step, which ComfyUI leaves to each step.
+        device = kwargs.get("device")
+        conds["c_crossattn"] = Contexts(self.diffusion_model.bound_context(context).to(device))
         conds["forms"] = Forms((form,))
-        conds["ref_latents"] = References([self.reference(latent) for latent in references])
+        conds["ref_latents"] = References([self.reference(latent).to(device) for latent in references])
         return conds
 
     def tell_of_size(self, noise: torch.Tensor):

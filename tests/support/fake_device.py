@@ -4,7 +4,8 @@ Tensors on the device are torch's fake ones. Tensors on the CPU are real, so tha
 it reads prompts, pictures and files, and decides by what comes back from the device, which is `number` everywhere.
 What is recorded: operations (each is a kernel), matrix products, floating-point operations, bytes alive, waits of the
 host, and copies between the two. What no fake can tell: whether a kernel exists for it, its time, and what the
-allocator and libraries take for themselves.
+allocator and libraries take for themselves. What runs here must run in inference mode: outside of it torch takes
+attention apart before anyone is asked.
 """
 
 import json
@@ -221,7 +222,7 @@ class FakeDevice(TorchDispatchMode):
     def _dispatch(self, operation, args, kwargs):
         packet, leaves = operation._overloadpacket, tree_leaves((args, kwargs))
         here = [leaf for leaf in leaves if self._is_here(leaf)]
-        target = self._target(operation, args, kwargs)
+        target = self._target(packet, args, kwargs, here)
         if not here and target != self.device:
             with unset_fake_temporarily():
                 return operation(*args, **kwargs)
@@ -242,15 +243,14 @@ class FakeDevice(TorchDispatchMode):
     def _is_here(self, leaf) -> bool:
         return isinstance(leaf, FakeTensor)
 
-    def _target(self, operation, args, kwargs) -> torch.device:
+    def _target(self, packet, args, kwargs, here) -> torch.device:
         """Where the result is to be."""
-        if operation._overloadpacket is aten.copy_:
+        if packet is aten.copy_:
             return args[0].device
         named = (kwargs.get("device"), *(leaf for leaf in args if isinstance(leaf, torch.device)))
         device = next((device for device in named if device is not None), None)
         if device is None:
-            tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-            return self.device if any(map(self._is_here, tensors)) else torch.device("cpu")
+            return self.device if here else torch.device("cpu")
         device = torch.device(device)
         return self.device if device.type == self.device.type else device
 
@@ -265,9 +265,10 @@ class FakeDevice(TorchDispatchMode):
                 self._note("waits", packet)  # it counts the true ones
             if any(not self._is_here(index) for index in indices):
                 self._note("uploads", packet)
-        fakes = {id(tensor): self.fake.from_tensor(tensor) for tensor in away}
-        fake_args, fake_kwargs = tree_map(lambda leaf: fakes.get(id(leaf), leaf), (args, kwargs))
-        result = operation(*fake_args, **fake_kwargs)
+        if away:
+            fakes = {id(tensor): self.fake.from_tensor(tensor) for tensor in away}
+            args, kwargs = tree_map(lambda leaf: fakes.get(id(leaf), leaf), (args, kwargs))
+        result = operation(*args, **kwargs)
         for leaf in tree_leaves(result):
             if isinstance(leaf, FakeTensor) and leaf.device == self.device:
                 self._track(leaf)
@@ -321,7 +322,7 @@ class Hiding(TorchFunctionMode):
 
     METHODS = (
         *(Tensor.__getitem__, Tensor.__setitem__, Tensor.__int__, Tensor.__float__, Tensor.__index__),
-        *(Tensor.contiguous, Tensor.copy_, Tensor.nonzero),
+        *(Tensor.__invert__, Tensor.contiguous, Tensor.copy_, Tensor.nonzero),
     )
 
     def __init__(self, owner: FakeDevice):
