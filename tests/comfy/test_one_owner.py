@@ -12,6 +12,7 @@ from PIL import Image
 from internvlu_core import InternVLU, imaging
 from internvlu_core.checkpoints.config import Config
 from internvlu_core.grounding import MARKERS
+from internvlu_core.sampling import flow_sigmas
 from support.checkpoints import CHECKPOINT, copy_checkpoint
 from support.inprocess import PACK, load_pack
 from support.tensors import relative
@@ -144,3 +145,25 @@ def test_answers_and_their_caps(core, pack, monkeypatch):
 
 def pieces_of(tokenizer, piece: str) -> list[int]:
     return [tokenizer.id(piece)] if piece in MARKERS else tokenizer.encode(piece)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("system", ["", "Draw in black and white."])
+def test_system_prompts_and_branches_that_are_one(core, pack, system):
+    """An empty field keeps the system prompt of the training. Without pictures two branches are one object, by which
+    the guider knows that it has to evaluate two, not three."""
+    full, partial, unconditional = (
+        pack.module("encode").InternVLUEncode.execute(pack.vlm, "a cat", system_prompt=system).result
+    )
+    expected = core.encode("a cat", system_prompt=system or None)
+    assert relative(full[0][0][0], expected.full.hidden) < 1e-5
+    assert partial is unconditional and expected.partial is expected.unconditional
+    guider = pack.module("comfy.guider").DualGuider(pack.model)
+    guider.set_conds(full, partial, unconditional, -1, -1)
+    assert guider.original_conds.keys() == {"positive", "negative"}
+
+
+def test_a_part_of_the_schedule(pack):
+    """denoise 0.5 is the second half of a schedule of twice the steps."""
+    part = pack.module("comfy.sampler").denoise_sigmas(4, 3.0, 0.5)
+    assert torch.equal(part, flow_sigmas(8, 3.0)[-5:])
