@@ -14,10 +14,9 @@ from torch.utils._pytree import tree_leaves
 
 from internvlu_core import Branch, Context, InternVLU
 from internvlu_core.checkpoints.config import Config
-from internvlu_core.models.mmdit import MMDiT
-from internvlu_core.models.vae import VAE
-from internvlu_core.models.vlm import VLM
-from internvlu_core.quantization import float8
+from internvlu_core.checkpoints.files import COMPONENTS
+from internvlu_core.checkpoints.load import build_on_meta
+from internvlu_core.quantization import FORMATS, quantise_network
 from internvlu_core.sampling import flow_sigmas
 from scripts.random_checkpoint import SCALES, TEMPLATE, write_json
 
@@ -75,13 +74,12 @@ def read_config(scale: str) -> Config:
 def weights(config: Config, eight_bits: bool) -> dict[str, int]:
     """{network: bytes of its weights}"""
     found = {}
-    with torch.device("meta"):
-        networks = {"VLM": VLM(config), "MMDiT": MMDiT(config.mmdit), "VAE": VAE(config.vae)}
-        for name, network in networks.items():
-            state = network.to(DTYPE).state_dict()
-            if eight_bits:
-                float8.keep_in_float8(network, state)
-            found[name] = sum(tensor.nbytes for tensor in state.values())
+    for name, component in zip(("VLM", "MMDiT", "VAE"), COMPONENTS, strict=True):
+        network = build_on_meta(config, component).to(DTYPE)
+        state = network.state_dict()
+        if eight_bits:
+            quantise_network(network, state, FORMATS["fp8"])
+        found[name] = sum(tensor.nbytes for tensor in state.values())
     return found
 
 
@@ -91,12 +89,14 @@ def working_memory(wide: Config) -> dict[str, int]:
     narrow, side, context = model.config, SIDE // SMALLER // 8, CONTEXT // SMALLER**2
     latents = torch.zeros(1, narrow.vae.latent_channels, side, side)
 
+    scales = narrow.mmdit.guidance(reasoned=False)
+
     def branch(*references: Tensor) -> Branch:
         states = torch.zeros(context, narrow.mmdit.context_size, dtype=DTYPE)
         return Branch(states, torch.zeros(context, dtype=torch.bool), [], list(references))
 
     def step(full: Branch, partial: Branch, unconditional: Branch) -> int:
-        return live_peak(lambda: model.sample(Context(full, partial, unconditional), latents, flow_sigmas(1), 4.5, 2.0))
+        return live_peak(lambda: model.sample(Context(full, partial, unconditional), latents, flow_sigmas(1), *scales))
 
     blank, layers = branch(), narrow.language.num_layers
     embeddings = torch.zeros(1, context, narrow.language.hidden_size, dtype=DTYPE)

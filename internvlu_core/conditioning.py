@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .checkpoints.config import Config
-from .decoding import OnTokens, Steps, TextSettings, Transcript, continue_text
+from .decoding import DecodingSession, OnTokens, PrefixCache, TextResult, TextSettings, continue_text
 from .errors import CheckpointError, InputError
 from .models.rope import Grid
 from .models.vlm import VLM
@@ -21,27 +21,6 @@ from .prompt import IMG, PAD, Prompt, PromptBuilder, Tokenizer, as_tensor
 
 SEEN_TILES = 32  # of the pictures last seen, whose ViT tokens are remembered: 1 MB each in bfloat16
 TAIL = 8  # tokens that are read one by one rather than everything anew
-
-
-@dataclass(frozen=True, eq=False)
-class Memory:
-    """A transcript and the weights it was made with (see Conditioner)."""
-
-    weights: Hashable
-    transcript: Transcript
-
-
-@dataclass(frozen=True)
-class TextResult:
-    """Generated text. token_ids holds every generated token, the stop token included if one was reached.
-
-    memory: what the model has read and written, if it was to be kept: 0.1 MB a token in bfloat16. A picture drawn
-    after this text then need not read it again.
-    """
-
-    text: str
-    token_ids: tuple[int, ...]
-    memory: Memory | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -81,6 +60,7 @@ class Conditioner:
     ):
         self.vlm, self.tokenizer, self.config = vlm, tokenizer, config
         self.weights = weights or _Weights(vlm)
+        self.compile_options: dict | None = None  # of torch.compile, for the step that decodes one token
         self.seen: OrderedDict[tuple, Tensor] = OrderedDict()
         if tokenizer.size > config.language.vocab_size:
             raise CheckpointError(
@@ -142,16 +122,16 @@ class Conditioner:
     ) -> TextResult:
         """Continue a prompt in words. tiles: as in image_features, one entry per image of the prompt.
 
-        keep: where the result's memory is to be, if one is wanted. (Beams leave none.)
+        keep: the device for the result's prefix cache, if one is wanted. (Beam search leaves none.)
         """
         keep = None if settings.num_beams > 1 else keep
         embeddings = self.embed(prompt, self.image_features(tiles, device, dtype), device)
         select = () if keep is None else self.config.mmdit.select_layers
-        steps = Steps(self.vlm, embeddings, settings.max_new_tokens, select)
-        tokens = continue_text(steps, self.tokenizer.stop_ids, settings, on_tokens)
+        session = DecodingSession(self.vlm, embeddings, settings.max_new_tokens, select, self.compile_options)
+        token_ids = continue_text(session, self.tokenizer.stop_ids, settings, on_tokens)
         weights = self.weights()
-        memory = None if keep is None or weights is None else Memory(weights, steps.transcript().to(keep))
-        return TextResult(self.tokenizer.decode(tokens), tuple(tokens), memory)
+        kept = None if keep is None or weights is None else session.prefix_cache().to(keep, weights)
+        return TextResult(self.tokenizer.decode(token_ids), tuple(token_ids), kept)
 
     @torch.inference_mode()
     def read(self, prompt: Prompt, features: list[Tensor], references: list[Tensor], device) -> Branch:
@@ -178,9 +158,11 @@ class Conditioner:
         blank = self.prompts.unconditional(n, system_prompt, negative)
         partial = self.prompts.partial(n, system_prompt, partial_negative) if n else blank
 
-        words, pads = self.reasoned(full, max(len(partial), len(blank)), reasoning, whole_reasoning)
+        token_ids, pads = self.reasoned(full, max(len(partial), len(blank)), reasoning, whole_reasoning)
         unconditional = self.read(blank, [], [], device)
-        read = self._branch(full, words, pads, features, references, device, getattr(reasoning, "memory", None))
+        read = self._branch(
+            full, token_ids, pads, features, references, device, getattr(reasoning, "prefix_cache", None)
+        )
         return Context(
             full=replace(read, reasoned=reasoning is not None),
             partial=self.read(partial, features, references, device) if n else unconditional,
@@ -207,7 +189,7 @@ class Conditioner:
         end = len(tokens) - 1 if stop is None else stop
         return (*full.ids, *tokens)[: len(full) + end - 1], max(0, longest_blank - len(full))
 
-    def _branch(self, prompt: Prompt, ids, pads: int, features, references, device, memory=None) -> Branch:
+    def _branch(self, prompt: Prompt, ids, pads: int, features, references, device, prefix=None) -> Branch:
         """Read ids, which continue (or, by a token, cut) the prompt, with `<img>` behind and pads in front of them."""
         ids = [self.tokenizer.id(PAD)] * pads + [*ids, self.tokenizer.id(IMG)]
         if len(ids) > self.prompts.max_tokens:
@@ -217,7 +199,7 @@ class Conditioner:
             )
         image_mask = [False] * pads + list(prompt.image_mask)
         image_mask = image_mask[: len(ids)] + [False] * (len(ids) - len(image_mask))
-        hidden = self._hidden(self._embed(ids, image_mask, features, device), memory)
+        hidden = self._hidden(self._embed(ids, image_mask, features, device), prefix)
         if not hidden.isfinite().all():
             raise FloatingPointError(f"the language model's hidden states are not finite in {hidden.dtype}")
 
@@ -230,19 +212,19 @@ class Conditioner:
         grids = [self.config.tile_grid] * int(mask.sum() // tokens_per_image)
         return Branch(hidden[kept], mask, grids, references)
 
-    def _hidden(self, x: Tensor, memory: Memory | None) -> Tensor:
-        """Embeddings [1, T, C] → hidden states [T, S·C] at the select layers. memory: of a text that may start so."""
+    def _hidden(self, x: Tensor, prefix: PrefixCache | None) -> Tensor:
+        """Embeddings [1, T, C] → hidden states [T, S·C] at the select layers. prefix: of a text that may start so."""
         select = self.config.mmdit.select_layers
         known, length = 0, x.shape[1]
-        if memory is not None and memory.weights == self.weights():
-            known = min(memory.transcript.in_common(x[0]), length - 1)
-        # Only a few tokens at the end are new after reasoning. Special tokens that were generated, pads, other words
-        # and other pictures all show in the embeddings.
+        if prefix is not None and prefix.weights == self.weights():
+            known = min(prefix.common_prefix(x[0]), length - 1)
+        # After reasoning only a few tokens at the end are new. Anything else that differs, such as generated special
+        # tokens, padding, another prompt or other pictures, shows in the embeddings.
         if known < length - TAIL:
             return torch.cat(self.vlm.language_model(x, select), dim=-1)[0]
-        cache = memory.transcript.cache.copy(known, length, x.device)
+        cache = prefix.keys.copy(known, length, x.device)
         tail = [self.vlm.language_model(token, select, cache) for token in x[:, known:].split(1, dim=1)]
-        return torch.cat([memory.transcript.hidden[:known].to(x.device), *(torch.cat(s, dim=-1)[0] for s in tail)])
+        return torch.cat([prefix.hidden[:known].to(x.device), *(torch.cat(s, dim=-1)[0] for s in tail)])
 
 
 def fingerprint(tiles: Tensor) -> tuple[bytes, torch.Size]:

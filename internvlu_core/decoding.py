@@ -1,8 +1,8 @@
 """Text generation: greedy, sampling and beam search over a KV cache, with Hugging Face `generate`'s scoring."""
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from .models.vlm import VLM
 MAX_SEED = 2**64 - 1
 MAX_SETTING = 2**31 - 1  # "as many as you like"
 
-WINDOW = 256  # a captured step reads the cache in multiples of this, to be captured anew where a text outgrows one
+WINDOW = 256  # tokens; a compiled step attends over a multiple of this many, and is compiled again for the next one
 
 OnTokens = Callable[[list[int]], None]  # gets all tokens generated so far; may raise to cancel
 
@@ -42,73 +42,100 @@ class TextSettings:
             raise InputError(f"num_beams is {self.num_beams} and temperature {self.temperature}: beams are not sampled")
 
 
-def within(settings: TextSettings, prompt_tokens: int, max_positions: int) -> TextSettings:
-    """Settings that stop at the last position: behind it there is nothing to write, and a cache need not be longer."""
+def limit_to_context(settings: TextSettings, prompt_tokens: int, max_positions: int) -> TextSettings:
+    """The settings with max_new_tokens lowered to what fits behind the prompt; at least 1.
+
+    max_positions: the longest text that the checkpoint was trained for, in tokens.
+    """
     room = max(1, max_positions - prompt_tokens)
     return replace(settings, max_new_tokens=min(settings.max_new_tokens, room))
 
 
 @dataclass(frozen=True, eq=False)
-class Transcript:
-    """What a language model has read of one text, so that another one that starts the same need not be read from there.
+class PrefixCache:
+    """A text that the language model has read, kept so that a text with the same beginning need not be read again.
 
-    inputs: embeddings [T, C]. hidden: [T, S·C], the states at the selected layers side by side. cache: of T tokens.
+    inputs: embeddings [T, C]. hidden: the states at the S selected layers, concatenated [T, S·C]. keys: the KV cache of
+    these T tokens. weights: identifies the weights that computed them (see Conditioner); None: not known.
     """
 
     inputs: Tensor
     hidden: Tensor
-    cache: KVCache
+    keys: KVCache
+    weights: Hashable | None = None
 
-    def in_common(self, inputs: Tensor) -> int:
-        """How many of the first inputs [T, C] are the same: the network is causal, so all that follows from them is."""
+    def common_prefix(self, inputs: Tensor) -> int:
+        """The number of leading embeddings of [T, C] that are equal to those here.
+
+        Attention is causal, so everything computed from these alone is equal too.
+        """
         length = min(len(inputs), len(self.inputs))
         same = (self.inputs[:length] == inputs[:length].to(self.inputs.device)).all(dim=1)
         return int(same.int().cumprod(0).sum())
 
-    def to(self, device) -> "Transcript":
-        """A copy, no larger than it must be."""
-        cache = self.cache.copy(self.cache.length, self.cache.length, device)
-        return Transcript(self.inputs.to(device), self.hidden.to(device), cache)
+    def to(self, device: torch.device, weights: Hashable) -> "PrefixCache":
+        """A copy on a device, with no spare capacity, for these weights."""
+        keys = self.keys.copy(self.keys.length, self.keys.length, device)
+        return PrefixCache(self.inputs.to(device), self.hidden.to(device), keys, weights)
 
 
-class Steps:
-    """A language model that reads a text step by step: a prompt [1, T, C], then tokens, each time giving what is next.
+@dataclass(frozen=True)
+class TextResult:
+    """Generated text.
 
-    Logits are [batch, vocabulary]. select: indices of hidden states (see Qwen3) to keep for the transcript.
+    text: without special tokens; an answer that has boxes keeps their markers (see grounding.py). token_ids: every
+    generated token, the stop token included if one was reached. prefix_cache: what the model has read and written, if
+    it was to be kept (0.1 MB a token in bfloat16); a picture drawn after this text then need not read it again.
     """
 
-    def __init__(self, vlm: VLM, prompt: Tensor, max_new_tokens: int, select: tuple[int, ...] = ()):
+    text: str
+    token_ids: tuple[int, ...]
+    prefix_cache: PrefixCache | None = field(default=None, compare=False, repr=False)
+
+
+class DecodingSession:
+    """A language model that reads one text: a prompt, then token after token. Each time it gives the next logits.
+
+    first: logits [1, vocabulary] after the prompt. select: indices of hidden states (see Qwen3.forward) to keep for
+    prefix_cache. compile_options: arguments of torch.compile for the step; None: the step is not compiled.
+    """
+
+    def __init__(
+        self,
+        vlm: VLM,
+        prompt: Tensor,
+        max_new_tokens: int,
+        select: tuple[int, ...] = (),
+        compile_options: dict | None = None,
+    ):
+        """prompt: embeddings [1, T, C]."""
         self.vlm, self.language, self.device = vlm, vlm.language_model, prompt.device
         self.select = select
-        config = self.language.config
         capacity = _windows(prompt.shape[1] + max_new_tokens)
-        self.cache = KVCache(config, 1, capacity, dtype=prompt.dtype, device=prompt.device)
-        self.captures = self.device.type == "cuda" and self.language.capturable and self._all_here()
-        self.captured: CapturedStep | None = None
+        self.cache = KVCache(self.language.config, 1, capacity, dtype=prompt.dtype, device=prompt.device)
+        self.compiled = None if compile_options is None else torch.compile(self._step, **compile_options)
+        self.fixed: FixedStep | None = None
         self.inputs: list[Tensor] = []
         self.hidden: list[Tensor] = []
         self.first = self._keep(*self._read(prompt, self.cache))
 
     def __call__(self, tokens: Tensor) -> Tensor:
-        """tokens [batch], one for each row of the cache."""
+        """Read one token for each row of the cache [batch]. Returns logits [batch, vocabulary]."""
         tokens = tokens.to(self.device)
-        if not self.captures:
+        if self.compiled is None:
             return self._keep(*self._step(tokens, self.cache))
         window = _windows(self.cache.length + 1)
-        if self.captured is None or self.captured.shape != (len(tokens), window):
-            self.captured = None  # its memory first
-            self.captured = CapturedStep(self._step, tokens, self.cache, window)
-        logits, x, states = self.captured(tokens)
-        if self.select:
-            x, states = x.clone(), states.clone()
-        return self._keep(logits, x, states)
+        if self.fixed is None or self.fixed.window != window or len(tokens) != self.rows:
+            self.fixed, self.rows = FixedStep(self.cache, window), len(tokens)
+        self.fixed.position.fill_(self.cache.length)
+        # The next replay of a CUDA graph overwrites its outputs.
+        outputs = (None if x is None else x.clone() for x in self.compiled(tokens, self.fixed))
+        self.cache.advance(1)
+        return self._keep(*outputs)
 
-    def transcript(self) -> Transcript:
-        """Of a text that never was more than one row."""
-        return Transcript(torch.cat(self.inputs, dim=1)[0], torch.cat(self.hidden, dim=1)[0], self.cache)
-
-    def _all_here(self) -> bool:
-        return all(parameter.device == self.device for parameter in self.language.parameters())
+    def prefix_cache(self) -> PrefixCache:
+        """What was read so far, of a text that never had more than one row."""
+        return PrefixCache(torch.cat(self.inputs, dim=1)[0], torch.cat(self.hidden, dim=1)[0], self.cache)
 
     def _step(self, tokens: Tensor, cache: KVCache | FixedStep):
         return self._read(self.vlm.embed_generated(tokens[:, None]), cache)
@@ -128,59 +155,34 @@ def _windows(tokens: int) -> int:
     return -(-tokens // WINDOW) * WINDOW
 
 
-class CapturedStep:
-    """A step as a CUDA graph: its hundreds of kernels, each faster done than launched, are launched at once."""
-
-    def __init__(self, step: Callable, tokens: Tensor, cache: KVCache, window: int):
-        self.shape = len(tokens), window
-        self.cache, self.tokens = cache, tokens.clone()
-        self.step = FixedStep(cache, window)
-        stream = torch.cuda.Stream(tokens.device)
-        stream.wait_stream(torch.cuda.current_stream(tokens.device))
-        with torch.cuda.stream(stream):  # libraries set themselves up at first use, which must not be captured
-            for _ in range(2):
-                step(self.tokens, self.step)
-        torch.cuda.current_stream(tokens.device).wait_stream(stream)
-        self.graph = torch.cuda.CUDAGraph()
-        # Only this thread's calls must be such as can be captured; others may go on.
-        with torch.cuda.device(tokens.device), torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
-            self.outputs = step(self.tokens, self.step)
-
-    def __call__(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """What step returns, in tensors that the next call overwrites."""
-        self.tokens.copy_(tokens)
-        self.step.position.fill_(self.cache.length)
-        self.graph.replay()
-        self.cache.advance(1)
-        return self.outputs
-
-
 @torch.inference_mode()
 def generate_tokens(
     vlm: VLM, prompt: Tensor, stop_ids: tuple[int, ...], settings: TextSettings, on_tokens: OnTokens | None = None
 ) -> list[int]:
     """Continue prompt embeddings [1, T, C]. Returns the new tokens, the stop token included if one was reached."""
-    return continue_text(Steps(vlm, prompt, settings.max_new_tokens), stop_ids, settings, on_tokens)
+    return continue_text(DecodingSession(vlm, prompt, settings.max_new_tokens), stop_ids, settings, on_tokens)
 
 
-def continue_text(steps: Steps, stop_ids: tuple[int, ...], settings: TextSettings, on_tokens: OnTokens | None = None):
-    """As generate_tokens, in inference mode, behind what steps has read."""
+def continue_text(
+    session: DecodingSession, stop_ids: tuple[int, ...], settings: TextSettings, on_tokens: OnTokens | None = None
+):
+    """As generate_tokens, in inference mode, behind what the session has read."""
     if settings.num_beams > 1:
-        return _beam_search(steps, stop_ids, settings, on_tokens)
-    return _one_sequence(steps, stop_ids, settings, on_tokens)
+        return _beam_search(session, stop_ids, settings, on_tokens)
+    return _one_sequence(session, stop_ids, settings, on_tokens)
 
 
-def _one_sequence(steps: Steps, stop_ids, settings, on_tokens) -> list[int]:
+def _one_sequence(session: DecodingSession, stop_ids, settings, on_tokens) -> list[int]:
     generator = torch.Generator()  # its own and on the CPU: the same on every device, and no global state is touched
     generator.seed() if settings.seed is None else generator.manual_seed(int(settings.seed))
-    tokens, logits = [], steps.first[0]
+    tokens, logits = [], session.first[0]
     while True:
         tokens.append(_next(logits, settings, generator))
         if on_tokens:
             on_tokens(tokens)
         if tokens[-1] in stop_ids or len(tokens) == settings.max_new_tokens:
             return tokens
-        logits = steps(torch.tensor(tokens[-1:]))[0]
+        logits = session(torch.tensor(tokens[-1:]))[0]
 
 
 def _next(logits: Tensor, settings: TextSettings, generator: torch.Generator) -> int:
@@ -217,7 +219,7 @@ def choose(logits: Tensor, settings: TextSettings, generator: torch.Generator) -
     return int(torch.multinomial(logits.softmax(-1), 1, generator=generator))
 
 
-def _beam_search(steps: Steps, stop_ids, settings, on_tokens) -> list[int]:
+def _beam_search(session: DecodingSession, stop_ids, settings, on_tokens) -> list[int]:
     """Beam search with length penalty 1 and no early stopping, as `generate` scores it.
 
     A score is a sum of log probabilities over its length. Each step the best (1 + stop tokens) × beams continuations
@@ -228,7 +230,7 @@ def _beam_search(steps: Steps, stop_ids, settings, on_tokens) -> list[int]:
     beams = torch.empty(1, 0, dtype=torch.long)  # running tokens [beams, length]
     scores = torch.zeros(1)
     finished: list[tuple[float, list[int]]] = []
-    logits = steps.first
+    logits = session.first
     for length in range(1, settings.max_new_tokens + 1):
         log_probs = logits.log_softmax(-1) + scores[:, None].to(logits.device)
         vocabulary = log_probs.shape[1]
@@ -252,6 +254,6 @@ def _beam_search(steps: Steps, stop_ids, settings, on_tokens) -> list[int]:
         worst_finished = finished[-1][0] if len(finished) == num_beams else -math.inf
         if not len(running) or float(scores[0]) / length <= worst_finished:
             break
-        steps.cache.select(origins[running].to(steps.device))
-        logits = steps(beams[:, -1])
+        session.cache.select(origins[running].to(session.device))
+        logits = session(beams[:, -1])
     return finished[0][1]

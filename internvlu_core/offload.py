@@ -12,7 +12,7 @@ from accelerate.utils import PrefixedDataset, convert_file_size_to_int
 from torch import Tensor, nn
 
 from .errors import InputError
-from .quantization.float8 import blocks
+from .quantization import repeated_blocks
 
 WORKING_MEMORY = 2 * 2**30  # bytes beside the weights; the most is asked by the VAE, 1.5 GB for 1024 × 1024 in 16 bits
 
@@ -49,7 +49,7 @@ class Offload:
 
         As few as possible, from the first one: a VLM's are those of its ViT, which runs once, not for every token.
         """
-        left, streamed, slot = blocks(network), {}, 0
+        left, streamed, slot = repeated_blocks(network), {}, 0
         sizes = {block: sum(t.nbytes for key, t in state.items() if key.startswith(f"{block}.")) for block in left}
         total = sum(tensor.nbytes for tensor in state.values())
         while total + slot > limit:

@@ -15,13 +15,13 @@ from .checkpoints.config import Config
 from .checkpoints.files import open_source
 from .conditioning import Branch, Conditioner, Context, TextResult
 from .conversation import Turn, as_history, as_images, pictures_of
-from .decoding import MAX_SEED, MAX_SETTING, TextSettings, within
+from .decoding import MAX_SEED, MAX_SETTING, TextSettings, limit_to_context
 from .errors import InputError, check_integer, check_text
 from .models.mmdit import MMDiT, Prepared, pack
 from .models.vae import VAE
 from .models.vlm import VLM
 from .prompt import Tokenizer
-from .quantization import float8
+from .quantization import find_format
 from .sampling import dpmpp_2m, flow_sigmas, sigma_to_timestep
 
 if TYPE_CHECKING:
@@ -86,35 +86,21 @@ class InternVLU:
             raise InputError(f"device_map is {device_map!r}; it must be 'auto' or None")
         if max_memory is not None and device_map is None:
             raise InputError("max_memory has no effect without device_map='auto'")
-        eight_bits = dtype == float8.DTYPE
-        if dtype == "auto" or eight_bits:
-            dtype = choose_dtype(weights.stored_dtype(source, weights.MMDIT), device)
+        weight_format = find_format(dtype)
+        if dtype == "auto" or weight_format:
+            dtype = choose_dtype(weights.stored_dtype(source, weights.MMDIT_NAMES), device)
         if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point or dtype.itemsize < 2:
             raise InputError(f"dtype is {dtype!r}; it must be 'auto' or a torch dtype such as torch.bfloat16")
         with source.tokenizer_folder() as folder:
             tokenizer = Tokenizer(folder)
-        with torch.device("meta"):
-            vlm, mmdit, vae = VLM(config), MMDiT(config.mmdit), VAE(config.vae)
-        layouts = weights.vlm_layout(config), weights.MMDIT, weights.VAE
-        staged = eight_bits or device_map  # in main memory before anything is on the device
-        states = []
-        for network, layout in zip((vlm, mmdit, vae), layouts, strict=True):
-            state = weights.load_state_dict(source, layout, network, dtype=dtype, device="cpu" if staged else device)
-            if eight_bits:
-                float8.keep_in_float8(network, state)
-            network.requires_grad_(False)
-            if not device_map:
-                network.load_state_dict({name: tensor.to(device) for name, tensor in state.items()}, assign=True)
-            else:
-                # Where there are no weights yet, their dtypes: hooks bring them in what is there before.
-                network.load_state_dict({name: tensor.to("meta") for name, tensor in state.items()}, assign=True)
-                states.append(state)
         if not device_map:
-            return cls(config, tokenizer, vlm, mmdit, vae)
+            networks = weights.load_networks(source, config, dtype=dtype, device=device, weight_format=weight_format)
+            return cls(config, tokenizer, *networks)
         from .offload import Offload, memory_limit  # not before it is asked for: accelerate takes a second to import
 
-        networks = dict(zip(("VLM", "MMDiT", "VAE"), zip((vlm, mmdit, vae), states, strict=True), strict=True))
-        return cls(config, tokenizer, vlm, mmdit, vae, Offload(networks, device, memory_limit(max_memory, device)))
+        networks, states = weights.stage_networks(source, config, dtype=dtype, weight_format=weight_format)
+        staged = dict(zip(("VLM", "MMDiT", "VAE"), zip(networks, states, strict=True), strict=True))
+        return cls(config, tokenizer, *networks, Offload(staged, device, memory_limit(max_memory, device)))
 
     def _use(self, network: nn.Module):
         """Say that this network is needed now."""
@@ -186,7 +172,7 @@ class InternVLU:
         return self._continue(full, tiles, settings, on_token, keep=self.device)
 
     def _continue(self, prompt, tiles, settings: TextSettings, on_token: OnToken | None, keep=None) -> TextResult:
-        settings = within(settings, len(prompt), self.config.language.max_positions)
+        settings = limit_to_context(settings, len(prompt), self.config.language.max_positions)
         decode = self.tokenizer.decode
         on_tokens = on_token and (lambda tokens: on_token(len(tokens), decode(tokens)))
         self._use(self.vlm)

@@ -1,60 +1,56 @@
-"""One command per stage:
+"""Training. In an installed pack LoRA adapters, in the repository also every stage of the toy model.
+
+LoRA:
+
+    python -m internvlu_train lora RUNS --base CHECKPOINT --pictures FOLDER
+
+trains an adapter on the pictures of a folder. NAME.png has its caption in NAME.txt. For an edit, NAME.txt holds the
+instruction, NAME.before.png the picture before it and NAME.png the picture after it. The adapter is for the MMDiT;
+--set 'trained=["vlm.language_model."]' makes one for the language model. ComfyUI's LoraLoader reads the result,
+RUNS/lora/lora.safetensors.
+
+The toy model, one command per stage:
 
     python -m internvlu_train new RUNS
     python -m internvlu_train vae RUNS
     python -m internvlu_train vae-smooth RUNS         then vae-decoder, mllm, search, stage0, stage1, words, …
 
-    python -m internvlu_train lora RUNS --base CHECKPOINT --pictures FOLDER
-
-teaches an adapter from pictures NAME.png with captions NAME.txt, or with instructions and pictures NAME.before.png that
-they were followed on. --set 'trained=["vlm.language_model."]' adapts the language model instead of the MMDiT.
-
-A stage starts from the checkpoint of the stage before it in the same folder RUNS and goes on where it was killed. For
-several GPUs put `accelerate launch` in front, and `-m` behind it. On a CPU, where that starts one process only, start
-one per core:
+A stage starts from the checkpoint of the previous stage in the same folder RUNS. A command that was stopped continues
+from its last saved step. For several GPUs put `accelerate launch` in front of `-m`. On a CPU `accelerate launch` starts
+a single process; start one process per core instead:
 
     OMP_NUM_THREADS=1 torchrun --standalone --nproc-per-node 2 -m internvlu_train stage1 RUNS
 
-The networks are too small for threads (on 2 cores a step of stage 1 took 0.44 s with two threads, 0.29 s with one).
+The toy networks are too small to gain from threads (on 2 cores a step of stage 1 took 0.44 s with two threads, 0.29 s
+with one).
 """
 
 import argparse
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 
 import torch
 
 from internvlu_core.errors import CheckpointError, InputError
 
-from . import synthesis
-from .data import samples
-from .fresh import write_fresh
 from .loop import Run
-from .settings import PRESETS, SIZES, LoraStage, TextStage, changed
-from .storage import replaced
+from .repository import has_part, repository_module
+from .settings import LORA, LoraStage, Stage, changed
 
-NEW = "new"
-ORDER = (NEW, *PRESETS["cpu"])
+LORA_STAGE, NEW = "lora", "new"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-TOKENIZER_SAMPLES = 4000
 
 
 def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
     try:
-        settings = SIZES[options.preset] if options.stage == NEW else PRESETS[options.preset][options.stage]
-        settings = changed(settings, options.set)
-        if isinstance(settings, LoraStage):
-            if options.pictures is None:
-                raise InputError("lora needs --pictures: a folder of pictures and texts")
-            settings = replace(settings, pictures=str(options.pictures))
-        target = options.runs / options.stage
         if options.stage == NEW:
-            write_new(target / "checkpoint", settings)
+            write_new(options)
         else:
-            base = options.base or options.runs / ORDER[ORDER.index(options.stage) - 1] / "checkpoint"
-            run = Run(settings, base, target, DTYPES[options.dtype])
+            stage = lora_stage(options) if options.stage == LORA_STAGE else toy_stage(options)
+            run = Run(stage, starting_point(options), options.runs / options.stage, DTYPES[options.dtype])
             run.write() if options.write else run.train()
     except (CheckpointError, InputError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -68,26 +64,51 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("stage", choices=ORDER)
-    parser.add_argument("runs", type=Path, metavar="RUNS", help="folder of all stages; each gets one in it")
-    parser.add_argument("--preset", choices=PRESETS, default="cpu")
-    parser.add_argument("--base", type=Path, help="start from this checkpoint instead of the previous stage's")
-    parser.add_argument("--pictures", type=Path, help="of lora: a folder of pictures and texts")
-    parser.add_argument("--write", action="store_true", help="only write the result of the steps so far")
+    parser.add_argument("stage", help="lora, new, or a stage of the toy model")
+    parser.add_argument("runs", type=Path, metavar="RUNS", help="folder of all runs; each stage has a folder in it")
+    parser.add_argument("--preset", choices=LORA, default="cpu")
+    parser.add_argument("--base", type=Path, help="the checkpoint to start from instead of the previous stage's")
+    parser.add_argument("--pictures", type=Path, help="of lora: the folder of pictures and texts")
+    parser.add_argument("--write", action="store_true", help="only write the result of the steps taken so far")
     parser.add_argument(
-        "--set", action="append", default=[], metavar="NAME=JSON", help="change a setting, e.g. steps=10"
+        "--set", action="append", default=[], metavar="NAME=JSON", help="change a setting, for example steps=10"
     )
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the weights that are written")
     return parser.parse_args(arguments)
 
 
-def write_new(folder: Path, sizes):
-    """A fresh checkpoint, whose tokenizer is made for the toy world's texts."""
-    tasks = sorted({(task, 1) for tasks in synthesis.TASKS.values() for task in tasks})
-    made = samples(TextStage(trained=(), tasks=tuple(tasks), samples=TOKENIZER_SAMPLES))
-    texts = [text for sample in made for text in (sample.prompt, sample.words)]
-    with replaced(folder) as new:
-        write_fresh(new, sizes, texts)
+def lora_stage(options) -> LoraStage:
+    if options.pictures is None:
+        raise InputError("lora needs --pictures: a folder of pictures and texts")
+    return replace(changed(LORA[options.preset], options.set), pictures=str(options.pictures))
+
+
+def toy_stage(options) -> Stage:
+    stages = toy_presets(options).PRESETS[options.preset]
+    if options.stage not in stages:
+        raise InputError(f"there is no stage {options.stage!r}; there are {', '.join((LORA_STAGE, NEW, *stages))}")
+    return changed(stages[options.stage], options.set)
+
+
+def starting_point(options) -> Path:
+    """The checkpoint that a stage starts from: --base, or what the stage before it wrote."""
+    if options.base:
+        return options.base
+    if options.stage == LORA_STAGE and not has_part("toy"):
+        raise InputError("lora needs --base: the checkpoint that the adapter is for")
+    stages = [NEW, *toy_presets(options).PRESETS[options.preset], LORA_STAGE]
+    return options.runs / stages[stages.index(options.stage) - 1] / "checkpoint"
+
+
+def write_new(options):
+    """A checkpoint with random weights, for the toy model's first stage."""
+    sizes = changed(toy_presets(options).SIZES[options.preset], options.set)
+    fresh = repository_module("toy.fresh", "new")
+    fresh.write_new(options.runs / NEW / "checkpoint", sizes)
+
+
+def toy_presets(options) -> ModuleType:
+    return repository_module("toy.presets", f"the stage {options.stage!r}")
 
 
 if __name__ == "__main__":

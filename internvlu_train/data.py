@@ -3,11 +3,8 @@
 The prompts are built by the functions that build them for inference, so that the two cannot differ.
 """
 
-import multiprocessing
-import os
 import random
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,14 +18,11 @@ from internvlu_core.imaging import reference_pixels, vit_tiles
 from internvlu_core.models.rope import Grid
 from internvlu_core.prompt import IM_END, IMG, PAD, Prompt
 
-from . import synthesis
+from .sample import Sample
 from .settings import Stage, TextStage, VAEStage
 
 FULL, PARTIAL, UNCONDITIONAL = "full", "partial", "unconditional"
 LENGTH_STEP = 8  # tokens; texts within one step count as of one length
-WORTH_WORKERS = 5000  # samples from which on several processes are started to make them
-MAX_WORKERS = 16
-SEEDS_PER_RUN = 10**9  # sample seeds of one setting of Stage.seed
 
 
 @dataclass(frozen=True)
@@ -67,52 +61,7 @@ class Item:
     branch: str
 
 
-def samples(stage: Stage) -> Iterator[synthesis.Sample]:
-    """The stage's samples: tasks by their shares exactly in every cycle; within a task domains by theirs, and sizes."""
-    workers = min(MAX_WORKERS, os.cpu_count() or 1)
-    if stage.samples < WORTH_WORKERS or workers == 1:
-        yield from map(_make, orders(stage))
-        return
-    # Not forked: a forked process inherits locks that the threads of its parent hold.
-    with multiprocessing.get_context("spawn").Pool(workers) as pool:
-        yield from pool.imap(_make, orders(stage), chunksize=256)
-
-
-def _make(order: tuple) -> synthesis.Sample:
-    try:
-        return synthesis.make(*order)
-    except ValueError as error:
-        raise InputError(str(error)) from error
-
-
-def orders(stage: Stage) -> Iterator[tuple]:
-    """The arguments with which each sample is made."""
-    if unknown := [domain for domain, _ in stage.domains if domain not in synthesis.DOMAINS]:
-        raise InputError(f"domains has {unknown[0]!r}; there are {', '.join(synthesis.DOMAINS)}")
-    cycle = [task for task, share in stage.tasks for _ in range(share)]
-    shares = [domain for domain, share in stage.domains for _ in range(share)]
-    domains = {task: _domains(task, shares) for task in cycle}
-    if lacking := sorted(task for task, found in domains.items() if not found):
-        raise InputError(f"no domain has samples of {', '.join(map(repr, lacking))}")
-    seen = Counter()
-    for index in range(stage.samples):
-        name = cycle[index % len(cycle)]
-        task = name.partition("/")[0]
-        turn = seen[name]
-        seen[name] += 1
-        domain = domains[name][turn % len(domains[name])]
-        size = stage.sides[turn // len(domains[name]) % len(stage.sides)]
-        kind = stage.kinds[index % len(stage.kinds)] if stage.kinds else ""
-        yield domain, task, 2 * (stage.seed * SEEDS_PER_RUN + index), size, kind or None  # even seeds are training's
-
-
-def _domains(name: str, shares: list[str]) -> list[str]:
-    """The domains whose samples a task takes in turn: those that have it, or the one in its name ("edit/objects")."""
-    task, _, only = name.partition("/")
-    return [domain for domain in shares if task in synthesis.TASKS[domain] and only in ("", domain)]
-
-
-def exercise(sample: synthesis.Sample, conditioner: Conditioner, stage: Stage) -> Exercise:
+def exercise(sample: Sample, conditioner: Conditioner, stage: Stage) -> Exercise:
     """A sample as a stage trains it: a VAE stage its picture, a text stage its words or else its prompt, a picture
     stage its picture, and its words if the language model learns.
 
@@ -129,7 +78,7 @@ def exercise(sample: synthesis.Sample, conditioner: Conditioner, stage: Stage) -
     return Exercise(text, branches, sample.images, sample.picture)
 
 
-def text_tokens(sample: synthesis.Sample, conditioner: Conditioner) -> Tokens:
+def text_tokens(sample: Sample, conditioner: Conditioner) -> Tokens:
     """A prompt with its answer or thoughts, which are trained; of a sample without words the user's turn is."""
     count, prompts = len(sample.images), conditioner.prompts
     asks = sample.picture is None
@@ -147,7 +96,7 @@ def written(words: str, conditioner: Conditioner) -> tuple[int, ...]:
     return (*conditioner.tokenizer.encode(words), conditioner.tokenizer.id(IM_END))
 
 
-def branch_tokens(sample: synthesis.Sample, conditioner: Conditioner) -> dict[str, Tokens]:
+def branch_tokens(sample: Sample, conditioner: Conditioner) -> dict[str, Tokens]:
     """The contexts of a picture's three branches, as Conditioner.context reads them."""
     count, prompts = len(sample.images), conditioner.prompts
     full, blank = prompts.full(sample.prompt, count, None), prompts.unconditional(count, None)

@@ -1,5 +1,6 @@
 """A stage's exercises, what of them is computed once, and the micro-batch at any position."""
 
+from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -20,10 +21,11 @@ from .data import (
     make_reading,
     plan_epoch,
     reference_of,
-    samples,
     to_pixels,
 )
 from .folder import read_folder
+from .repository import repository_module
+from .sample import Sample
 from .settings import LoraStage, PictureStage, Stage, VAEStage
 from .storage import Networks, replaced
 
@@ -52,11 +54,7 @@ class Feed:
     def __init__(self, networks: Networks, stage: Stage, device: torch.device, cache_file: Path | None = None):
         """cache_file: where the cache is kept for a resumed run; read if it exists, else made and written."""
         self.networks, self.stage, self.device = networks, stage, device
-        if isinstance(stage, LoraStage):
-            made = read_folder(Path(stage.pictures), networks.config.processor)
-        else:
-            made = tqdm(samples(stage), "samples", stage.samples, leave=False)
-        self.exercises = [exercise(sample, networks.conditioner, stage) for sample in made]
+        self.exercises = [exercise(sample, networks.conditioner, stage) for sample in samples_of(stage, networks)]
         self.cache = self._cache(cache_file) if isinstance(stage, PictureStage) else Cache({}, {}, {})
         self.epoch, self.first = -1, 0
         self.plans: list[list[Item]] = []
@@ -165,6 +163,14 @@ class Feed:
             for key, states, mask in zip(chunk, context.hidden, context.mask, strict=True):
                 hidden[key] = states[mask].to("cpu", dtype)
         return hidden
+
+
+def samples_of(stage: Stage, networks: Networks) -> Iterable[Sample]:
+    """A LoRA stage's samples are those of its folder; those of every other stage are synthetic."""
+    if isinstance(stage, LoraStage):
+        return read_folder(Path(stage.pictures), networks.config.processor)
+    mixture = repository_module("synthesis.mixture", "a stage on synthetic samples")
+    return tqdm(mixture.samples(stage), "samples", stage.samples, leave=False)
 
 
 def hidden_key(row: Tokens, index: int) -> Key:

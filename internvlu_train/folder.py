@@ -16,7 +16,7 @@ from internvlu_core.checkpoints.config import ProcessorConfig
 from internvlu_core.errors import InputError
 from internvlu_core.imaging import reference_size, resize_reference, to_rgb
 
-from .synthesis import Sample, Truth
+from .sample import Sample
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
 
@@ -56,7 +56,7 @@ def _sample(text: Path, pictures: list[Path], config: ProcessorConfig) -> Sample
     else:
         picture = resize_reference(picture, config)
     arrays = tuple(np.array(image) for image in before)
-    return Sample("edit" if before else "draw", "", prompt, arrays, np.array(picture), "", Truth("folder"))
+    return Sample("edit" if before else "draw", "", prompt, arrays, np.array(picture), "")
 
 
 def _read(file: Path) -> Image.Image:

@@ -21,7 +21,7 @@ from internvlu_core.prompt import Tokenizer
 
 from .attention import masked_attention
 
-LAYOUTS = {"vlm": weights.VLM, "generation_decoder": weights.MMDIT, "vae": weights.VAE}
+LAYOUTS = {"vlm": weights.VLM_NAMES, "generation_decoder": weights.MMDIT_NAMES, "vae": weights.VAE_NAMES}
 
 
 class Networks(nn.Module):
@@ -38,7 +38,7 @@ class Networks(nn.Module):
             self.vlm = VLM(self.config, attention=masked_attention)
             self.mmdit = MMDiT(self.config.mmdit, attention=masked_attention)
             self.vae = VAE(self.config.vae)
-        layouts = {**LAYOUTS, "vlm": weights.vlm_layout(self.config)}
+        layouts = {**LAYOUTS, "vlm": weights.tensor_names(self.config, "vlm")}
         for name, network in self.stored().items():
             state = weights.load_state_dict(source, layouts[name], network, dtype=torch.float32, device=device)
             # Tensors may be views of mapped files, which learning must not write to.

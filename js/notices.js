@@ -1,4 +1,4 @@
-// Notices of nodes/notice.py, as the frontend's own messages.
+// Notices of nodes/comfy/notice.py, as the frontend's own messages.
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 import { words } from "./i18n.js";

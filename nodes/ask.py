@@ -4,11 +4,20 @@ from comfy_api.latest import io
 
 from ..internvlu_core.conversation import Turn, as_history, pictures_of, read_turns, write_turns
 from ..internvlu_core.errors import InputError
-from .clip import as_vlm, vlm_input
-from .images import image_inputs
-from .schema import CATEGORY, aliases
-from .text import decoding_inputs, prompt_input, settings, split, system_input
-from .vlm import History, TextStream
+from .comfy.clip import as_vlm
+from .comfy.stream import TextStream
+from .schema import (
+    CATEGORY,
+    History,
+    aliases,
+    decoding_inputs,
+    image_inputs,
+    prompt_input,
+    settings,
+    split,
+    system_input,
+    vlm_input,
+)
 
 
 class InternVLUAsk(io.ComfyNode):

@@ -5,7 +5,7 @@ from comfy_api.latest import io
 
 from ..internvlu_core.errors import InputError
 from ..internvlu_core.grounding import parse_boxes
-from .images import from_pil, to_pil
+from .comfy.images import from_pil, to_pil
 from .plot import draw_boxes
 from .schema import CATEGORY, aliases
 

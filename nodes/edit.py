@@ -9,12 +9,10 @@ from comfy_api.latest import io
 
 from ..internvlu_core import imaging
 from ..internvlu_core.errors import InputError
-from .clip import as_vlm, vlm_input
-from .images import from_pil, to_pil
-from .latents import empty_latent
-from .schema import CATEGORY, aliases
-
-EditType = io.Custom("INTERNVLU_EDIT")
+from .comfy.clip import as_vlm
+from .comfy.images import from_pil, to_pil
+from .comfy.latents import empty_latent
+from .schema import CATEGORY, EditType, aliases, vlm_input
 
 
 @dataclass(frozen=True)

@@ -4,12 +4,10 @@ from comfy_api.latest import io
 
 from ..internvlu_core import imaging
 from ..internvlu_core.errors import InputError
-from .clip import as_vlm, vlm_input
-from .conditioning import conditioning
-from .images import collect, from_pil, image_inputs
-from .schema import CATEGORY, advanced, aliases
-from .text import prompt_input, system_input
-from .thought import Reasoning
+from .comfy.clip import as_vlm
+from .comfy.conditioning import conditioning
+from .comfy.images import collect, from_pil
+from .schema import CATEGORY, Reasoning, advanced, aliases, image_inputs, prompt_input, system_input, vlm_input
 
 
 class InternVLUEncode(io.ComfyNode):

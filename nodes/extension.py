@@ -2,10 +2,10 @@
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import folders, lora, metadata, samples
 from .ask import InternVLUAsk
 from .boxes import InternVLUBoxes
 from .clip import InternVLUCLIPNode
+from .comfy import folders, lora, metadata, sample_pictures
 from .edit import InternVLUEdit, InternVLUEditRestore
 from .encode import InternVLUEncode
 from .latents import InternVLUEmptyLatent
@@ -25,7 +25,7 @@ class InternVLUExtension(ComfyExtension):
         folders.register()
         lora.install()
         metadata.install()
-        samples.install()
+        sample_pictures.install()
         return [
             InternVLULoader,
             InternVLUModelLoader,

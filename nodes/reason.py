@@ -3,13 +3,22 @@
 from comfy_api.latest import io
 
 from ..internvlu_core.errors import InputError
-from . import metadata
-from .clip import as_vlm, vlm_input
-from .images import image_inputs
-from .schema import CATEGORY, aliases
-from .text import decoding_inputs, prompt_input, settings, split, system_input
-from .thought import Reasoning, Thought
-from .vlm import TextStream
+from .comfy import metadata
+from .comfy.clip import as_vlm
+from .comfy.stream import TextStream
+from .comfy.thought import Thought
+from .schema import (
+    CATEGORY,
+    Reasoning,
+    aliases,
+    decoding_inputs,
+    image_inputs,
+    prompt_input,
+    settings,
+    split,
+    system_input,
+    vlm_input,
+)
 
 EMPTY_PIN = '"my own words" is on, but the text is empty; write one, or switch it off'
 

@@ -1,40 +1,18 @@
 """The official sampling: as one node, as its parts for stock samplers, and as a patch on the MODEL."""
 
-import math
-from itertools import count
-
 import comfy.model_management
-import comfy.model_sampling
 import comfy.sample
 import comfy.samplers
 import comfy.utils
 import latent_preview
-import torch
 from comfy_api.latest import io, ui
 from comfy_execution.graph import ExecutionBlocker
-from tqdm.auto import trange
 
-from ..internvlu_core.errors import InputError
-from ..internvlu_core.sampling import MAX_STEPS, dpmpp_2m, flow_sigmas
-from .guider import AUTOMATIC, DualGuider, patch_model
-from .images import from_pil
+from .comfy.guider import AUTOMATIC, DualGuider, patch_model
+from .comfy.images import from_pil
+from .comfy.sampler import denoise_sigmas, sample_dpmpp_2m, shift_of
 from .plot import plot_guidance
 from .schema import CATEGORY, MAX_SEED, aliases
-
-
-def sample_dpmpp_2m(model, x, sigmas, extra_args=None, callback=None, disable=None):
-    """The core's DPM-Solver++(2M) in k-diffusion's calling convention."""
-    step, bar = count(), trange(len(sigmas) - 1, disable=disable)
-
-    def denoise(x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
-        denoised = model(x, sigma.expand(len(x)), **(extra_args or {}))
-        if callback:
-            callback({"x": x, "i": next(step), "sigma": sigma, "sigma_hat": sigma, "denoised": denoised})
-        bar.update()
-        return denoised
-
-    with bar:
-        return dpmpp_2m(denoise, x, sigmas)
 
 
 def scale_inputs() -> list[io.Float.Input]:
@@ -251,22 +229,3 @@ class InternVLUSamplerSelect(io.ComfyNode):
     @classmethod
     def execute(cls) -> io.NodeOutput:
         return io.NodeOutput(comfy.samplers.KSAMPLER(sample_dpmpp_2m))
-
-
-def shift_of(model_sampling) -> float:
-    """The shift of the noise levels that a MODEL has now; model sampling nodes change it."""
-    if isinstance(model_sampling, comfy.model_sampling.ModelSamplingFlux):
-        return math.exp(model_sampling.shift)
-    if isinstance(model_sampling, comfy.model_sampling.ModelSamplingDiscreteFlow):
-        return model_sampling.shift
-    kind = type(model_sampling).__bases__[0].__name__
-    raise InputError(f"a node has changed the model's sampling to {kind}, which is not a flow's")
-
-
-def denoise_sigmas(steps: int, shift: float, denoise: float) -> torch.Tensor:
-    """The last `steps` steps of a schedule that is 1 / denoise as long, as KSampler does it."""
-    if not 0 <= denoise <= 1:
-        raise InputError(f"denoise is {denoise}; it must be from 0 to 1")
-    if steps > denoise * MAX_STEPS:
-        return torch.empty(0)  # nothing to change
-    return flow_sigmas(max(steps, int(steps / denoise)), shift)[-(steps + 1) :]

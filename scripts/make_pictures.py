@@ -10,14 +10,19 @@ the toy checkpoint, with prompts of its world.
 import argparse
 import io
 import json
+import sys
 import textwrap
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from make_workflows import BUILD, ROOT, WORKFLOWS, browser_page, node
 from PIL import Image, ImageDraw, ImageFont
 
-from support import toy
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+from support import toy  # noqa: E402
+from support.described_workflows import WORKFLOWS, node  # noqa: E402
+from support.frontend import browser_page, open_prompt  # noqa: E402
 
 # What a help page shows: the nodes of a workflow around its own, from left to right.
 HELP = {
@@ -125,7 +130,7 @@ def shown(inputs: dict) -> dict:
 def run(page, name: str, plain: bool = True, plot: bool = False) -> None:
     """Opens a shipped workflow and runs it. plain: all its nodes, instead of subgraphs."""
     if plain:
-        page.evaluate(BUILD, [WORKFLOWS[name]["prompt"], {}])
+        open_prompt(page, WORKFLOWS[name]["prompt"])
     else:
         path = ROOT / "workflows" / f"{WORKFLOWS[name]['title']}.json"
         page.evaluate("(graph) => app.loadGraphData(graph)", json.loads(path.read_text(encoding="utf-8")))
@@ -314,7 +319,7 @@ def main() -> None:
         for page_id, prompt in EXTRA.items():
             if args.names and page_id not in args.names:
                 continue
-            page.evaluate(BUILD, [prompt, {}])
+            open_prompt(page, prompt)
             if page_id == "InternVLUBoxes":  # the only one that needs no checkpoint
                 page.evaluate(RUN, {"shown": {}})
                 page.wait_for_timeout(1500)

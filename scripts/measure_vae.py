@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """Runs the VAE with the released widths and random weights, and prints as JSON how much working memory a pixel takes:
-what ENCODE_ELEMENTS and DECODE_ELEMENTS in nodes/vae.py promise ComfyUI.
+what ENCODE_ELEMENTS and DECODE_ELEMENTS in nodes/comfy/vae.py promise ComfyUI.
 
     python scripts/measure_vae.py [SIDE ...] [--dtype fp32|bf16 ...] [--device cpu]
 
@@ -25,18 +25,10 @@ from torch.utils._pytree import tree_leaves
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from internvlu_core.checkpoints.config import VAEConfig
+from internvlu_core.checkpoints.config import RELEASED_VAE
 from internvlu_core.models.vae import VAE
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-RELEASED = VAEConfig(
-    latent_channels=16,
-    base_channels=96,
-    multipliers=(1, 2, 4, 4),
-    num_res_blocks=2,
-    latents_mean=(0.0,) * 16,
-    latents_std=(1.0,) * 16,
-)
 
 
 class LiveTensors(TorchDispatchMode):
@@ -73,7 +65,7 @@ class LiveTensors(TorchDispatchMode):
 
 def random_vae(dtype: torch.dtype, device: str) -> VAE:
     with torch.device(device):
-        vae = VAE(RELEASED).to(dtype).requires_grad_(False).eval()
+        vae = VAE(RELEASED_VAE).to(dtype).requires_grad_(False).eval()
     for parameter in vae.parameters():
         parameter.normal_().mul_(parameter[0].numel() ** -0.5 if parameter.ndim > 1 else 0.1)
     return vae
@@ -91,7 +83,9 @@ def measure(case: tuple[str, str, int, str]) -> dict[str, float]:
     half, name, side, device = case
     vae = random_vae(DTYPES[name], device)
     function = {"encode": vae.encode_raw, "decode": vae.decode_raw}[half]
-    shape = (1, 3, side, side) if half == "encode" else (1, 16, side // 8, side // 8)
+    factor = RELEASED_VAE.scale_factor
+    latent = 1, RELEASED_VAE.latent_channels, side // factor, side // factor
+    shape = (1, 3, side, side) if half == "encode" else latent
     x, peaks = torch.randn(shape).to(device, DTYPES[name]), {}
     if x.device.type == "cuda":
         before = torch.cuda.memory_allocated()

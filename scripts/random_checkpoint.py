@@ -23,8 +23,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from internvlu_core.checkpoints import load as weights  # noqa: E402
-from internvlu_core.checkpoints.config import Config  # noqa: E402
-from internvlu_core.models.mmdit import MMDiT  # noqa: E402
+from internvlu_core.checkpoints.config import RELEASED_VAE, Config  # noqa: E402
+from internvlu_core.checkpoints.files import COMPONENTS  # noqa: E402
 from internvlu_core.models.vae import VAE  # noqa: E402
 from internvlu_core.models.vlm import VLM  # noqa: E402
 
@@ -69,7 +69,7 @@ SCALES = {
             "max_sequence_length": 768,
             "output_hidden_size": 4096,
         },
-        "vae/config.json": {"base_dim": 96, "num_res_blocks": 2},
+        "vae/config.json": {"base_dim": RELEASED_VAE.base_channels, "num_res_blocks": RELEASED_VAE.num_res_blocks},
         "processor/processor_config.json": {
             "image_seq_length": 256,
             "image_processor_kwargs": {"size": {"height": 448, "width": 448}},
@@ -84,24 +84,20 @@ Shapes = dict[str, tuple[int, ...]]
 def write_checkpoint(folder: Path, scale: str):
     write_json(folder, SCALES[scale])
     generator = torch.Generator().manual_seed(0)
-    for layout, shapes in stored_shapes(folder):
-        write_shards(folder / layout.folder, layout.stem, shapes, generator)
+    for names, shapes in stored_shapes(folder):
+        write_shards(folder / names.folder, names.stem, shapes, generator)
 
 
-def stored_shapes(folder: Path) -> list[tuple[weights.Layout, Shapes]]:
+def stored_shapes(folder: Path) -> list[tuple[weights.TensorNames, Shapes]]:
     """What belongs into the weight files of a folder that has its JSON files."""
     config = Config.read(folder)
-    with torch.device("meta"):
-        vlm, mmdit, vae = VLM(config), MMDiT(config.mmdit), VAE(config.vae)
+    vlm, mmdit, vae = (weights.build_on_meta(config, component) for component in COMPONENTS)
     temporal = json.loads((folder / "vae" / "config.json").read_text(encoding="utf-8"))["temperal_downsample"]
-    components = [
-        (weights.vlm_layout(config), vlm_shapes(vlm)),
-        (weights.MMDIT, network_shapes(mmdit)),
-        (weights.VAE, vae_shapes(vae, temporal)),
-    ]
-    stored = [
-        (layout, {layout.file_name(name): shape for name, shape in shapes.items()}) for layout, shapes in components
-    ]
+    shapes = vlm_shapes(vlm), network_shapes(mmdit), vae_shapes(vae, temporal)
+    stored = []
+    for component, of_network in zip(COMPONENTS, shapes, strict=True):
+        names = weights.tensor_names(config, component)
+        stored.append((names, {names.file_name(name): shape for name, shape in of_network.items()}))
     stored[1][1]["encoder_padding_token"] = (config.mmdit.joint_size,)
     return stored
 

@@ -336,14 +336,14 @@ class VAEConfig:
     @classmethod
     def read(cls, root: Section) -> "VAEConfig":
         root.expect("attn_scales", [], default=[])
-        latent_channels = root.integer("z_dim", 16)
-        multipliers = root.numbers("dim_mult", default=(1, 2, 4, 4))
+        latent_channels = root.integer("z_dim", RELEASED_VAE.latent_channels)
+        multipliers = root.numbers("dim_mult", default=RELEASED_VAE.multipliers)
         if not 1 <= len(multipliers) <= 8 or any(m != int(m) or not 1 <= m <= MAX_LAYERS for m in multipliers):
             raise CheckpointError(f"{root.where}: dim_mult is {list(multipliers)}; supported are 1 to 8 integers")
         return cls(
-            base_channels=root.integer("base_dim", 96),
+            base_channels=root.integer("base_dim", RELEASED_VAE.base_channels),
             multipliers=tuple(map(int, multipliers)),
-            num_res_blocks=root.integer("num_res_blocks", 2, most=MAX_LAYERS),
+            num_res_blocks=root.integer("num_res_blocks", RELEASED_VAE.num_res_blocks, most=MAX_LAYERS),
             latent_channels=latent_channels,
             latents_mean=root.numbers("latents_mean", latent_channels),
             latents_std=root.positive_numbers("latents_std", latent_channels),
@@ -354,6 +354,18 @@ class VAEConfig:
     def scale_factor(self) -> int:
         """Pixels a side of one latent pixel."""
         return 2 ** (len(self.multipliers) - 1)
+
+
+# The shape of the released VAE, whose layout is Wan 2.1's: what a config.json means that does not say otherwise. Its
+# latent statistics are always in the file, and left out here.
+RELEASED_VAE = VAEConfig(
+    base_channels=96,
+    multipliers=(1, 2, 4, 4),
+    num_res_blocks=2,
+    latent_channels=16,
+    latents_mean=(0.0,) * 16,
+    latents_std=(1.0,) * 16,
+)
 
 
 @dataclass(frozen=True)

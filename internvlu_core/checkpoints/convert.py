@@ -18,15 +18,12 @@ from pathlib import Path
 import torch
 
 from ..errors import InputError
-from ..models.mmdit import MMDiT
-from ..models.vae import VAE
-from ..models.vlm import VLM
 from . import files as source
 from . import load as weights
 from .config import Config, VAEConfig
 from .files import COMPONENTS, SPLIT_FILES, STEMS, Stored
 
-FORMS = ("split", "single", "folder")
+FORMATS = ("split", "single", "folder")  # that a checkpoint can be written in
 SINGLE_FILE = "internvl_u.safetensors"
 PIECE = 2**24  # bytes that are in memory at a time
 FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
@@ -62,13 +59,7 @@ def convert(
     """
     target, origin = Path(target), source.open_source(checkpoint)
     config = Config.read(origin)
-    with torch.device("meta"):
-        networks = VLM(config), MMDiT(config.mmdit), VAE(config.vae)
-    layouts = weights.vlm_layout(config), weights.MMDIT, weights.VAE
-    components = {
-        layout.folder: weights.check_tensors(origin, layout, network)
-        for layout, network in zip(layouts, networks, strict=True)
-    }
+    components = {component: weights.check_component(origin, config, component) for component in COMPONENTS}
     with origin.tokenizer_folder():  # it has one
         pass
     outputs = _plan(config.texts, components, target, form)
@@ -95,7 +86,7 @@ def _plan(texts: dict[str, str], components: dict[str, dict[str, Stored]], targe
         }
         return [Output(target, tensors, _metadata(COMPONENTS, texts))]
     if form != "split":
-        raise InputError(f"form is {form!r}; it must be {' or '.join(FORMS)}")
+        raise InputError(f"form is {form!r}; it must be {' or '.join(FORMATS)}")
     if target.is_file():
         raise InputError(f"{target} is a file; three files need a folder")
     outputs = []
@@ -231,7 +222,7 @@ def _write_tensors(path: Path, output: Output, dtype: torch.dtype | None, advanc
         for key in order:
             tensor = output.tensors[key]
             if tensor.file not in opened:
-                opened[tensor.file] = inputs.enter_context(tensor.file.open("rb"))
+                opened[tensor.file] = inputs.enter_context(source.open_file(tensor.file))
             _copy(opened[tensor.file], file, tensor, dtype if _changes(tensor, dtype) else None, advance)
         file.flush()
         os.fsync(file.fileno())  # some disks find out only now that they are full

@@ -12,20 +12,24 @@ ComfyUI's own ModelSave and CheckpointSave write no metadata of a model's choice
 """
 
 import json
+import os
 import re
+import stat
 import struct
 import tempfile
 from abc import ABC, abstractmethod
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import BinaryIO
 
 import torch
 from safetensors import SafetensorError, safe_open
 
 from ..errors import CheckpointError
 
-COMPONENTS = ("vlm", "generation_decoder", "vae")
+COMPONENTS = ("vlm", "generation_decoder", "vae")  # those with weights
+FOLDERS = (*COMPONENTS, "scheduler", "processor")  # of a checkpoint in the released layout
 MAX_HEADER = 10**8  # bytes; safetensors' own limit
 STEMS = {"vlm": "model", "generation_decoder": "model", "vae": "diffusion_pytorch_model"}  # of the released file names
 
@@ -57,10 +61,16 @@ SAVED_PREFIXES = {
 }
 SAVED_TEXTS = "internvlu_files"
 
-# A file's name is a stranger's words: it stays inside the folder it is written to.
-_TEXT_NAME = re.compile(
-    r"model_index\.json|(vlm|generation_decoder|vae|scheduler|processor)/[A-Za-z0-9_][\w.-]*\.(json|txt|jinja)"
-)
+
+def file_names(*endings: str) -> re.Pattern:
+    """Matches the names that a checkpoint's files with these endings may have, such as "vlm/config.json".
+
+    Names come from strangers' files and from the hub: one that matches stays inside the folder it is written to.
+    """
+    return re.compile(rf"model_index\.json|({'|'.join(FOLDERS)})/[A-Za-z0-9_][\w.-]*\.({'|'.join(endings)})")
+
+
+_TEXT_NAME = file_names("json", "txt", "jinja")
 
 
 @dataclass(frozen=True)
@@ -116,11 +126,11 @@ def open_source(path: "str | Path | Source") -> Source:
         path = Path(path)
     except TypeError:
         raise CheckpointError(f"a checkpoint is a path, not {path!r}") from None
-    if path.is_file():
-        return File(path)
-    if not path.is_dir():
+    if not path.exists():
         raise CheckpointError(f"checkpoint {str(path)!r} does not exist")
-    if not (path / "vlm").is_dir() and any((path / file).is_file() for file in SPLIT_FILES.values()):
+    if not path.is_dir():
+        return File(path)
+    if not (path / "vlm").is_dir() and any((path / file).exists() for file in SPLIT_FILES.values()):
         return Split(path)
     return Folder(path)
 
@@ -130,27 +140,27 @@ class Folder(Source):
 
     def __init__(self, path: Path):
         self.path = path
-        for component in ("vlm", "generation_decoder", "vae", "scheduler", "processor"):
-            if not (path / component).is_dir():
-                raise CheckpointError(f"{str(path)!r} is no InternVL-U checkpoint: its folder {component}/ is missing")
+        for folder in FOLDERS:
+            if not (path / folder).is_dir():
+                raise CheckpointError(f"{str(path)!r} is no InternVL-U checkpoint: its folder {folder}/ is missing")
 
     def text_names(self):
-        files = (path.relative_to(self.path) for path in self.path.glob("**/*") if path.is_file())
+        # Also those that are no regular files, but links that lead nowhere: text says what is wrong with them.
+        files = (path.relative_to(self.path) for path in self.path.glob("**/*") if path.exists() and not path.is_dir())
         names = sorted(file.as_posix() for file in files)
         return [name for name in names if _TEXT_NAME.fullmatch(name) and not name.endswith(".safetensors.index.json")]
 
     def text(self, name):
-        file = self.path / name
-        try:
-            return file.read_bytes().decode()
-        except FileNotFoundError:
-            raise CheckpointError(f"missing file {file}") from None
-        except (OSError, UnicodeDecodeError) as error:
-            raise CheckpointError(f"{file} is not readable text: {error}") from error
+        return read_text(self.path / name)
 
     @contextmanager
     def tokenizer_folder(self):
-        yield self.path / "processor"
+        folder = self.path / "processor"
+        # transformers opens what it finds in the folder, and templates in folders of it.
+        for path in (*folder.glob("*"), *folder.glob("*/*")):
+            if path.exists() and not path.is_dir():
+                check_regular(path)
+        yield folder
 
     def place(self, component):
         return self.path / component
@@ -172,24 +182,24 @@ class Folder(Source):
         """{safetensors file: names of its tensors by the index, None where there is no index}."""
         folder, stem = self.path / component, STEMS[component]
         index, single = folder / f"{stem}.safetensors.index.json", folder / f"{stem}.safetensors"
-        if single.is_file():
+        if single.exists():
             return {single: None}
-        if not index.is_file():
+        if not index.exists():
             others = sorted(p.name for p in folder.glob("*") if p.suffix in {".bin", ".pt", ".pth", ".ckpt", ".pkl"})
             found = f"; {', '.join(others)} will not be opened: only safetensors files are" if others else ""
             raise CheckpointError(f"missing file {single} (nor is there {index.name}){found}")
         try:
-            weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+            weight_map = json.loads(read_text(index))["weight_map"]
             shards: dict[Path, list[str]] = {}
             for name, shard in weight_map.items():
                 if Path(shard).name != shard or not shard.endswith(".safetensors"):
                     raise CheckpointError(f"{index}: {shard!r} is no safetensors file of this folder")
                 shards.setdefault(folder / shard, []).append(name)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             if isinstance(error, CheckpointError):
                 raise
             raise CheckpointError(f"{index} is not a readable index: {type(error).__name__}: {error}") from error
-        absent = [shard.name for shard in shards if not shard.is_file()]
+        absent = [shard.name for shard in shards if not shard.exists()]
         if absent:
             raise CheckpointError(f"{folder}: shards named by {index.name} are missing: {', '.join(sorted(absent))}")
         return shards
@@ -278,8 +288,6 @@ class Split(Source):
         self.path = path
         self.files = {}
         for component, name in SPLIT_FILES.items():
-            if not (path / name).is_file():
-                raise CheckpointError(f"missing file {path / name}")
             self.files[component] = File(path / name)
         self._texts = {}
         for file in self.files.values():
@@ -319,11 +327,48 @@ def unpack_texts(tensor: torch.Tensor) -> dict[str, str]:
     return texts
 
 
-# safetensors
+# Opening files
+
+
+def open_file(path: Path) -> BinaryIO:
+    """Open a file of a checkpoint to read its bytes. Nothing else opens one but safetensors and transformers, by name,
+    after check_regular.
+
+    Only regular files are opened, and links to them: opening or reading a named pipe or a device can wait for ever.
+    Links may lead out of the folder, as those of huggingface_hub's cache do. Raises CheckpointError with the path.
+    """
+    check_regular(path)
+    try:
+        return path.open("rb")
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be opened: {error.strerror or error}") from error
+
+
+def check_regular(path: Path):
+    """Raises CheckpointError unless there is a regular file, or a link to one, at the path."""
+    try:
+        mode = os.stat(path).st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        raise CheckpointError(f"missing file {path}") from None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be opened: {error}") from error
+    if not stat.S_ISREG(mode):
+        kinds = {stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket", stat.S_IFDIR: "a folder"}
+        raise CheckpointError(f"{path} is {kinds.get(stat.S_IFMT(mode), 'a device')}, not a regular file")
+
+
+def read_text(path: Path) -> str:
+    """A text file of a checkpoint. Raises CheckpointError with the path if it is missing or is no UTF-8."""
+    with open_file(path) as file:
+        try:
+            return file.read().decode()
+        except (OSError, UnicodeDecodeError) as error:
+            raise CheckpointError(f"{path} is not readable text: {error}") from error
 
 
 def open_safetensors(file: Path):
     """safetensors' own reader. Raises CheckpointError."""
+    check_regular(file)
     try:
         return safe_open(file, framework="pt")
     except (SafetensorError, OSError) as error:
@@ -339,7 +384,7 @@ def read_header(file: Path) -> tuple[dict[str, str], dict[str, Stored]]:
 
 
 def _parse_header(file: Path) -> tuple[dict[str, str], dict[str, Stored]]:
-    with file.open("rb") as raw:
+    with open_file(file) as raw:
         (size,) = struct.unpack("<Q", raw.read(8))
         if size > MAX_HEADER:
             raise ValueError("no safetensors file")

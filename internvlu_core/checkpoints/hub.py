@@ -3,20 +3,19 @@
 import errno
 import hashlib
 import os
-import re
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+
+from .files import FOLDERS, file_names
 
 REPOSITORY = "InternVL-U/InternVL-U"
 REVISION = "f012d760e69712bb47f7d3d09a24280f346cee01"
 SIZE = "8.5 GB"
 
 # Weights, JSON and tokenizer; no pictures, no code, no path that leads elsewhere.
-WANTED = re.compile(
-    r"model_index\.json|(vlm|generation_decoder|vae|scheduler|processor)/[A-Za-z0-9_][\w.-]*\.(safetensors|json|txt)"
-)
+WANTED = file_names("safetensors", "json", "txt")
 PARTIAL = ".partial"  # ends the name of a folder that is not whole yet
 INCOMPLETE = ".incomplete"  # ends the name of a file in it
 SPARE = 2**26  # bytes that are to stay free on the disk
@@ -228,5 +227,5 @@ def _by_hand(folder: Path) -> str:
 
     return (
         f"By hand: fetch {constants.ENDPOINT}/{REPOSITORY}, revision {REVISION[:7]}, with another program and put its "
-        f"folders vlm, generation_decoder, vae, scheduler and processor into {folder}"
+        f"folders {', '.join(FOLDERS[:-1])} and {FOLDERS[-1]} into {folder}"
     )

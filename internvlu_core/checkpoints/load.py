@@ -1,4 +1,4 @@
-"""From a checkpoint's tensors to a network's state dict: names, shapes and dtypes, strictly.
+"""From a checkpoint's tensors to networks: names, shapes and dtypes, strictly.
 
 Tensors are memory-mapped, so a checkpoint that is loaded in its own dtype on the CPU is never copied, and one that is
 converted or moved goes through memory tensor by tensor.
@@ -6,27 +6,32 @@ converted or moved goes through memory tensor by tensor.
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import nn
 
 from ..errors import CheckpointError
+from ..models.mmdit import MMDiT
+from ..models.vae import VAE
+from ..models.vlm import VLM
+from ..quantization import WeightFormat, quantise_network
 from .config import Config
-from .files import STEMS, Source, Stored, first, open_safetensors, open_source
+from .files import COMPONENTS, STEMS, Source, Stored, first, open_safetensors, open_source
 
 # Handles are reopened after this many converted bytes: a mapped page counts as resident memory until its file closes.
 REOPEN_AFTER = 256 * 2**20
 
 
 @dataclass(frozen=True)
-class Layout:
-    """How one network is stored: where, under which names, in which shape.
+class TensorNames:
+    """How one network's tensors are stored: in which folder, under which names, in which shapes.
 
-    file_name maps a parameter's name in the network to its name in the file; unread matches tensors that belong to
-    the layout but that inference has no use for; adapt(stored name, tensor, shape) gives a stored tensor the network's
-    shape, or leaves it as it is.
+    folder: the component's name. stem: of the file's name, without its suffix. file_name: maps a parameter's name in
+    the network to its name in the file. unread: matches tensors that belong to the component but that inference has
+    no use for. adapt(stored name, tensor, shape): a stored tensor in the network's shape, or as it is if it has none.
     """
 
     folder: str
@@ -57,28 +62,22 @@ def _with_ones(tensor: torch.Tensor, shape: torch.Size) -> torch.Tensor:
     return tensor.view(shape) if squeezed == [side for side in shape if side != 1] else tensor
 
 
-VLM = Layout(
+VLM_NAMES = TensorNames(
     folder="vlm",
     stem=STEMS["vlm"],
     file_name=lambda name: _VECTORS.sub(r"\1", name),
     adapt=_vectors_as_rows,
 )
 # A tied head is the embedding itself; some writers store it all the same.
-VLM_TIED = Layout(VLM.folder, VLM.stem, VLM.file_name, re.compile(r"language_model\.lm_head\.weight"), VLM.adapt)
-
-
-def vlm_layout(config: Config) -> Layout:
-    return VLM_TIED if config.language.tied_head else VLM
-
-
-MMDIT = Layout(
+VLM_TIED_NAMES = replace(VLM_NAMES, unread=re.compile(r"language_model\.lm_head\.weight"))
+MMDIT_NAMES = TensorNames(
     folder="generation_decoder",
     stem=STEMS["generation_decoder"],
     file_name=lambda name: name if name.startswith("decoder_projector.") else f"decoder.{name}",
     # It only ever fills positions that attention masks out; branches run unpadded here.
     unread=re.compile(r"encoder_padding_token"),
 )
-VAE = Layout(
+VAE_NAMES = TensorNames(
     folder="vae",
     stem=STEMS["vae"],
     unread=re.compile(r".*\.time_conv\.(weight|bias)"),  # used between frames only
@@ -86,20 +85,117 @@ VAE = Layout(
 )
 
 
-def check_tensors(checkpoint: str | Path | Source, layout: Layout, network: nn.Module) -> dict[str, Stored]:
+def tensor_names(config: Config, component: str) -> TensorNames:
+    """How a component of this checkpoint is stored. component: one of COMPONENTS."""
+    vlm = VLM_TIED_NAMES if config.language.tied_head else VLM_NAMES
+    return {"vlm": vlm, "generation_decoder": MMDIT_NAMES, "vae": VAE_NAMES}[component]
+
+
+class Networks(NamedTuple):
+    """A checkpoint's three networks, in the order of COMPONENTS."""
+
+    vlm: VLM
+    mmdit: MMDiT
+    vae: VAE
+
+
+def build_on_meta(config: Config, component: str, **attention) -> nn.Module:
+    """The network of one component without values: all of its parameters are on the meta device.
+
+    component: one of COMPONENTS. attention: `attention=function` for another one than torch's, as the transformers
+    take it; the VAE has none to replace.
+    """
+    with torch.device("meta"):
+        if component == "vae":
+            return VAE(config.vae)
+        return VLM(config, **attention) if component == "vlm" else MMDiT(config.mmdit, **attention)
+
+
+def read_weights(
+    checkpoint: str | Path | Source,
+    config: Config,
+    component: str,
+    *,
+    dtype: torch.dtype | None = None,
+    device: str | torch.device = "cpu",
+) -> dict[str, torch.Tensor]:
+    """{parameter name: tensor} of one component, as load_state_dict reads it, for a network that is built elsewhere."""
+    names, network = tensor_names(config, component), build_on_meta(config, component)
+    return load_state_dict(checkpoint, names, network, dtype=dtype, device=device)
+
+
+def check_component(checkpoint: str | Path | Source, config: Config, component: str) -> dict[str, Stored]:
+    """As check_tensors, for the network that the config describes."""
+    return check_tensors(checkpoint, tensor_names(config, component), build_on_meta(config, component))
+
+
+def stage_networks(
+    checkpoint: str | Path | Source,
+    config: Config,
+    *,
+    dtype: torch.dtype | None = None,
+    weight_format: WeightFormat | None = None,
+) -> tuple[Networks, tuple[dict[str, torch.Tensor], ...]]:
+    """The networks on the meta device, and a state dict for each of them in main memory, for offloading.
+
+    Arguments and errors as in load_networks. The parameters on the meta device have the dtypes of the state dicts.
+    """
+    staged = [_stage(checkpoint, config, name, dtype, "cpu", weight_format) for name in COMPONENTS]
+    for network, state in staged:
+        network.load_state_dict({name: tensor.to("meta") for name, tensor in state.items()}, assign=True)
+    networks, states = zip(*staged, strict=True)
+    return Networks(*networks), states
+
+
+def load_networks(
+    checkpoint: str | Path | Source,
+    config: Config,
+    *,
+    dtype: torch.dtype | None = None,
+    device: str | torch.device = "cpu",
+    weight_format: WeightFormat | None = None,
+    **attention,
+) -> Networks:
+    """Build a checkpoint's networks and load their weights, frozen, in evaluation mode.
+
+    config: Config.read of the same checkpoint. dtype: of the parameters; None keeps each tensor's own. weight_format:
+    stores the matrices of the repeated layers in it; the others have the dtype. attention: as in build_on_meta.
+    Raises CheckpointError as check_tensors does.
+    """
+    networks = []
+    for component in COMPONENTS:
+        network, state = _stage(
+            checkpoint, config, component, dtype, "cpu" if weight_format else device, weight_format, **attention
+        )
+        network.load_state_dict({name: tensor.to(device) for name, tensor in state.items()}, assign=True)
+        networks.append(network)
+    return Networks(*networks)
+
+
+def _stage(checkpoint, config, component, dtype, device, weight_format, **attention):
+    """A network on the meta device, and its state dict on the device, in the weight format if one is given."""
+    network = build_on_meta(config, component, **attention).requires_grad_(False).eval()
+    names = tensor_names(config, component)
+    state = load_state_dict(checkpoint, names, network, dtype=dtype, device=device)
+    if weight_format is not None:
+        quantise_network(network, state, weight_format)
+    return network, state
+
+
+def check_tensors(checkpoint: str | Path | Source, names: TensorNames, network: nn.Module) -> dict[str, Stored]:
     """{released name: where it is stored} of a component, once it is sure that `network` can take it.
 
     network: its parameters may be on the meta device. Raises CheckpointError naming every missing, unknown or misshaped
     tensor, or the file that cannot be read.
     """
     source = open_source(checkpoint)
-    place = source.place(layout.folder)
-    stored = source.tensors(layout.folder)
+    place = source.place(names.folder)
+    stored = source.tensors(names.folder)
     meta = {name: _on_meta(name, tensor) for name, tensor in stored.items()}
-    wanted = {layout.file_name(name): tensor.shape for name, tensor in network.state_dict().items()}
+    wanted = {names.file_name(name): tensor.shape for name, tensor in network.state_dict().items()}
 
     missing = sorted(wanted.keys() - meta.keys())
-    unknown = sorted(name for name in meta.keys() - wanted.keys() if not layout.unread.fullmatch(name))
+    unknown = sorted(name for name in meta.keys() - wanted.keys() if not names.unread.fullmatch(name))
     if missing or unknown:
         raise CheckpointError(
             f"{place} does not hold the tensors that its config.json describes"
@@ -109,7 +205,7 @@ def check_tensors(checkpoint: str | Path | Source, layout: Layout, network: nn.M
     misshaped = [
         f"{name} is {list(meta[name].shape)}, config.json asks for {list(shape)}"
         for name, shape in wanted.items()
-        if layout.adapt(name, meta[name], shape).shape != shape
+        if names.adapt(name, meta[name], shape).shape != shape
     ]
     if misshaped:
         raise CheckpointError(f"{place}: tensors of a wrong shape: {first(misshaped)}")
@@ -121,7 +217,7 @@ def check_tensors(checkpoint: str | Path | Source, layout: Layout, network: nn.M
 
 def load_state_dict(
     checkpoint: str | Path | Source,
-    layout: Layout,
+    names: TensorNames,
     network: nn.Module,
     *,
     dtype: torch.dtype | None = None,
@@ -132,8 +228,8 @@ def load_state_dict(
     dtype=None keeps each tensor's own. Returns {parameter name: tensor}, for load_state_dict(..., assign=True).
     Raises CheckpointError as check_tensors does.
     """
-    stored = check_tensors(checkpoint, layout, network)
-    wanted = {layout.file_name(name): (name, tensor.shape) for name, tensor in network.state_dict().items()}
+    stored = check_tensors(checkpoint, names, network)
+    wanted = {names.file_name(name): (name, tensor.shape) for name, tensor in network.state_dict().items()}
     files: dict[Path, dict[str, Stored]] = {}
     for name, tensor in stored.items():
         if name in wanted:
@@ -142,14 +238,14 @@ def load_state_dict(
     for file, tensors in files.items():
         for name, tensor in _read(file, tensors, dtype, device):
             parameter, shape = wanted[name]
-            state[parameter] = layout.adapt(name, tensor, shape).contiguous()
+            state[parameter] = names.adapt(name, tensor, shape).contiguous()
     return state
 
 
-def stored_dtype(checkpoint: str | Path | Source, layout: Layout) -> torch.dtype:
+def stored_dtype(checkpoint: str | Path | Source, names: TensorNames) -> torch.dtype:
     """The floating-point dtype that most of the stored values have."""
     counts = {torch.float32: 0}
-    for name, stored in open_source(checkpoint).tensors(layout.folder).items():
+    for name, stored in open_source(checkpoint).tensors(names.folder).items():
         tensor = _on_meta(name, stored)
         if tensor.is_floating_point():  # check_tensors names those that are not
             counts[tensor.dtype] = counts.get(tensor.dtype, 0) + tensor.numel()

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ..checkpoints.config import LanguageConfig
 from .float16 import project_to_residual, scale_for_norm, to_residual_dtype
+from .rope import rope_table_1d, rotate_half
 
 
 class KVCache:
@@ -20,7 +21,7 @@ class KVCache:
         shape = (batch, config.num_kv_heads, capacity, config.head_dim)
         self.keys = [torch.empty(shape, dtype=dtype, device=device) for _ in range(config.num_layers)]
         self.values = [torch.empty(shape, dtype=dtype, device=device) for _ in range(config.num_layers)]
-        self.rope = rotary_table(config, capacity, dtype, device)
+        self.rope = rope_table(config, capacity, dtype, device)
 
     def begin(self, tokens: int) -> tuple[Tensor, Tensor]:
         """The rotary table of the next tokens, which extend then gets layer by layer, until advance."""
@@ -58,9 +59,10 @@ class KVCache:
 
 
 class FixedStep:
-    """A KVCache to read one more token with, by operations that are the same for every token, as CUDA graphs ask.
+    """A KVCache for reading one more token, with tensor shapes that stay the same from token to token.
 
-    position [1] says where the token goes. It sees the first `window` tokens of the cache, those behind it masked.
+    torch.compile(mode="reduce-overhead") needs that to replay a step as a CUDA graph. The new token goes to `position`
+    [1]; attention runs over the first `window` slots of the cache and masks those behind the token.
     """
 
     def __init__(self, cache: KVCache, window: int):
@@ -68,24 +70,25 @@ class FixedStep:
         device = cache.keys[0].device
         self.position = torch.tensor([cache.length], device=device)
         self.slots = torch.arange(window, device=device)
-        for tensor in (*cache.keys, *cache.values):  # masked or not, what is there must be finite
+        for tensor in (*cache.keys, *cache.values):  # values behind the mask are multiplied by 0, so must be finite
             tensor[:, :, cache.length : window] = 0
 
     def begin(self, tokens: int) -> tuple[Tensor, Tensor]:
-        behind = self.slots > self.position
-        # [1, window], for any batch, heads and queries; in numbers, which else every layer would make of it.
-        self.mask = torch.zeros_like(self.slots, dtype=self.cache.keys[0].dtype).masked_fill(behind, -math.inf)[None]
+        """The rows of the rotary table for the new token. Sets `mask` [1, window] for all layers."""
+        hidden = self.slots > self.position
+        self.mask = torch.zeros_like(self.slots, dtype=self.cache.keys[0].dtype).masked_fill(hidden, -math.inf)[None]
         cos, sin = self.cache.rope
         return cos.index_select(0, self.position), sin.index_select(0, self.position)
 
     def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Store the new token's keys and values. Returns those of the whole window."""
         keys, values = self.cache.keys[layer], self.cache.values[layer]
         keys.index_copy_(2, self.position, k)
         values.index_copy_(2, self.position, v)
         return keys.narrow(2, 0, self.window), values.narrow(2, 0, self.window)
 
     def advance(self, tokens: int):
-        """Whoever replays the step counts."""
+        """Nothing: the session counts, outside of the compiled step."""
 
 
 class Linear(nn.Linear):
@@ -112,8 +115,6 @@ class Qwen3(nn.Module):
     def __init__(self, config: LanguageConfig, operations=nn, attention=F.scaled_dot_product_attention, **factory):
         super().__init__()
         self.config = config
-        # Hosts' layers move and cast weights while they run.
-        self.capturable = operations is nn and attention is F.scaled_dot_product_attention
         operations = Operations if operations is nn else operations
         layers = nn.ModuleList(Layer(config, i, operations, attention, **factory) for i in range(config.num_layers))
         self.model = nn.ModuleDict(
@@ -133,7 +134,7 @@ class Qwen3(nn.Module):
         tokens: either the whole prompt (into an empty cache) or one token.
         """
         tokens, dtype = x.shape[1], x.dtype
-        rope = cache.begin(tokens) if cache else rotary_table(self.config, tokens, dtype, x.device)
+        rope = cache.begin(tokens) if cache else rope_table(self.config, tokens, dtype, x.device)
         last = self.config.num_layers
         states, x = {}, to_residual_dtype(x)
         for index, layer in enumerate(self.model["layers"]):
@@ -187,8 +188,8 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], cache) -> Tensor:
         heads = (*x.shape[:-1], -1, self.config.head_dim)
         q, k, v = self.q_proj(x).view(heads), self.k_proj(x).view(heads), self.v_proj(x).view(heads)
-        q = rotate(self.q_norm(q), rope).transpose(1, 2)  # [B, heads, T, D]
-        k = rotate(self.k_norm(k), rope).transpose(1, 2)  # [B, kv_heads, T, D]
+        q = rotate_half(self.q_norm(q), rope).transpose(1, 2)  # [B, heads, T, D]
+        k = rotate_half(self.k_norm(k), rope).transpose(1, 2)  # [B, kv_heads, T, D]
         v = v.transpose(1, 2)
         mask = None
         if cache:
@@ -222,16 +223,6 @@ class MLP(nn.Module):
         return project_to_residual(self.down_proj, product, x.dtype)
 
 
-def rotary_table(config: LanguageConfig, length: int, dtype: torch.dtype, device) -> tuple[Tensor, Tensor]:
-    """What rotate multiplies positions 0 … length − 1 by (RoFormer, arXiv 2104.09864): two of [length, 1, head_dim]."""
-    channels = torch.arange(0, config.head_dim, 2, dtype=torch.float32, device=device)
-    positions = torch.arange(length, dtype=torch.float32, device=device)
-    angles = positions[:, None, None] * (1.0 / config.rope_theta ** (channels / config.head_dim))
-    cos, sin = angles.cos(), angles.sin()
-    return torch.cat([cos, cos], dim=-1).to(dtype), torch.cat([-sin, sin], dim=-1).to(dtype)
-
-
-def rotate(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
-    """Rotate x [B, T, heads, D]; channel i is paired with channel i + D/2."""
-    cos, sin = rope
-    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)
+def rope_table(config: LanguageConfig, length: int, dtype: torch.dtype, device) -> tuple[Tensor, Tensor]:
+    """rope_table_1d with the head size and base of this language model."""
+    return rope_table_1d(length, config.head_dim, config.rope_theta, dtype, device)

@@ -17,13 +17,13 @@ from torch import Tensor, nn
 from ..checkpoints.config import MMDiTConfig
 from ..errors import InputError
 from .float16 import project_to_residual, scale_down
-from .rope import Grid, joint_positions, rotary_table
+from .rope import Grid, joint_positions, rope_table_3d, rotate_pairs
 
 NORM_EPS = 1e-6
 
 
 @dataclass(frozen=True)
-class Layout:
+class SequenceLayout:
     """Where the tokens of one or several branches lie in the two streams, and how they are rotated.
 
     Image stream: the generated tokens of every branch (`generated` each), then the references of every branch
@@ -65,7 +65,7 @@ class Prepared:
 
     references: Tensor
     txt: Tensor
-    layout: Layout
+    layout: SequenceLayout
 
 
 def pack(branches: list[Prepared]) -> Prepared:
@@ -76,7 +76,7 @@ def pack(branches: list[Prepared]) -> Prepared:
     layouts = [branch.layout for branch in branches]
     generated = layouts[0].generated
     img_ropes = [layout.img_rope.tensor_split([layout.all_generated]) for layout in layouts]
-    layout = Layout(
+    layout = SequenceLayout(
         generated,
         sum((layout.references for layout in layouts), ()),
         sum((layout.texts for layout in layouts), ()),
@@ -154,7 +154,7 @@ class MMDiT(nn.Module):
             tokens = project_to_residual(self.img_in, patches, context.dtype)
         else:
             tokens = txt[:, :0]
-        layout = Layout(math.prod(grid), (tokens.shape[1],), (txt.shape[1],), img_rope, txt_rope)
+        layout = SequenceLayout(math.prod(grid), (tokens.shape[1],), (txt.shape[1],), img_rope, txt_rope)
         return Prepared(tokens, txt, layout)
 
     def velocities(
@@ -174,7 +174,9 @@ class MMDiT(nn.Module):
         out = self.proj_out(self.norm_out(img[:, : layout.all_generated], temb))
         return [self.unpatchify(tokens, self.grid(x)) for tokens in out.split(layout.generated, dim=1)]
 
-    def run_block(self, index: int, img: Tensor, txt: Tensor, temb: Tensor, layout: Layout, **attention_options):
+    def run_block(
+        self, index: int, img: Tensor, txt: Tensor, temb: Tensor, layout: SequenceLayout, **attention_options
+    ):
         """Both streams [B, T, size] after block `index`; after the last one only what is read. A host may override."""
         last = index == len(self.transformer_blocks) - 1
         return self.transformer_blocks[index](img, txt, temb, layout, generated_only=last, **attention_options)
@@ -205,10 +207,10 @@ class MMDiT(nn.Module):
 def rope_tables(
     config: MMDiTConfig, grids: tuple[Grid, ...], image_mask: tuple[bool, ...], image_grids: tuple[Grid, ...], device
 ) -> tuple[Tensor, Tensor]:
-    """Rotary tables of one branch's image stream and text stream, see Layout. grids: of its latents."""
+    """Rotary tables of one branch's image stream and text stream, see SequenceLayout. grids: of its latents."""
     mask = torch.tensor(image_mask, dtype=torch.bool)
     positions = joint_positions(grids, mask, image_grids, config.latent_scale, config.vit_scale)
-    table = rotary_table(positions, config.rope_axes)
+    table = rope_table_3d(positions, config.rope_axes)
     return table.to(device).tensor_split([len(table) - len(mask)])
 
 
@@ -256,7 +258,13 @@ class Block(nn.Module):
         self.txt_mlp = FeedForward(size, operations, **factory)
 
     def forward(
-        self, img: Tensor, txt: Tensor, temb: Tensor, layout: Layout, generated_only: bool = False, **attention_options
+        self,
+        img: Tensor,
+        txt: Tensor,
+        temb: Tensor,
+        layout: SequenceLayout,
+        generated_only: bool = False,
+        **attention_options,
     ) -> tuple[Tensor, Tensor]:
         """Both streams [B, T, size] after this block; with generated_only the generated tokens, and txt as it was."""
         img_shift1, img_scale1, img_gate1, *img_mod2 = modulation(self.img_mod, temb)
@@ -292,7 +300,7 @@ class GatedAttention(nn.Module):
         for name in ("norm_q", "norm_k", "norm_added_q", "norm_added_k"):
             self.add_module(name, operations.RMSNorm(config.head_dim, eps=NORM_EPS, **factory))
 
-    def forward(self, img: Tensor, txt: Tensor, layout: Layout, generated_only: bool, **attention_options):
+    def forward(self, img: Tensor, txt: Tensor, layout: SequenceLayout, generated_only: bool, **attention_options):
         """Both streams' outputs [B, T, size]; with generated_only those of the generated tokens, and None."""
         branches, img_gate, txt_gate = self.attend(img, txt, layout, generated_only, **attention_options)
         if generated_only:
@@ -301,7 +309,7 @@ class GatedAttention(nn.Module):
         del branches
         return gated(self.to_out[0], img, img_gate), gated(self.to_add_out, txt, txt_gate)
 
-    def attend(self, img: Tensor, txt: Tensor, layout: Layout, generated_only: bool, **attention_options):
+    def attend(self, img: Tensor, txt: Tensor, layout: SequenceLayout, generated_only: bool, **attention_options):
         """What the queries of each branch [B, tokens, heads·D] find, and the gates of both streams.
 
         Apart from forward, so that queries, keys and values are gone when the output is projected.
@@ -314,24 +322,24 @@ class GatedAttention(nn.Module):
             found.append(self.attention(q, k, v, **attention_options).transpose(1, 2).flatten(2))
         return found, *gates
 
-    def keys(self, img: Tensor, txt: Tensor, layout: Layout) -> tuple[list[Tensor], list[Tensor]]:
+    def keys(self, img: Tensor, txt: Tensor, layout: SequenceLayout) -> tuple[list[Tensor], list[Tensor]]:
         """Keys and values [B, tokens, heads, D] of each branch."""
-        img_k = rotate(self.norm_k(self.heads_of(self.to_k(img))), layout.img_rope)
-        txt_k = rotate(self.norm_added_k(self.heads_of(self.add_k_proj(txt))), layout.txt_rope)
+        img_k = rotate_pairs(self.norm_k(self.heads_of(self.to_k(img))), layout.img_rope)
+        txt_k = rotate_pairs(self.norm_added_k(self.heads_of(self.add_k_proj(txt))), layout.txt_rope)
         keys = layout.join(img_k, txt_k)
         del img_k, txt_k
         return keys, layout.join(self.heads_of(self.to_v(img)), self.heads_of(self.add_v_proj(txt)))
 
-    def queries(self, img: Tensor, txt: Tensor, layout: Layout, generated_only: bool):
+    def queries(self, img: Tensor, txt: Tensor, layout: SequenceLayout, generated_only: bool):
         """Queries [B, tokens, heads, D] of each branch, and the gates [B, T, heads·D] of both streams, or None."""
         if generated_only:
             img = img[:, : layout.all_generated]
         img_q, img_gate = self.heads_of(self.to_q(img)).chunk(2, dim=-1)
-        img_q, img_gate = rotate(self.norm_q(img_q), layout.img_rope), img_gate.flatten(2)
+        img_q, img_gate = rotate_pairs(self.norm_q(img_q), layout.img_rope), img_gate.flatten(2)
         if generated_only:
             return img_q.split(layout.generated, dim=1), img_gate, None
         txt_q, txt_gate = self.heads_of(self.add_q_proj(txt)).chunk(2, dim=-1)
-        txt_q = rotate(self.norm_added_q(txt_q), layout.txt_rope)
+        txt_q = rotate_pairs(self.norm_added_q(txt_q), layout.txt_rope)
         return layout.join(img_q, txt_q), img_gate, txt_gate.flatten(2)
 
     def heads_of(self, x: Tensor) -> Tensor:
@@ -382,16 +390,3 @@ def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 def gated(linear: nn.Module, x: Tensor, gate: Tensor) -> Tensor:
     """A stream's attention output, projected, then gated."""
     return project_to_residual(linear, x, x.dtype) * gate.sigmoid()
-
-
-def rotate(x: Tensor, rope: Tensor) -> Tensor:
-    """Rotate x [B, T, heads, D] by the first T rows of a table, in float32; channel 2i is paired with 2i + 1."""
-    pairs, rope = x.float().unflatten(-1, (-1, 2)), rope[: x.shape[1], None]
-    # A complex product is a quarter of the work, where there is one: compilers fuse real arithmetic alone, and DirectML
-    # and older systems of Apple's do not know complex numbers.
-    if torch.compiler.is_compiling() or x.device.type in ("privateuseone", "mps"):
-        (a, b), (cos, sin) = pairs.unbind(-1), rope.unbind(-1)
-        rotated = torch.stack([a * cos - b * sin, a * sin + b * cos], dim=-1)
-    else:
-        rotated = torch.view_as_real(torch.view_as_complex(pairs) * torch.view_as_complex(rope))
-    return rotated.flatten(-2).to(x.dtype)

@@ -1,6 +1,9 @@
-"""Positions and rotary tables of the MMDiT's joint sequence: three axes, frame, row and column.
+"""Rotary position embedding (RoFormer, arXiv 2104.09864), in the two conventions that the model uses.
 
-Source: docs/model.md, "Position encoding".
+The language model has one axis and pairs channel i with channel i + D/2 (`rope_table_1d`, `rotate_half`). The MMDiT has
+three axes, frame, row and column, and pairs channel 2i with channel 2i + 1 (`rope_table_3d`, `rotate_pairs`).
+
+Source: docs/model.md, "Language model" and "Position encoding".
 """
 
 import torch
@@ -62,8 +65,29 @@ def _after(block: Tensor) -> int:
     return int(block.max().item()) + 1
 
 
-def rotary_table(positions: Tensor, axes: tuple[int, int, int], theta: float = 10_000.0) -> Tensor:
-    """cos and sin [tokens, head_dim / 2, 2] for positions [tokens, 3]; axis i owns axes[i] channels. float32."""
+def rope_table_1d(length: int, head_dim: int, theta: float, dtype: torch.dtype, device) -> tuple[Tensor, Tensor]:
+    """The table of rotate_half for positions 0 … length − 1: cos and signed sin, each [length, 1, head_dim], in dtype.
+
+    The angles are computed in float32. The first half of sin has its sign changed, which rotate_half relies on.
+    """
+    channels = torch.arange(0, head_dim, 2, dtype=torch.float32, device=device)
+    positions = torch.arange(length, dtype=torch.float32, device=device)
+    angles = positions[:, None, None] * (1.0 / theta ** (channels / head_dim))
+    cos, sin = angles.cos(), angles.sin()
+    return torch.cat([cos, cos], dim=-1).to(dtype), torch.cat([-sin, sin], dim=-1).to(dtype)
+
+
+def rotate_half(x: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
+    """Rotate x [B, T, heads, D] by a table of rope_table_1d with T rows. Channel i is paired with channel i + D/2."""
+    cos, sin = table
+    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)
+
+
+def rope_table_3d(positions: Tensor, axes: tuple[int, int, int], theta: float = 10_000.0) -> Tensor:
+    """The table of rotate_pairs: cos and sin [tokens, head_dim / 2, 2] for positions [tokens, 3]. float32.
+
+    axes: how many channels of a head belong to frame, row and column. Their sum is head_dim.
+    """
     angles = torch.cat(
         [
             torch.outer(positions[:, axis], 1.0 / theta ** (torch.arange(0, size, 2, dtype=torch.float32) / size))
@@ -72,3 +96,19 @@ def rotary_table(positions: Tensor, axes: tuple[int, int, int], theta: float = 1
         dim=1,
     )
     return torch.stack([angles.cos(), angles.sin()], dim=-1)
+
+
+def rotate_pairs(x: Tensor, table: Tensor) -> Tensor:
+    """Rotate x [B, T, heads, D] by the first T rows of a table of rope_table_3d. Channel 2i is paired with 2i + 1.
+
+    Computed in float32. Returns the dtype of x.
+    """
+    pairs, table = x.float().unflatten(-1, (-1, 2)), table[: x.shape[1], None]
+    # A complex product takes a quarter of the time. But compilers only fuse real arithmetic, and DirectML and older
+    # versions of MPS have no complex numbers.
+    if torch.compiler.is_compiling() or x.device.type in ("privateuseone", "mps"):
+        (a, b), (cos, sin) = pairs.unbind(-1), table.unbind(-1)
+        rotated = torch.stack([a * cos - b * sin, a * sin + b * cos], dim=-1)
+    else:
+        rotated = torch.view_as_real(torch.view_as_complex(pairs) * torch.view_as_complex(table))
+    return rotated.flatten(-2).to(x.dtype)

@@ -8,10 +8,11 @@ that memes have in both splits are among evaluation's of the text domain.
 
 from dataclasses import replace
 
+from ..sample import Sample
 from . import humour, objects, reasoning, science, spatial, text
 from .canvas import COLOURS, NEW_SHAPES, SHAPES
 from .check import Verdict, check, check_answer
-from .scene import HELD_OUT_PAIRS, Chance, Label, Placed, Sample, Thing, Truth, draw
+from .scene import HELD_OUT_PAIRS, Chance, Label, Placed, Thing, Truth, draw
 
 KINDS = {  # by domain and task
     "objects": objects.KINDS,

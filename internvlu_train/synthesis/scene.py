@@ -120,23 +120,6 @@ class Truth:
 
 
 @dataclass(frozen=True)
-class Sample:
-    """One exercise. task: "draw", "edit", "ask", "caption" or "reason". images: the inputs, uint8 [H, W, 3] each.
-
-    picture: the target, uint8 [H, W, 3], or None for a question. words: a question's answer, or the thoughts that
-    come before a picture, else "".
-    """
-
-    task: str
-    domain: str
-    prompt: str
-    images: tuple[np.ndarray, ...]
-    picture: np.ndarray | None
-    words: str
-    truth: Truth
-
-
-@dataclass(frozen=True)
 class Plan:
     """A sample before it is drawn. paint(): (input pictures, target picture or None).
 

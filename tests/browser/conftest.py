@@ -5,7 +5,6 @@ The servers last as long as the tests. The browser ends with its module: Playwri
 other tests start theirs.
 """
 
-import sys
 from contextlib import ExitStack
 from functools import cache
 from pathlib import Path
@@ -18,10 +17,9 @@ from safetensors.torch import save_file
 
 from support.checkpoints import CHECKPOINT
 from support.comfy_server import PACK_NAME, ComfyServer, link_folder
+from support.environment import find_browser, find_comfyui, find_frontend
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.append(str(ROOT / "scripts"))
-from dev import find_browser, find_comfyui, find_frontend  # noqa: E402
 
 SCREENSHOTS = ROOT / ".cache" / "screenshots"
 OURS = f"/extensions/{PACK_NAME}/"

@@ -1,16 +1,14 @@
 """The shipped workflows and blueprints as a person meets them: in the template browser, opened, run, unpacked."""
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
 
 from support.comfy_server import PACK_NAME
+from support.described_workflows import SHOWN_ONLY, SUBGRAPHS, WORKFLOWS, subgraphs_in
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.append(str(ROOT / "scripts"))
-from make_workflows import SHOWN_ONLY, SUBGRAPHS, WORKFLOWS, subgraphs_in  # noqa: E402
 
 TITLES = {name: spec["title"] for name, spec in WORKFLOWS.items()}
 MAIN = [name for name, spec in WORKFLOWS.items() if subgraphs_in(spec)]

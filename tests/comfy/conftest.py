@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
+from support.bench import Bench
 from support.checkpoints import CHECKPOINT, GOLDEN
 from support.comfy_server import ComfyServer, link_folder
 
@@ -27,6 +28,12 @@ def server(tmp_path_factory):
         for picture in (ROOT / "tests" / "pictures").glob("*.png"):
             server.upload_image(picture)
         yield server
+
+
+@pytest.fixture(scope="session")
+def bench(server, model, photo):
+    """A workbench for graphs, on the server and on the core."""
+    return Bench(server, model, photo)
 
 
 @pytest.fixture(scope="session")

@@ -165,23 +165,20 @@ def host():
         return importlib.import_module(f"{PACK}.{name}")
 
     pack_config = module("internvlu_core.checkpoints.config").Config.read(CHECKPOINT)
-    weights, core = module("internvlu_core.checkpoints.load"), module("internvlu_core.models.mmdit")
 
-    def stored(layout, network_class, *args):
-        with torch.device("meta"):
-            return weights.load_state_dict(CHECKPOINT, layout, network_class(*args))
+    def stored(component):
+        return module("internvlu_core.checkpoints.load").read_weights(CHECKPOINT, pack_config, component)
 
     def build_model(dtype):
-        return module("nodes.mmdit").build_model(
-            pack_config, stored(weights.MMDIT, core.MMDiT, pack_config.mmdit), dtype
-        )
+        return module("nodes.comfy.model").build_model(pack_config, stored("generation_decoder"), dtype)
 
     def build_vlm(dtype):
         tokenizer = module("internvlu_core.prompt").Tokenizer(CHECKPOINT / "processor")
-        state = stored(weights.vlm_layout(pack_config), module("internvlu_core.models.vlm").VLM, pack_config)
-        return module("nodes.vlm").ComfyVLM(pack_config, tokenizer, state, dtype)
+        return module("nodes.comfy.vlm").ComfyVLM(pack_config, tokenizer, stored("vlm"), dtype)
 
-    return SimpleNamespace(module=module, build_model=build_model, build_vlm=build_vlm, config=pack_config)
+    return SimpleNamespace(
+        module=module, build_model=build_model, build_vlm=build_vlm, stored=stored, config=pack_config
+    )
 
 
 @torch.inference_mode()
@@ -200,14 +197,14 @@ def hidden(reader) -> torch.Tensor:
     return torch.cat([branch.hidden.float() for branch in (context.full, context.unconditional)])
 
 
-# Largest relative errors of x0 and of hidden states. Measured: see nodes/dtypes.py for 8 bits.
+# Largest relative errors of x0 and of hidden states. Measured: see nodes/comfy/dtypes.py for 8 bits.
 TOLERANCES = {"bf16": (2e-2, 2e-2), "fp16": (2e-3, 2e-3), "fp32": (1e-6, 1e-6), "fp8_e4m3fn": (3e-2, 0.15)}
 
 
 @pytest.mark.parametrize("name", TOLERANCES)
 def test_every_weight_dtype(host, name):
     """What is kept in which dtype, and how much that changes. A CPU computes in float32."""
-    dtype = host.module("nodes.dtypes").DTYPES[name]
+    dtype = host.module("nodes.comfy.dtypes").DTYPES[name]
     for build, run, tolerance in zip(
         (host.build_model, host.build_vlm), (denoised, hidden), TOLERANCES[name], strict=True
     ):
@@ -228,7 +225,7 @@ def test_every_weight_dtype(host, name):
 
 
 def test_eight_bits_keep_what_they_cannot_hold(host):
-    kept_dtype, name = host.module("nodes.dtypes").kept_dtype, "transformer_blocks.0.attn.to_q.weight"
+    kept_dtype, name = host.module("nodes.comfy.dtypes").kept_dtype, "transformer_blocks.0.attn.to_q.weight"
     assert kept_dtype(name, torch.full((2, 2), 448.0), FP8, BFLOAT) == FP8
     assert kept_dtype(name, torch.full((2, 2), 500.0), FP8, BFLOAT) == BFLOAT
     assert kept_dtype("vision_model.encoder.layers.0.ls1.weight", torch.ones(1, 8), FP8, BFLOAT) == BFLOAT
@@ -238,7 +235,7 @@ def test_eight_bits_keep_what_they_cannot_hold(host):
 def test_eight_bits_load_again(host):
     """What was kept in 8 bits, and saved so, keeps its bits."""
     first = host.build_model(FP8).model.diffusion_model.state_dict()
-    build = host.module("nodes.mmdit").build_model
+    build = host.module("nodes.comfy.model").build_model
     again = build(host.config, dict(first), FP8).model.diffusion_model.state_dict()
     assert FP8 in {tensor.dtype for tensor in first.values()}
     for name, tensor in first.items():
@@ -250,7 +247,7 @@ def test_computing_in_float16_under_comfyui(host, name):
     """ModelComputeDtype fp16, over weights of each kind; a conditioning beyond float16's range included."""
     import comfy.samplers
 
-    model = host.build_model(host.module("nodes.dtypes").DTYPES[name])
+    model = host.build_model(host.module("nodes.comfy.dtypes").DTYPES[name])
     exact = denoised(model)
     half = model.clone()
     half.set_model_compute_dtype(HALF)
@@ -279,7 +276,7 @@ def test_what_a_gpu_without_bfloat16_computes_in(host, monkeypatch, name):
 
     monkeypatch.setattr(comfy.model_management, "should_use_fp16", lambda *args, **kwargs: True)
     monkeypatch.setattr(comfy.model_management, "should_use_bf16", lambda *args, **kwargs: False)
-    dtype = host.module("nodes.dtypes").DTYPES[name]
+    dtype = host.module("nodes.comfy.dtypes").DTYPES[name]
     model, reader = host.build_model(dtype), host.build_vlm(dtype)
     assert (model.model.manual_cast_dtype or model.model.get_dtype()) == reader.dtype == HALF
     exact = denoised(host.build_model(torch.float32)), hidden(host.build_vlm(torch.float32))
@@ -307,13 +304,7 @@ def test_adapters_on_eight_bits(host):
 
 
 def test_vae_never_draws_nans(host):
-    pack_vae = host.module("internvlu_core.models.vae")
-    with torch.device("meta"):
-        network = pack_vae.VAE(host.config.vae)
-    weights = host.module("internvlu_core.checkpoints.load")
-    comfy_vae = host.module("nodes.vae").ComfyVAE(
-        host.config.vae, weights.load_state_dict(CHECKPOINT, weights.VAE, network)
-    )
+    comfy_vae = host.module("nodes.comfy.vae").ComfyVAE(host.config.vae, host.stored("vae"))
     latent = torch.full((1, 16, 1, 8, 8), torch.nan)
     for decode in (comfy_vae.decode, comfy_vae.decode_tiled):
         with pytest.raises(FloatingPointError, match="not finite"):

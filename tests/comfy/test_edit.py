@@ -10,16 +10,11 @@ import torch.nn.functional as F
 from PIL import Image
 
 from internvlu_core.imaging import reference_size
-from support.bench import EDIT_PROMPT, PROMPT, Bench, assert_differs, assert_equal
+from support.bench import EDIT_PROMPT, PROMPT, assert_differs, assert_equal
 from support.comfy_server import ComfyError
 from support.inprocess import PACK, load_pack
 
 SIZES = [(150, 200), (97, 131), (131, 97), (40, 48), (64, 64), (333, 205), (48, 500), (511, 767)]  # height, width
-
-
-@pytest.fixture(scope="module")
-def bench(server, model, photo):
-    return Bench(server, model, photo)
 
 
 @pytest.fixture(scope="module")

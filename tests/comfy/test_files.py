@@ -302,7 +302,7 @@ def test_replaced_file_is_loaded_anew(comfy, native):
 def test_nothing_to_load(monkeypatch):
     """A new node comes with the toy, not with the download; a workflow that names a checkpoint says how to get it."""
     load_pack()
-    download = importlib.import_module(f"{PACK}.nodes.download")
+    download = importlib.import_module(f"{PACK}.nodes.comfy.download")
     monkeypatch.setattr(download.folders.folder_paths, "get_folder_paths", lambda name: ["models/internvl_u"])
     assert download.choices() == [TOY, DOWNLOAD]
     assert download.resolve(DOWNLOAD) is None

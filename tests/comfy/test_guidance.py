@@ -33,11 +33,6 @@ SCALES = [(4.5, 2.0), (3.5, 1.5), (1.0, 1.0), (6.0, 0.0), (0.0, 0.0)]
 BATCH = 2
 
 
-@pytest.fixture(scope="module")
-def bench(server, model, photo):
-    return Bench(server, model, photo)
-
-
 # The three ways to the official guidance. Each: (graph, model, scales, latent, changed conditionings) → LATENT.
 
 

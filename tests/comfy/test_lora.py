@@ -106,23 +106,19 @@ def host():
         return importlib.import_module(f"{PACK}.{name}")
 
     config = module("internvlu_core.checkpoints.config").Config.read(CHECKPOINT)
-    weights = module("internvlu_core.checkpoints.load")
+    read_weights = module("internvlu_core.checkpoints.load").read_weights
     untouched = comfy.lora.model_lora_keys_unet, comfy.lora.model_lora_keys_clip, comfy.lora.load_lora
     for _ in range(2):  # the second time it does nothing
-        module("nodes.lora").install()
+        module("nodes.comfy.lora").install()
 
-    with torch.device("meta"):
-        networks = (
-            module("internvlu_core.models.vlm").VLM(config),
-            module("internvlu_core.models.mmdit").MMDiT(config.mmdit),
-        )
-    layouts = weights.vlm_layout(config), weights.MMDIT
-    vlm, mmdit = (weights.load_state_dict(CHECKPOINT, *pair) for pair in zip(layouts, networks, strict=True))
     tokenizer = module("internvlu_core.prompt").Tokenizer(CHECKPOINT / "processor")
-    reader = module("nodes.vlm").ComfyVLM(config, tokenizer, vlm, torch.float32)
+    reader = module("nodes.comfy.vlm").ComfyVLM(
+        config, tokenizer, read_weights(CHECKPOINT, config, "vlm"), torch.float32
+    )
+    mmdit = read_weights(CHECKPOINT, config, "generation_decoder")
     return SimpleNamespace(
-        model=module("nodes.mmdit").build_model(config, mmdit, torch.float32),
-        clip=module("nodes.clip").InternVLUCLIP(reader),
+        model=module("nodes.comfy.model").build_model(config, mmdit, torch.float32),
+        clip=module("nodes.comfy.clip").InternVLUCLIP(reader),
         load=comfy.sd.load_lora_for_models,
         untouched=untouched,
     )

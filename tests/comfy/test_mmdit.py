@@ -20,7 +20,7 @@ IMAGE_MASK, GRIDS = (False,) * 2 + (True,) * TOKENS + (False,) * 4, ((1, 4, 4),)
 def host():
     load_pack()
     names = {
-        "nodes": "nodes.mmdit",
+        "nodes": "nodes.comfy.model",
         "core": "internvlu_core.models.mmdit",
         "config": "internvlu_core.checkpoints.config",
     }
@@ -39,7 +39,7 @@ def network(host):
 def forward(network, height=12, width=10, **options) -> torch.Tensor:
     context = noise(1, TEXTS + TOKENS, network.config.context_size, seed=1)
     reference = noise(1, 16, 1, 8, 8, seed=2)
-    forms = (importlib.import_module(f"{PACK}.nodes.packing").Form(IMAGE_MASK, GRIDS, 1),)
+    forms = (importlib.import_module(f"{PACK}.nodes.comfy.packing").Form(IMAGE_MASK, GRIDS, 1),)
     arguments = noise(1, 16, 1, height, width), torch.tensor([749.0]), context, forms, [reference]
     return network(*arguments, transformer_options=options)
 
@@ -122,7 +122,7 @@ def branch_alone(network, form, length, references, seed, **options):
 @torch.inference_mode()
 def test_branches_of_any_form_share_a_forward(network, inside):
     """As conds are concatenated; each branch as if alone. Patches and attention overrides see one branch at a time."""
-    packing = importlib.import_module(f"{PACK}.nodes.packing")
+    packing = importlib.import_module(f"{PACK}.nodes.comfy.packing")
     told = []
 
     def tell(args, *_):
@@ -171,7 +171,7 @@ def test_branches_of_any_form_share_a_forward(network, inside):
 
 
 def test_contexts_that_cannot_share_a_forward():
-    contexts = importlib.import_module(f"{PACK}.nodes.packing").Contexts
+    contexts = importlib.import_module(f"{PACK}.nodes.comfy.packing").Contexts
     one = contexts(torch.zeros(1, 4, 8))
     assert one.can_concat(contexts(torch.zeros(1, 9, 8)))
     for other in (torch.zeros(2, 4, 8), torch.zeros(1, 4, 6), torch.zeros(1, 4, 8, device="meta")):

@@ -276,7 +276,7 @@ def test_every_node_has_a_help_page(server):
 
 def test_inputs_of_other_packs_and_odd_values(host):
     """Grey IMAGEs, half characters, denoise that is none, a MODEL whose sampling another node has changed."""
-    images, sampling, encode = (host(name) for name in ("images", "sampling", "encode"))
+    images, sampler, encode = (host(name) for name in ("comfy.images", "comfy.sampler", "encode"))
     grey = torch.linspace(0, 1, 256).view(1, 256, 1)
     assert np.array_equal(np.asarray(images.to_pil(grey)), np.arange(256)[None, :, None].repeat(3, 2))
     _, vlm, _ = host("loader").InternVLULoader.execute("InternVL-U", "fp32").result
@@ -285,8 +285,8 @@ def test_inputs_of_other_packs_and_odd_values(host):
             encode.InternVLUEncode.execute(vlm, words)
     for denoise in (float("nan"), -0.1, 1.5):
         with pytest.raises(ValueError, match="denoise is"):
-            sampling.denoise_sigmas(4, 3.0, denoise)
-    assert len(sampling.denoise_sigmas(4, 3.0, 1e-9)) == 0
+            sampler.denoise_sigmas(4, 3.0, denoise)
+    assert len(sampler.denoise_sigmas(4, 3.0, 1e-9)) == 0
 
 
 def test_sample_follows_a_patched_shift(host):
@@ -294,7 +294,7 @@ def test_sample_follows_a_patched_shift(host):
     from comfy_extras.nodes_model_advanced import ModelSamplingContinuousEDM, ModelSamplingFlux, ModelSamplingSD3
 
     model = host("loader").InternVLULoader.execute("InternVL-U", "fp32").result[0]
-    shift = host("sampling").shift_of
+    shift = host("comfy.sampler").shift_of
     assert shift(model.get_model_object("model_sampling")) == 3.0
     (sd3,) = ModelSamplingSD3().patch(model, 5.0)
     assert shift(sd3.get_model_object("model_sampling")) == 5.0
@@ -307,7 +307,7 @@ def test_sample_follows_a_patched_shift(host):
 
 def test_clip_keeps_its_hooks(host):
     _, vlm, _ = host("loader").InternVLULoader.execute("InternVL-U", "fp32").result
-    clip = host("clip").InternVLUCLIP(vlm)
+    clip = host("comfy.clip").InternVLUCLIP(vlm)
     clip.use_clip_schedule, clip.apply_hooks_to_conds = True, object()
     clone = clip.clone()
     assert clone.use_clip_schedule and clone.apply_hooks_to_conds is clip.apply_hooks_to_conds
@@ -328,7 +328,7 @@ def test_partial_with_hooks_needs_the_guider(host):
 
 def test_hooks_for_two_branches_leave_the_third(host):
     """A pre-CFG hook of a pack that knows two branches must not take the pictures' guidance away."""
-    predict = host("guider").predict
+    predict = host("comfy.guider").predict
     x = torch.ones(1, 16, 1, 2, 2)
     outputs = [x * value for value in (0.5, 0.2, 0.3)]
     guider = SimpleNamespace(inner_model=None, conds={"positive": 1, "negative": 2, "partial": 3})
@@ -352,5 +352,5 @@ def host():
         return importlib.import_module(f"{PACK}.nodes.{name}")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module("folders"), "checkpoints", lambda: {"InternVL-U": CHECKPOINT})
+        patch.setattr(module("comfy.folders"), "checkpoints", lambda: {"InternVL-U": CHECKPOINT})
         yield module

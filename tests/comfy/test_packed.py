@@ -56,27 +56,30 @@ def test_everything_for_the_browser_is_served(fresh):
         return response
 
     files = packed(fresh)
-    for file in files:
-        if file.startswith("js/"):
-            assert get(f"/extensions/{PACK_NAME}/{file.removeprefix('js/')}").content
+    scripts = [file.removeprefix("js/") for file in files if file.startswith("js/")]
+    assert scripts
+    for file in scripts:
+        assert get(f"/extensions/{PACK_NAME}/{file}").content
 
     graphs = {PurePosixPath(file).stem for file in files if re.fullmatch(r"workflows/[^/]+\.json", file)}
     assert set(get("/workflow_templates").json()[PACK_NAME]) == graphs
 
     blueprints = {PurePosixPath(file).stem for file in files if file.startswith("subgraphs/")}
-    assert {entry["name"] for entry in get("/global_subgraphs").json().values()} >= blueprints
+    assert blueprints and {entry["name"] for entry in get("/global_subgraphs").json().values()} >= blueprints
 
     translated = get("/i18n").json()
-    for file in map(PurePosixPath, files):
-        if file.parts[0] == "locales":
-            texts = json.loads((fresh.pack_dir / file).read_text(encoding="utf-8"))
-            served = translated[file.parts[1]]
-            assert (served if file.stem == "main" else served[file.stem]).keys() >= texts.keys()
+    locales = [PurePosixPath(file) for file in files if file.startswith("locales/")]
+    assert locales
+    for file in locales:
+        texts = json.loads((fresh.pack_dir / file).read_text(encoding="utf-8"))
+        served = translated[file.parts[1]]
+        assert (served if file.stem == "main" else served[file.stem]).keys() >= texts.keys()
 
 
 def test_every_node_of_the_shipped_files_is_there(fresh):
     known = fresh.object_info().keys()
-    for file in packed(fresh):
-        if file.startswith("workflows/api/"):
-            prompt = json.loads((fresh.pack_dir / file).read_text(encoding="utf-8"))
-            assert {node["class_type"] for node in prompt.values()} <= known, file
+    prompts = [file for file in packed(fresh) if file.startswith("workflows/api/")]
+    assert prompts
+    for file in prompts:
+        prompt = json.loads((fresh.pack_dir / file).read_text(encoding="utf-8"))
+        assert {node["class_type"] for node in prompt.values()} <= known, file

@@ -2,13 +2,13 @@
 
 import importlib
 
-import fit_preview
 import numpy as np
 import pytest
 import torch
 
 from internvlu_core import InternVLU
 from internvlu_core.checkpoints.config import Config
+from scripts import fit_preview
 from support import toy
 from support.checkpoints import CHECKPOINT, copy_checkpoint
 from support.inprocess import PACK, load_pack
@@ -19,7 +19,7 @@ from support.workflows import workflow
 def formats():
     """ComfyUI's latent formats: of the toy, of the recorded checkpoint, and Wan 2.1's."""
     load_pack()
-    model_config = importlib.import_module(f"{PACK}.nodes.mmdit").ModelConfig
+    model_config = importlib.import_module(f"{PACK}.nodes.comfy.model").ModelConfig
     import comfy.latent_formats
 
     own = {

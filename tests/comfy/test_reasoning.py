@@ -150,7 +150,7 @@ def test_the_history_holds_the_reasoning(server):
 
 def test_a_fingerprint_follows_what_a_node_computes():
     pack = load_pack()
-    fingerprint = importlib.import_module(f"{pack.__name__}.nodes.metadata").fingerprint
+    fingerprint = importlib.import_module(f"{pack.__name__}.nodes.comfy.metadata").fingerprint
     long = {str(i): {"class_type": "A", "inputs": {"x": [str(i + 1), 0]}} for i in range(5000)}
     long["5000"] = {"class_type": "B", "inputs": {"y": 1}}
     renamed = {f"n{key}": {**node, "inputs": {k: [f"n{v[0]}", 0] if isinstance(v, list) else v

@@ -68,7 +68,7 @@ def encode(host, read, vlm, **inputs):
 
 
 def forgetful(reasoning):
-    return replace(reasoning, result=replace(reasoning.result, memory=None))
+    return replace(reasoning, result=replace(reasoning.result, prefix_cache=None))
 
 
 def with_lora(host, vlm, key):
@@ -129,10 +129,10 @@ def test_where_weights_cannot_be_told_nothing_is_remembered(host, monkeypatch, p
     assert read.tokens - tokens > len(parts.vlm.conditioner.prompts.full(WORDS, 1, None))
 
 
-def test_a_memory_waits_where_weights_wait(host, monkeypatch, parts):
+def test_a_prefix_cache_waits_where_weights_wait(host, monkeypatch, parts):
     vlm = parts.vlm
     monkeypatch.setattr(vlm.patcher, "offload_device", torch.device("meta"))
-    memory = reason(host, monkeypatch, vlm).result.memory.transcript
-    assert {t.device.type for t in (memory.inputs, memory.hidden, *memory.cache.keys, *memory.cache.values)} == {"meta"}
+    prefix = reason(host, monkeypatch, vlm).result.prefix_cache
+    assert {t.device.type for t in (prefix.inputs, prefix.hidden, *prefix.keys.keys, *prefix.keys.values)} == {"meta"}
     prompt = vlm.conditioner.prompts.chat("What is this?", [], None)
-    assert vlm.generate(prompt, [], host.text.TextSettings(2)).memory is None
+    assert vlm.generate(prompt, [], host.text.TextSettings(2)).prefix_cache is None

@@ -2,7 +2,6 @@
 
 import importlib
 import json
-import sys
 
 import pytest
 import torch
@@ -10,6 +9,8 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from support.comfy_server import ComfyError
+from support.described_workflows import SHOWN_ONLY, SUBGRAPHS
+from support.described_workflows import WORKFLOWS as DESCRIBED
 from support.inprocess import PACK, load_pack
 from support.workflows import (
     WORKFLOWS,
@@ -23,9 +24,6 @@ from support.workflows import (
 )
 
 NAMES = sorted(path.stem for path in (WORKFLOWS / "api").glob("*.json"))
-sys.path.append(str(WORKFLOWS.parent / "scripts"))
-from make_workflows import SHOWN_ONLY, SUBGRAPHS  # noqa: E402
-from make_workflows import WORKFLOWS as DESCRIBED  # noqa: E402
 
 
 @pytest.mark.parametrize(
@@ -187,7 +185,7 @@ def test_graphs_have_their_notes():
 def test_samples_are_put_into_the_input_folder(server, monkeypatch, tmp_path, caplog):
     """Those that are not there; a picture of the user's is left alone, and a folder that takes none is no error."""
     load_pack()
-    samples = importlib.import_module(f"{PACK}.nodes.samples")
+    samples = importlib.import_module(f"{PACK}.nodes.comfy.sample_pictures")
     loads = [n for name in NAMES for n in shipped(name).values() if n["class_type"] in ("LoadImage", "LoadImageMask")]
     named = {node["inputs"]["image"] for node in loads}
     target = tmp_path / "input"

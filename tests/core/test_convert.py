@@ -16,7 +16,6 @@ from internvlu_core.checkpoints import files as source
 from internvlu_core.checkpoints import load as weights
 from internvlu_core.checkpoints.config import Config
 from internvlu_core.cli import main
-from internvlu_core.models.vae import VAE
 from support.checkpoints import CHECKPOINT, WEIGHTS, change_json, copy_checkpoint, native_checkpoint
 
 MMDIT, VLM_FILE, VAE_FILE = (source.SPLIT_FILES[name] for name in ("generation_decoder", "vlm", "vae"))
@@ -185,10 +184,8 @@ def test_wan_names(native, tmp_path):
     assert all(key.startswith("vae.") for key in load_file(tmp_path / "golden" / VAE_FILE))
 
     config = Config.read(native)
-    with torch.device("meta"):
-        network = VAE(config.vae)
-    expected = weights.load_state_dict(native, weights.VAE, network)
-    actual = weights.load_state_dict(tmp_path / "native" / VAE_FILE, weights.VAE, network)
+    expected = weights.read_weights(native, config, "vae")
+    actual = weights.read_weights(tmp_path / "native" / VAE_FILE, config, "vae")
     assert all(torch.equal(actual[name], expected[name]) for name in expected)
     convert.convert(tmp_path / "native", tmp_path / "back", "folder")
     back = load_file(tmp_path / "back/vae" / WEIGHTS["vae"])
@@ -305,7 +302,7 @@ class Cancelled(BaseException):
 
 
 @pytest.mark.parametrize("error", [Cancelled(), OSError(errno.ENOSPC, "No space left on device")])
-@pytest.mark.parametrize("form", convert.FORMS)
+@pytest.mark.parametrize("form", convert.FORMATS)
 def test_interrupted(tmp_path, form, error):
     """In the last file, when others are whole already: none is left, and no folder that was not there."""
 
@@ -381,10 +378,8 @@ def test_command_refuses(capfd, tmp_path, arguments, said):
 
 def test_as_wan(native):
     """The network's own weights, back under all 194 names and shapes; what a picture meets is as it was stored."""
-    config = Config.read(native).vae
-    with torch.device("meta"):
-        network = VAE(config)
-    wan = convert.as_wan(config, weights.load_state_dict(native, weights.VAE, network))
+    config = Config.read(native)
+    wan = convert.as_wan(config.vae, weights.read_weights(native, config, "vae"))
     released = load_file(native / "vae" / WEIGHTS["vae"])
     assert {key: tensor.shape for key, tensor in wan.items()} == {
         source.to_wan(name): tensor.shape for name, tensor in released.items()

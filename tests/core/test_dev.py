@@ -1,4 +1,4 @@
-"""scripts/dev.py and scripts/comfy_shim: what makes a ComfyUI that is not ours start in the tests' environment."""
+"""support/environment.py and scripts/comfy_shim: a ComfyUI that is not ours starts in the tests' environment."""
 
 import os
 import subprocess
@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts import dev
-from support import comfy_server
+from support import comfy_server, environment
 
 REQUIREMENTS = """comfyui-frontend-package==1.49.6
 comfyui_workflow_templates==0.11.44
@@ -42,51 +41,51 @@ def installed(tmp_path, monkeypatch):
         files = {flag: Path(args[args.index(flag) + 1]) for flag in ("-r", "-c")}
         calls.append({flag: file.read_text(encoding="utf-8").splitlines() for flag, file in files.items()})
 
-    monkeypatch.setattr(dev, "pip", pip)
-    monkeypatch.setattr(dev, "CACHE", tmp_path)
-    monkeypatch.setattr(dev, "VENV", tmp_path)
+    monkeypatch.setattr(environment, "pip", pip)
+    monkeypatch.setattr(environment, "CACHE", tmp_path)
+    monkeypatch.setattr(environment, "VENV", tmp_path)
     return calls
 
 
 def test_a_named_comfyui_gets_what_it_needs_but_no_other_torch(comfyui, installed):
-    assert dev.set_up_comfyui(comfyui) == comfyui.resolve()
+    assert environment.set_up_comfyui(comfyui) == comfyui.resolve()
     (call,) = installed
     assert call["-r"] == ["numpy>=1.25.0", "SQLAlchemy>=2.0.0", "PyOpenGL", "pydantic~=2.0"]
-    pinned = (dev.ROOT / "requirements-dev.txt").read_text(encoding="utf-8").splitlines()
+    pinned = (environment.ROOT / "requirements-dev.txt").read_text(encoding="utf-8").splitlines()
     assert len(call["-c"]) == 2 and set(call["-c"]) < set(pinned)
     assert [line.split("==")[0] for line in call["-c"]] == ["torch", "torchvision"]
 
 
 def test_it_is_installed_once_until_the_requirements_change(comfyui, installed):
     for _ in range(2):
-        dev.set_up_comfyui(comfyui)
+        environment.set_up_comfyui(comfyui)
     assert len(installed) == 1
     (comfyui / "requirements.txt").write_text("blake3\n", encoding="utf-8")
-    dev.set_up_comfyui(comfyui)
+    environment.set_up_comfyui(comfyui)
     assert [call["-r"] for call in installed[1:]] == [["blake3"]]
 
 
 def test_a_failed_installation_is_tried_again(comfyui, installed, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(subprocess.CalledProcessError):
-        patch.setattr(dev, "pip", lambda *args: subprocess.run([sys.executable, "-c", "exit(1)"], check=True))
-        dev.set_up_comfyui(comfyui)
-    dev.set_up_comfyui(comfyui)
+        patch.setattr(environment, "pip", lambda *args: subprocess.run([sys.executable, "-c", "exit(1)"], check=True))
+        environment.set_up_comfyui(comfyui)
+    environment.set_up_comfyui(comfyui)
     assert len(installed) == 1
 
 
 def test_our_own_comfyui_and_one_without_requirements_need_nothing(comfyui, installed, monkeypatch):
-    monkeypatch.setattr(dev, "COMFYUI", comfyui)
+    monkeypatch.setattr(environment, "COMFYUI", comfyui)
     monkeypatch.delenv("COMFYUI_PATH", raising=False)
-    assert dev.set_up_comfyui() == comfyui
-    monkeypatch.setattr(dev, "COMFYUI", comfyui.parent / "other")
+    assert environment.set_up_comfyui() == comfyui
+    monkeypatch.setattr(environment, "COMFYUI", comfyui.parent / "other")
     (comfyui / "requirements.txt").unlink()
-    dev.set_up_comfyui(comfyui)
+    environment.set_up_comfyui(comfyui)
     assert installed == []
 
 
 def test_a_folder_that_is_no_comfyui(tmp_path, installed):
     with pytest.raises(SystemExit, match=r"it has no main\.py"):
-        dev.set_up_comfyui(tmp_path)
+        environment.set_up_comfyui(tmp_path)
 
 
 # The stand-in for torchaudio
@@ -103,7 +102,7 @@ except ModuleNotFoundError as error:
 
 
 def run_with_shim(code: str, *folders) -> list[str]:
-    path = os.pathsep.join(map(str, [comfy_server.SHIM, *folders]))
+    path = os.pathsep.join(map(str, [environment.SHIM, *folders]))
     # Apart from what is installed, which may have a torchaudio.
     alone = "import sys; sys.path[:] = [place for place in sys.path if 'site-packages' not in place]\n"
     env = {**os.environ, "PYTHONPATH": path}
@@ -138,7 +137,10 @@ def test_the_server_is_told_which_frontend_to_show(tmp_path, monkeypatch, named)
 
     monkeypatch.setattr(comfy_server.subprocess, "Popen", start)
     arguments = ["--front-end-root", named] if named else []
-    with pytest.raises(KeyboardInterrupt), comfy_server.ComfyServer(tmp_path, tmp_path / "base", dev.ROOT, arguments):
+    with (
+        pytest.raises(KeyboardInterrupt),
+        comfy_server.ComfyServer(tmp_path, tmp_path / "base", environment.ROOT, arguments),
+    ):
         pass
     (command,) = commands
     assert command.count("--front-end-root") == 1

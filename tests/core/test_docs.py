@@ -88,3 +88,17 @@ def test_commands_exist(document):
     (commands,) = (action for action in parser._actions if action.dest == "command")
     for names in re.findall(r"-m internvlu_core ([a-z|]+)", text):
         assert set(names.split("|")) <= set(commands.choices), names
+
+
+def test_readme_counts_the_stock_nodes():
+    rows = re.findall(r"^\| (?!stock nodes)\w", (ROOT / "docs/interop.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert f"Each of {len(rows)} stock nodes" in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_file_map_is_complete():
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    mapped = re.findall(r"^\| `((?:internvlu_core|nodes)/[\w/]+\.py)` \|", text, re.MULTILINE)
+    there = {short(file) for folder in ("internvlu_core", "nodes") for file in tracked(f"{folder}/*.py")}
+    assert there - set(mapped) == set(), "not in CONTRIBUTING's table of files"
+    assert set(mapped) - there == set(), "in CONTRIBUTING's table of files, but gone"
+    assert len(mapped) == len(set(mapped))

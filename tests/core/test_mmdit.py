@@ -11,7 +11,8 @@ from torch._dynamo.testing import CompileCounter
 
 from internvlu_core.checkpoints.config import Config
 from internvlu_core.guidance import combine
-from internvlu_core.models.mmdit import MMDiT, modulate, pack, rotate
+from internvlu_core.models.mmdit import MMDiT, modulate, pack
+from internvlu_core.models.rope import rotate_pairs
 from internvlu_core.sampling import dpmpp_2m, flow_sigmas
 from scripts.measure_vae import LiveTensors
 from support.checkpoints import CHECKPOINT
@@ -164,10 +165,10 @@ def test_norm_is_computed_in_float32(dtype):
 def test_rotation_without_complex_numbers(monkeypatch):
     """What compilers and devices without complex numbers compute."""
     x, rope = torch.randn(2, 5, 3, 8), torch.randn(7, 4, 2)
-    expected = rotate(x, rope)
+    expected = rotate_pairs(x, rope)
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
     monkeypatch.setattr(torch, "view_as_complex", None)
-    torch.testing.assert_close(rotate(x, rope), expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(rotate_pairs(x, rope), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_working_memory_of_a_step():

@@ -11,7 +11,8 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from benchmarks import memory
 from internvlu_core import InputError, InternVLU
 from internvlu_core.cli import main
-from internvlu_core.quantization.float8 import DTYPE, Float8Linear, blocks, keep_in_float8, quantise
+from internvlu_core.quantization import FORMATS, QuantisedLinear, quantise_network, repeated_blocks
+from internvlu_core.quantization.float8 import DTYPE, quantise
 from support.checkpoints import CHECKPOINT, GOLDEN
 from support.networks import randomise
 from support.tensors import noise, relative
@@ -84,7 +85,7 @@ def least(model: InternVLU) -> int:
     """What the hungriest network needs: all but its blocks, and the largest of these."""
     needs = []
     for network, total in zip(networks(model), sizes(model), strict=True):
-        of_blocks = [sum(p.nbytes for p in block.parameters()) for block in blocks(network).values()]
+        of_blocks = [sum(p.nbytes for p in block.parameters()) for block in repeated_blocks(network).values()]
         needs.append(total - sum(of_blocks) + max(of_blocks, default=0))
     return max(needs)
 
@@ -165,10 +166,10 @@ def test_linear_in_8_bits():
     holder.layers = nn.ModuleList([nn.ModuleDict({"proj": linear})])
     x, exact = noise(3, 48), linear(noise(3, 48))
     state = dict(holder.state_dict())
-    keep_in_float8(holder, state)
+    quantise_network(holder, state, FORMATS["fp8"])
     holder.load_state_dict(state, assign=True)
     ours = holder.layers[0]["proj"]
-    assert isinstance(ours, Float8Linear) and ours.weight.dtype == DTYPE
+    assert isinstance(ours, QuantisedLinear) and ours.weight.dtype == DTYPE
     assert relative(ours(x), exact) < 0.04
 
 

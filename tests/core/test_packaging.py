@@ -1,6 +1,7 @@
 """What the Comfy Registry and ComfyUI-Manager read, and what they would pack and install."""
 
 import importlib.util
+import posixpath
 import re
 import zipfile
 from importlib import metadata
@@ -12,6 +13,7 @@ import yaml
 from packaging.requirements import Requirement
 from PIL import Image
 
+from support.environment import COMFYUI
 from support.pack import ROOT, packed_files, write_pack
 
 try:
@@ -25,11 +27,15 @@ PLACEHOLDER = "GITHUB_OWNER"
 
 # Top-level names of an installed pack. Whatever is new is either named here or left out by .comfyignore.
 NEEDED = {
-    "__init__.py", "internvlu_core", "nodes", "js", "workflows", "subgraphs", "demo",
+    "__init__.py", "internvlu_core", "internvlu_train", "nodes", "js", "workflows", "subgraphs", "demo",
     "pyproject.toml", "requirements.txt", "README.md", "LICENSE", "BENCHMARKS.md", "CHANGELOG.md", "docs",
 }  # fmt: skip
 ONCE_THERE = {"locales"}
-CODE = "internvlu_core", "nodes", "js", "workflows", "subgraphs", "locales"
+CODE = "internvlu_core", "internvlu_train", "nodes", "js", "workflows", "subgraphs", "locales"
+# What nobody who installs the pack needs: making synthetic samples, scoring, training the toy model, and its logs.
+REPOSITORY_ONLY = (
+    "internvlu_train/synthesis/", "internvlu_train/evaluation/", "internvlu_train/toy/", "demo/training/", "tests/"
+)  # fmt: skip
 MEGABYTES, TOY_MEGABYTES = 6, 20  # without the toy checkpoint, and of it
 
 # A classifier of these kinds that comfy-cli does not know makes it drop all the others of its kind.
@@ -87,8 +93,7 @@ def test_requirements_agree_and_have_floors_only():
 
 
 def test_floors_are_those_that_are_tested():
-    (tested,) = set(re.findall(r"\bComfyUI-(\d+\.\d+\.\d+)", (ROOT / "scripts/dev.py").read_text(encoding="utf-8")))
-    assert COMFY["requires-comfyui"] == f">={tested}"
+    assert COMFY["requires-comfyui"] == f">={COMFYUI.name.removeprefix('ComfyUI-')}"
     assert PROJECT["requires-python"].replace(">=3.", "py3") == CONFIG["tool"]["ruff"]["target-version"]
 
 
@@ -131,8 +136,14 @@ def test_pack_holds_what_it_needs_and_nothing_else(packed):
     assert names <= NEEDED | ONCE_THERE, "new in the pack: add it to .comfyignore, or to NEEDED"
     # Whatever lies there on the disk, but for what Python and git leave behind.
     there = {path.relative_to(ROOT).as_posix() for name in CODE for path in (ROOT / name).rglob("*") if path.is_file()}
-    missing = {path for path in there if "__pycache__" not in path and not path.endswith(".DS_Store")} - set(packed)
+    expected = {path for path in there if "__pycache__" not in path and not path.endswith(".DS_Store")}
+    missing = {path for path in expected if not path.startswith(REPOSITORY_ONLY)} - set(packed)
     assert not missing, f"git or .comfyignore ignores them: {missing}"
+
+
+def test_pack_leaves_out_what_only_the_repository_needs(packed):
+    assert all(any((ROOT / folder).rglob("*.*")) for folder in REPOSITORY_ONLY), "a folder of the list is gone"
+    assert [path for path in packed if path.startswith(REPOSITORY_ONLY)] == []
 
 
 def test_pack_is_small(tmp_path):
@@ -151,11 +162,17 @@ def test_paths_survive_packing(packed):
     assert max(map(len, packed)) < 100
 
 
-def test_pictures_of_readme_are_packed(packed):
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    pictures = re.findall(r"!\[[^]]*\]\(([^)\s]+)\)", text) + re.findall(r'<img[^>]*\bsrc="([^"]+)"', text)
-    local = {str(PurePosixPath(picture)) for picture in pictures if not urlsplit(picture).scheme}
-    assert local <= set(packed)
+def test_pictures_of_documents_are_packed(packed):
+    for document in [file for file in packed if file.endswith(".md") and "/docs/" not in file]:
+        text = (ROOT / document).read_text(encoding="utf-8")
+        pictures = re.findall(r"!\[[^]]*\]\(<?([^)>]+)>?\)", text) + re.findall(r'<img[^>]*\bsrc="([^"]+)"', text)
+        local = {
+            posixpath.normpath(PurePosixPath(document).parent / picture)
+            for picture in pictures
+            if not urlsplit(picture).scheme
+        }
+        assert local <= set(packed), f"{document}: {sorted(local - set(packed))}"
+        assert document != "README.md" or len(local) > 5
 
 
 def test_nothing_includes_what_git_ignores():
@@ -177,7 +194,8 @@ def test_bug_template_asks_for_what_is_needed():
     fields = {field["id"]: field for field in template["body"] if "id" in field}
     required = {name for name, field in fields.items() if field.get("validations", {}).get("required")}
     assert required >= {"comfyui", "pack", "device", "dtype", "workflow", "log"}
-    offered = re.search(r"^DTYPES = {(.+?)^}", (ROOT / "nodes/dtypes.py").read_text(encoding="utf-8"), re.M | re.S)
+    dtypes = (ROOT / "nodes/comfy/dtypes.py").read_text(encoding="utf-8")
+    offered = re.search(r"^DTYPES = {(.+?)^}", dtypes, re.M | re.S)
     assert fields["dtype"]["attributes"]["options"] == re.findall(r'^ +"(\w+)":', offered[1], re.M)
 
 
@@ -189,10 +207,10 @@ def workflow():
     return yaml.safe_load((ROOT / ".github/workflows/test.yml").read_text(encoding="utf-8"))
 
 
-def test_ci_runs_readmes_two_commands(workflow):
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    commands = re.findall(r"^    python3 (scripts/dev\.py \w+)", readme, re.MULTILINE)
-    assert [command.split()[-1] for command in commands] == ["demo", "test"]
+def test_ci_runs_the_two_commands(workflow):
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    commands = re.findall(r"^    python3 (scripts/dev\.py \w+)  ", text, re.MULTILINE)
+    assert [command.split()[-1] for command in commands] == ["test", "demo"]
     (job,) = workflow["jobs"].values()
     runs = [step["run"] for step in job["steps"] if "run" in step]
     assert {f"python {command}" for command in commands} <= set(runs)

@@ -2,14 +2,12 @@
 
 from contextlib import contextmanager
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 import torch
-from torch import Tensor
 
 from internvlu_core import InternVLU, TextResult, decoding
-from internvlu_core.decoding import Steps, TextSettings, continue_text, generate_tokens
+from internvlu_core.decoding import DecodingSession, TextSettings, continue_text
 from internvlu_core.models.language import FixedStep, KVCache
 from support.checkpoints import CHECKPOINT
 from support.networks import tiny_language
@@ -66,7 +64,7 @@ def written(model, monkeypatch, tokens, images=(), words=WORDS, **settings) -> T
 
 def assert_equal(model, hidden, *args, reasoning, **kwargs):
     """To a fresh pass."""
-    expected, read = encode(model, *args, reasoning=replace(reasoning, memory=None), **kwargs)
+    expected, read = encode(model, *args, reasoning=replace(reasoning, prefix_cache=None), **kwargs)
     assert relative(hidden, expected) < 1e-5
     torch.testing.assert_close(hidden, expected, rtol=1e-4, atol=1e-4)
     return read
@@ -98,9 +96,9 @@ def test_encoding_reads_on_from_reasoning(model, monkeypatch, photo, tall, image
 def test_pictures_are_the_same(model, photo):
     """By sampled words, not scripted ones."""
     reasoning = model.reason(WORDS, [photo], max_new_tokens=12, temperature=1.5, seed=3)
-    assert reasoning.memory is not None
+    assert reasoning.prefix_cache is not None
     draw = {"images": [photo], "height": 32, "width": 32, "steps": 2}
-    expected = model.generate(WORDS, **draw, reasoning=replace(reasoning, memory=None))
+    expected = model.generate(WORDS, **draw, reasoning=replace(reasoning, prefix_cache=None))
     assert relative(model.generate(WORDS, **draw, reasoning=reasoning).latents, expected.latents) < 1e-4
 
 
@@ -112,7 +110,7 @@ def test_whatever_differs_is_read_anew(model, monkeypatch, photo, tall, case):
     tokens = list(range(70, 90))
     if special:
         tokens[3] = model.tokenizer.id(special)
-        if special == "<img>":  # else the text would end there; the memory does not know that rule
+        if special == "<img>":  # else the text would end there; the prefix cache does not know that rule
             monkeypatch.setattr(model.tokenizer, "stop_ids", (model.tokenizer.stop_ids[0],))
     reasoning = written(model, monkeypatch, tokens, [photo], "Hat" if case == "padded" else WORDS)
     if case == "other tokens":
@@ -145,23 +143,23 @@ def test_other_weights_read_anew(fresh, model, monkeypatch, photo, change):
     assert read == assert_equal(conditioner, hidden, WORDS, [photo], reasoning=reasoning)
 
 
-def test_who_keeps_a_memory(model):
+def test_who_keeps_a_prefix_cache(model):
     """Only greedy or sampled reasoning; an answer is not drawn from. It is part of no comparison."""
-    assert model.answer(**QUESTION).memory is None
-    assert model.reason("a cat", max_new_tokens=3, num_beams=2).memory is None
+    assert model.answer(**QUESTION).prefix_cache is None
+    assert model.reason("a cat", max_new_tokens=3, num_beams=2).prefix_cache is None
     reasoning = model.reason("a cat", max_new_tokens=3)
-    assert reasoning == replace(reasoning, memory=None)
-    assert "memory" not in repr(reasoning)
+    assert reasoning == replace(reasoning, prefix_cache=None)
+    assert "prefix_cache" not in repr(reasoning)
 
 
-def test_size_of_a_memory(model):
+def test_size_of_a_prefix_cache(model):
     """No more than of the tokens read, however many were allowed."""
     settings = {"max_new_tokens": 300, "temperature": 1.0, "seed": 2}
     reasoning = model.reason("a cat", **settings)
     assert len(reasoning.token_ids) < 300
-    transcript, config = reasoning.memory.transcript, model.config.language
+    prefix, config = reasoning.prefix_cache, model.config.language
     tokens = len(model.conditioner.prompts.full("a cat", 0, None)) + len(reasoning.token_ids) - 1
-    tensors = [*transcript.cache.keys, *transcript.cache.values, transcript.inputs, transcript.hidden]
+    tensors = [*prefix.keys.keys, *prefix.keys.values, prefix.inputs, prefix.hidden]
     per_token = 2 * config.num_layers * config.num_kv_heads * config.head_dim + 3 * config.hidden_size
     assert sum(tensor.untyped_storage().nbytes() for tensor in tensors) == 4 * tokens * per_token
 
@@ -233,7 +231,7 @@ def test_beams_reorder_in_place():
 @pytest.mark.parametrize("heads, kv_heads", [(2, 2), (4, 2), (4, 1)])
 @torch.inference_mode()
 def test_a_fixed_step_equals_a_plain_one(heads, kv_heads):
-    """The form that is captured on CUDA, without the capture; what lies behind the text must not matter."""
+    """What lies behind the text in the cache must not matter."""
     vlm = tiny_language(num_heads=heads, num_kv_heads=kv_heads, head_dim=8)
     network = vlm.language_model
     prompt, tokens = noise(2, 5, network.config.hidden_size), torch.tensor([[3, 1, 4], [1, 5, 9]])
@@ -253,61 +251,18 @@ def test_a_fixed_step_equals_a_plain_one(heads, kv_heads):
             torch.testing.assert_close(state, expected, rtol=1e-4, atol=1e-5)
 
 
-class Replayed(decoding.CapturedStep):
-    """A captured step on a CPU: what was captured runs again."""
-
-    def __init__(self, step, tokens: Tensor, cache, window):
-        self.shape = len(tokens), window
-        self.cache, self.tokens, self.step = cache, tokens.clone(), FixedStep(cache, window)
-        step(self.tokens, self.step)
-        self.outputs = step(self.tokens, self.step)
-        self.graph, self.run = self, step
-
-    def replay(self):
-        for mine, new in zip(self.outputs, self.run(self.tokens, self.step), strict=True):
-            if mine is not None:
-                mine.copy_(new)
-
-
 @pytest.mark.parametrize("num_beams", [1, 3])
 @torch.inference_mode()
-def test_captured_steps_write_the_same(monkeypatch, num_beams):
-    """All of it but CUDA's part: windows that are outgrown, beams, the transcript."""
-    monkeypatch.setattr(decoding, "CapturedStep", Replayed)
-    monkeypatch.setattr(decoding, "WINDOW", 8)
+def test_a_compiled_step_writes_the_same(monkeypatch, num_beams):
+    """Through windows that the text outgrows, beams, and what is kept for the prefix cache."""
+    monkeypatch.setattr(decoding, "WINDOW", 16)
+    torch.compiler.reset()
     vlm, settings = tiny_language(seed=4), TextSettings(30, num_beams)
     prompt = noise(1, 5, vlm.language_model.config.hidden_size)
     select = (2, 1) if num_beams == 1 else ()
-    eager, steps = Steps(vlm, prompt, 30, select), Steps(vlm, prompt, 30, select)
-    steps.captures = True
-    assert continue_text(steps, (), settings) == continue_text(eager, (), settings)
-    assert steps.captured.shape[1] > 8
-    if num_beams == 1:
-        for name in ("inputs", "hidden"):
-            mine, expected = getattr(steps.transcript(), name), getattr(eager.transcript(), name)
-            torch.testing.assert_close(mine, expected, rtol=1e-4, atol=1e-5)
-
-
-def test_hosts_layers_are_never_captured():
-    operations = SimpleNamespace(**{n: getattr(torch.nn, n) for n in ("Linear", "RMSNorm", "Embedding")})
-    plain = tiny_language().language_model
-    assert plain.capturable
-    assert not type(plain)(plain.config, operations).capturable
-    assert not type(plain)(plain.config, attention=lambda *_, **__: None).capturable
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
-@pytest.mark.parametrize("num_beams", [1, 3])
-@torch.inference_mode()
-def test_captured_steps_on_a_gpu(monkeypatch, num_beams):
-    monkeypatch.setattr(decoding, "WINDOW", 16)
-    vlm = tiny_language(seed=4)
-    vlm.language_model.to("cuda")
-    prompt = noise(1, 5, vlm.language_model.config.hidden_size).cuda()
-    steps = Steps(vlm, prompt, 40)
-    assert steps.captures
-    tokens = continue_text(steps, (), TextSettings(40, num_beams))
-    assert steps.captured is not None
-    vlm.language_model.capturable = False
-    assert tokens == generate_tokens(vlm, prompt, (), TextSettings(40, num_beams))
+    plain = DecodingSession(vlm, prompt, 30, select)
+    compiled = DecodingSession(vlm, prompt, 30, select, {"backend": "eager", "fullgraph": True})
+    assert continue_text(compiled, (), settings) == continue_text(plain, (), settings)
+    assert compiled.fixed.window == 48
+    for mine, expected in zip(compiled.inputs + compiled.hidden, plain.inputs + plain.hidden, strict=True):
+        torch.testing.assert_close(mine, expected, rtol=1e-4, atol=1e-5)

@@ -6,6 +6,7 @@ from itertools import pairwise
 from types import SimpleNamespace
 
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -140,6 +141,10 @@ class Bench:
         save_file({"value": value.contiguous()}, self.server.base_dir / "input" / file)
         return graph.DebugLoad(file=file)
 
+    def has_input(self, class_type: str, name: str) -> bool:
+        """Whether this ComfyUI's node has an input of this name."""
+        return any(name in inputs for inputs in self.info[class_type]["input"].values())
+
     # The core's answers
 
     def context(self, edit=False, **options) -> Context:
@@ -192,6 +197,11 @@ class Bench:
                 x = x + (x - model(x, sigma)) / sigma * (following - sigma)
         return self.raw(x)
 
+    def encoded(self, image: Tensor) -> Tensor:
+        """Normalised latents of an IMAGE."""
+        with torch.inference_mode():
+            return self.core.vae.encode(image.movedim(-1, 1) * 2 - 1).unsqueeze(2)
+
     def _channels(self, name: str) -> Tensor:
         return torch.tensor(getattr(self.core.config.vae, name)).view(1, -1, 1, 1, 1)
 
@@ -209,6 +219,31 @@ def simple_sigmas(steps: int = STEPS, shift: float = 3.0) -> Tensor:
     t = torch.arange(1, 1001) / 1000
     levels = shift * t / (1 + (shift - 1) * t)
     return torch.tensor([*(float(levels[-(1 + int(i * 1000 / steps))]) for i in range(steps)), 0.0])
+
+
+def picture(s: SimpleNamespace, width: int = WIDTH, height: int = HEIGHT) -> Node:
+    """The photo of Bench.graph, scaled."""
+    return s.g.ImageScale(image=s.photo, width=width, height=height, upscale_method="area", crop="disabled")
+
+
+def left_half() -> Tensor:
+    """A mask of the picture's left half."""
+    mask = torch.zeros(1, HEIGHT, WIDTH)
+    mask[..., : WIDTH // 2] = 1
+    return mask
+
+
+def latent_mask(mask: Tensor) -> Tensor:
+    """A mask of a picture as the stock samplers scale it to the latent's size."""
+    return F.interpolate(mask[None], SHAPE[-2:], mode="bilinear")[:, :, None]
+
+
+def one_forward_a_step(calls: list[dict], branches: int = 2, steps: int = STEPS):
+    assert [call["rows"] for call in calls] == [branches] * steps
+
+
+def two_forwards_a_step(calls: list[dict]):
+    assert [call["rows"] for call in calls] == [1] * (2 * STEPS)
 
 
 def difference(actual: Tensor, expected: Tensor) -> float:

@@ -11,9 +11,7 @@ from torch import Tensor
 
 from internvlu_core.checkpoints import load as weights
 from internvlu_core.checkpoints.config import Config
-from internvlu_core.models.mmdit import MMDiT
-from internvlu_core.models.vae import VAE
-from internvlu_core.models.vlm import VLM
+from internvlu_core.checkpoints.files import COMPONENTS
 
 from .networks import randomise
 
@@ -50,16 +48,15 @@ def random_checkpoint(folder: Path, changes: dict | None = None, seed: int = 0) 
     shutil.copytree(CHECKPOINT, folder, ignore=shutil.ignore_patterns("*.safetensors"))
     change_json(folder, changes or {})
     config = Config.read(folder)
-    vlm_layout = weights.VLM_TIED if config.language.tied_head else weights.VLM
-    networks = (VLM(config), vlm_layout), (MMDiT(config.mmdit), weights.MMDIT), (VAE(config.vae), weights.VAE)
-    for network, layout in networks:
-        randomise(network, seed)
-        stored = {layout.file_name(name): tensor for name, tensor in network.state_dict().items()}
-        if layout is weights.VAE:
+    for component in COMPONENTS:
+        network = randomise(weights.build_on_meta(config, component).to_empty(device="cpu"), seed)
+        names = weights.tensor_names(config, component)
+        stored = {names.file_name(name): tensor for name, tensor in network.state_dict().items()}
+        if component == "vae":
             stored = {name: _with_earlier_taps(name, tensor) for name, tensor in stored.items()}
-        elif layout is weights.MMDIT:
+        elif component == "generation_decoder":
             stored["encoder_padding_token"] = torch.randn(config.mmdit.joint_size)
-        _save(stored, folder / layout.folder)
+        _save(stored, folder / component)
     return folder
 
 

@@ -24,8 +24,9 @@ import psutil
 import requests
 from PIL import Image
 
+from .environment import SHIM
+
 PACK_NAME = "ComfyUI-InternVL-U"
-SHIM = Path(__file__).resolve().parents[2] / "scripts" / "comfy_shim"
 
 
 class ComfyError(Exception):

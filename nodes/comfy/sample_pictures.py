@@ -6,7 +6,7 @@ from pathlib import Path
 
 import folder_paths
 
-FOLDER = Path(__file__).parents[1] / "workflows" / "input"
+FOLDER = Path(__file__).parents[2] / "workflows" / "input"
 CAPTION = "internvlu_captions"  # a folder of pictures, for the workflow that captions one
 
 

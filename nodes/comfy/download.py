@@ -7,7 +7,7 @@ import comfy.model_management
 import comfy.utils
 import folder_paths
 
-from ..internvlu_core.checkpoints import hub
+from ...internvlu_core.checkpoints import hub
 from . import folders
 
 FOLDER = "InternVL-U"

@@ -12,13 +12,28 @@ from internvlu_core.models.mmdit import MMDiT
 from internvlu_core.models.vae import VAE
 from internvlu_core.models.vlm import VLM
 
-from .settings import Sizes
-from .storage import write_network
+from ..settings import TextStage
+from ..storage import replaced, write_network
+from ..synthesis import TASKS
+from ..synthesis.mixture import samples
+from .presets import Sizes
 from .tokenizer import write_tokenizer
 
 VAE_FACTOR, VIT_PATCH, LATENT_CHANNELS = 8, 14, 16
 FASTEST = 1 / 8  # turns a timestep: beyond, neighbouring timesteps look as unlike as any two
 LOG_VARIANCE = -5.0  # a fresh VAE's: at 0 its noise drowns the picture, and it stays at a grey
+
+
+TOKENIZER_SAMPLES = 4000
+
+
+def write_new(folder: Path, sizes: Sizes):
+    """Write the checkpoint that the first stage starts from. Its tokenizer is trained on the toy world's texts."""
+    tasks = sorted({(task, 1) for tasks in TASKS.values() for task in tasks})
+    made = samples(TextStage(trained=(), tasks=tuple(tasks), samples=TOKENIZER_SAMPLES))
+    texts = [text for sample in made for text in (sample.prompt, sample.words)]
+    with replaced(folder) as new:
+        write_fresh(new, sizes, texts)
 
 
 def write_fresh(folder: Path, sizes: Sizes, texts: list[str], seed: int = 0):

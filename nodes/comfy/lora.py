@@ -16,8 +16,8 @@ import comfy.lora
 import torch
 from comfy.weight_adapter import LoRAAdapter
 
-from ..internvlu_core.models.vlm import VLM
-from .mmdit import InternVLUModel
+from ...internvlu_core.models.vlm import VLM
+from .model import InternVLUModel
 
 MODEL_PREFIX = "diffusion_model."
 # In front of a module's name: of the network's owners as released, of what wraps it while training, and, where a

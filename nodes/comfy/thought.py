@@ -2,13 +2,10 @@
 
 from dataclasses import dataclass
 
-from comfy_api.latest import io
 from PIL import Image
 
-from ..internvlu_core.conditioning import TextResult
+from ...internvlu_core.conditioning import TextResult
 from .notice import notify
-
-Reasoning = io.Custom("INTERNVLU_REASONING")
 
 
 @dataclass(frozen=True)

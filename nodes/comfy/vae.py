@@ -8,10 +8,10 @@ import comfy.ops
 import comfy.sd
 import torch
 
-from ..internvlu_core.checkpoints.config import VAEConfig
-from ..internvlu_core.checkpoints.convert import as_wan
-from ..internvlu_core.models.vae import VAE
-from .mmdit import assign
+from ...internvlu_core.checkpoints.config import VAEConfig
+from ...internvlu_core.checkpoints.convert import as_wan
+from ...internvlu_core.models.vae import VAE
+from .model import assign
 
 # Working memory (scripts/measure_vae.py): elements of the VAE's dtype per pixel at base 96, whatever the size and the
 # dtype, and bytes for the convolutions' own use.

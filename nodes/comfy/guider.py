@@ -9,10 +9,10 @@ import torch
 from comfy.patcher_extension import WrappersMP
 from comfy.sampler_helpers import convert_cond
 
-from ..internvlu_core.errors import InputError
-from ..internvlu_core.guidance import combine, strengths
-from ..internvlu_core.sampling import TIMESTEPS
-from .mmdit import InternVLUModel
+from ...internvlu_core.errors import InputError
+from ...internvlu_core.guidance import combine, strengths
+from ...internvlu_core.sampling import TIMESTEPS
+from .model import InternVLUModel
 
 AUTOMATIC = -1.0  # what a widget says for the checkpoint's own scale; so does every other negative value
 

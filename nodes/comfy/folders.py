@@ -6,13 +6,13 @@ from pathlib import Path
 
 import folder_paths
 
-from ..internvlu_core.checkpoints.files import COMPONENTS, components_of
-from ..internvlu_core.checkpoints.hub import PARTIAL
+from ...internvlu_core.checkpoints.files import COMPONENTS, components_of
+from ...internvlu_core.checkpoints.hub import PARTIAL
 
 NAME = "internvl_u"
 DEPTH = 3  # folders may be grouped, as a download of "owner/name" is
 ENDINGS = (".safetensors", ".sft")
-TOY = Path(__file__).parents[1] / "demo" / "InternVL-U-toy"  # comes with the pack: there is always one to try
+TOY = Path(__file__).parents[2] / "demo" / "InternVL-U-toy"  # comes with the pack: there is always one to try
 
 
 def register():

@@ -1,18 +1,9 @@
 """IMAGE sockets and batches to the core's pictures."""
 
 import torch
-from comfy_api.latest import io
 from PIL import Image
 
 MAX_IMAGES = 8
-
-
-def image_inputs(tooltip: str) -> list[io.Image.Input]:
-    """Optional sockets image1 … image8. Plain sockets, so that saved workflows mean the same in every ComfyUI."""
-    return [
-        io.Image.Input(f"image{i}", optional=True, tooltip=f"{tooltip} A batch counts as several pictures.")
-        for i in range(1, MAX_IMAGES + 1)
-    ]
 
 
 def collect(inputs: dict) -> list[Image.Image]:

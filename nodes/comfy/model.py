@@ -15,12 +15,12 @@ from comfy.cli_args import args
 from comfy.ldm.modules import attention as kernels
 from comfy.patcher_extension import WrapperExecutor, WrappersMP, get_all_wrappers
 
-from ..internvlu_core.checkpoints import files as source
-from ..internvlu_core.checkpoints import load as weights
-from ..internvlu_core.checkpoints.config import Config, MMDiTConfig
-from ..internvlu_core.errors import CheckpointError, InputError
-from ..internvlu_core.models.mmdit import MMDiT, pack
-from ..internvlu_core.sampling import TIMESTEPS, flow_sigmas
+from ...internvlu_core.checkpoints import files as source
+from ...internvlu_core.checkpoints import load as weights
+from ...internvlu_core.checkpoints.config import Config, MMDiTConfig
+from ...internvlu_core.errors import CheckpointError, InputError
+from ...internvlu_core.models.mmdit import MMDiT, pack
+from ...internvlu_core.sampling import TIMESTEPS, flow_sigmas
 from .dtypes import COMPUTE_DTYPES, choose_dtypes, kept_dtype
 from .latents import CHANNELS, GRID, check_size
 from .notice import notify
@@ -165,11 +165,11 @@ class ModelConfig(comfy.supported_models_base.BASE):
 
     def process_unet_state_dict_for_saving(self, state_dict):
         texts = {name: self.texts[name] for name in source.CONFIG_FILES if name in self.texts}
-        released = {weights.MMDIT.file_name(name): tensor for name, tensor in state_dict.items()}
+        released = {weights.MMDIT_NAMES.file_name(name): tensor for name, tensor in state_dict.items()}
         return super().process_unet_state_dict_for_saving({**released, source.SAVED_TEXTS: source.pack_texts(texts)})
 
     def process_clip_state_dict_for_saving(self, state_dict):
-        released = {weights.VLM.file_name(name): tensor for name, tensor in state_dict.items()}
+        released = {weights.VLM_NAMES.file_name(name): tensor for name, tensor in state_dict.items()}
         return super().process_clip_state_dict_for_saving(
             {**released, source.SAVED_TEXTS: source.pack_texts(self.texts)}
         )

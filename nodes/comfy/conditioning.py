@@ -2,7 +2,7 @@
 
 import torch
 
-from ..internvlu_core.conditioning import Branch
+from ...internvlu_core.conditioning import Branch
 
 
 def conditioning(branch: Branch) -> list:

@@ -10,7 +10,7 @@ import comfy.conds
 import torch
 import torch.nn.functional as F
 
-from ..internvlu_core.models.rope import Grid
+from ...internvlu_core.models.rope import Grid
 
 
 @dataclass(frozen=True)

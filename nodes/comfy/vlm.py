@@ -1,7 +1,6 @@
 """The VLM type: vision-language model, tokenizer and processor settings, under ComfyUI's memory management."""
 
 import copy
-import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from dataclasses import replace
@@ -13,22 +12,18 @@ import comfy.ops
 import comfy.utils
 import torch
 from comfy.ldm.modules.attention import optimized_attention_for_device
-from comfy_api.latest import io
 from PIL import Image
-from server import PromptServer
 
-from ..internvlu_core import imaging
-from ..internvlu_core.checkpoints.config import Config
-from ..internvlu_core.conditioning import Branch, Conditioner, TextResult, fingerprint
-from ..internvlu_core.decoding import TextSettings, within
-from ..internvlu_core.grounding import BOX, MARKERS
-from ..internvlu_core.models.vlm import VLM
-from ..internvlu_core.prompt import Prompt, Tokenizer
+from ...internvlu_core import imaging
+from ...internvlu_core.checkpoints.config import Config
+from ...internvlu_core.conditioning import Branch, Conditioner, TextResult, fingerprint
+from ...internvlu_core.decoding import TextSettings, limit_to_context
+from ...internvlu_core.grounding import BOX, MARKERS
+from ...internvlu_core.models.vlm import VLM
+from ...internvlu_core.prompt import Prompt, Tokenizer
 from .dtypes import choose_dtypes
-from .mmdit import assign
-
-Vlm = io.Custom("INTERNVLU_VLM")
-History = io.Custom("INTERNVLU_HISTORY")
+from .model import assign
+from .stream import TextStream
 
 
 def attention(q, k, v, is_causal=False):
@@ -42,38 +37,6 @@ def attention(q, k, v, is_causal=False):
 
 
 WRITTEN = 32  # texts last written at temperature 0, which are remembered
-
-
-class TextStream:
-    """Sends growing text to its node in the browser, at most ten times a second, and times it."""
-
-    EVENT = "internvlu.text"  # data: node, text, tokens, tokens_per_second, and what the node says about the text
-    INTERVAL = 0.1  # seconds
-
-    def __init__(self, node_id: str | None, **about):
-        self.node_id, self.about = node_id, about
-        self.tokens, self.rate = 0, 0.0
-        self.first = self.sent = None
-        self._send("")  # what an earlier run has left there is gone
-
-    def __call__(self, tokens: int, text: Callable[[], str]):
-        now = time.monotonic()
-        self.first = self.first or now
-        # From the first token on: what comes before it is loading and reading the prompt.
-        self.tokens, self.rate = tokens, (tokens - 1) / (now - self.first) if now > self.first else 0.0
-        if self.sent is None or now - self.sent >= self.INTERVAL:
-            self.sent = now
-            self._send(text())
-
-    def _send(self, text: str):
-        data = {"node": self.node_id, "text": text, "tokens": self.tokens, "tokens_per_second": self.rate, **self.about}
-        if self.node_id is not None:
-            server = PromptServer.instance
-            server.send_sync(self.EVENT, data, server.client_id)
-
-    def ui(self, text: str) -> dict:
-        """What the node's output says in the browser and in the history."""
-        return {"text": [text], "tokens": [self.tokens], "tokens_per_second": [self.rate]}
 
 
 def weights_of(patcher: comfy.model_patcher.ModelPatcher) -> Hashable | None:
@@ -152,9 +115,9 @@ class ComfyVLM:
         """Continue a prompt, under a progress bar. ComfyUI's cancel raises out of it.
 
         stream is called after each token with their number and a function that gives the text so far. keep: let the
-        result have a memory, for Encode; it waits where weights wait, as ComfyUI's cache may hold it for long.
+        result have a prefix cache, for Encode; it waits where weights wait, as ComfyUI's cache may hold it for long.
         """
-        settings = within(settings, len(prompt), self.config.language.max_positions)
+        settings = limit_to_context(settings, len(prompt), self.config.language.max_positions)
         self.load(settings.num_beams * (len(prompt) + settings.max_new_tokens))
         bar = comfy.utils.ProgressBar(settings.max_new_tokens)
 
@@ -190,7 +153,7 @@ class ComfyVLM:
             stream(len(result.token_ids), lambda: self.decode(result.token_ids))
             return result
         result = self.generate(prompt, tiles, settings, stream, keep)
-        self.written[key] = replace(result, memory=None)  # which is large, and ComfyUI could not free it
+        self.written[key] = replace(result, prefix_cache=None)  # which is large, and ComfyUI could not free it
         while len(self.written) > WRITTEN:
             self.written.popitem(last=False)
         return result

@@ -1,0 +1,107 @@
+"""The interface of a weight format, and the linear layer that holds weights in one."""
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+# Names of the lists of repeated transformer layers: those of the MMDiT, and those of the ViT and the language model.
+_BLOCK_LISTS = ("transformer_blocks", "layers")
+_IN_A_BLOCK = re.compile(rf"(?:.*\.)?(?:{'|'.join(_BLOCK_LISTS)})\.\d+\..*")
+
+
+def repeated_blocks(network: nn.Module) -> dict[str, nn.Module]:
+    """{name: module} of a network's repeated transformer layers. A VAE has none."""
+    return {
+        f"{name}.{index}": block
+        for name, layers in network.named_modules()
+        if name.rpartition(".")[2] in _BLOCK_LISTS
+        for index, block in enumerate(layers)
+    }
+
+
+def is_block_matrix(name: str, weight: Tensor) -> bool:
+    """Whether a tensor of a state dict is a matrix of a repeated layer. Layer scales, matrices of one row, are not.
+
+    These matrices are 99% of the released MMDiT. The rest costs more precision than it saves memory: in float8 the
+    time embedding alone adds more error than all of them (BENCHMARKS.md).
+    """
+    return weight.ndim == 2 and len(weight) > 1 and _IN_A_BLOCK.fullmatch(name) is not None
+
+
+@dataclass(frozen=True)
+class WeightFormat(ABC):
+    """How the weight of one linear layer is stored, read and multiplied.
+
+    name: for users and in files. torch_dtype: the dtype by which a user may ask for the format, if torch has one.
+    Fields of a subclass are what differs between layers, such as the number of bits: JSON values, saved by `metadata`.
+    """
+
+    name: ClassVar[str]
+    torch_dtype: ClassVar[torch.dtype | None] = None
+
+    def for_layer(self, name: str, weight: Tensor) -> "WeightFormat | None":
+        """The format of one layer's weight [out, in]; None if it stays as it is.
+
+        name: of the weight in the network's state dict. weight: may be on the meta device; only its shape is read.
+        """
+        return self if is_block_matrix(name, weight) else None
+
+    @abstractmethod
+    def quantise(self, weight: Tensor) -> dict[str, Tensor]:
+        """The tensors that are stored for a weight [out, in], by their names in the layer ("weight" among them)."""
+
+    @abstractmethod
+    def dequantise(self, stored: Mapping[str, Tensor], dtype: torch.dtype) -> Tensor:
+        """The weight [out, in] in this dtype, on the device of the stored tensors."""
+
+    def multiply(self, x: Tensor, stored: Mapping[str, Tensor], bias: Tensor | None) -> Tensor:
+        """x [..., in] → x · weightᵀ + bias [..., out], in the dtype of x. A format with a kernel of its own uses it."""
+        return F.linear(x, self.dequantise(stored, x.dtype), bias)
+
+    def metadata(self) -> dict:
+        """What a file must say about the layer, besides its tensors, for the layer to be read again."""
+        return {"format": self.name, **asdict(self)}
+
+
+class QuantisedLinear(nn.Module):
+    """A linear layer whose weight is stored in a weight format: its tensors are parameters under the format's names."""
+
+    def __init__(self, weight_format: WeightFormat, stored: Mapping[str, Tensor], bias: Tensor | None):
+        super().__init__()
+        self.format, self.names = weight_format, tuple(stored)
+        for name, tensor in stored.items():
+            self.register_parameter(name, nn.Parameter(tensor, requires_grad=False))
+        self.register_parameter("bias", None if bias is None else nn.Parameter(bias, requires_grad=False))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [..., in] → [..., out]."""
+        return self.format.multiply(x, {name: getattr(self, name) for name in self.names}, self.bias)
+
+
+def quantise_network(network: nn.Module, state: dict[str, Tensor], weight_format: WeightFormat):
+    """Store a network's weights in a format: replaces linear layers, and their weights in its state dict, in place.
+
+    The new layers are on the meta device, for network.load_state_dict(state, assign=True).
+    """
+    for path, layer in list(network.named_modules()):
+        if not isinstance(layer, nn.Linear):
+            continue
+        of_layer = weight_format.for_layer(f"{path}.weight", layer.weight)
+        if of_layer is None:
+            continue
+        stored = of_layer.quantise(state.pop(f"{path}.weight"))
+        bias = None if layer.bias is None else state[f"{path}.bias"]
+        parent, _, attribute = path.rpartition(".")
+        setattr(network.get_submodule(parent), attribute, QuantisedLinear(of_layer, stored, bias).to("meta"))
+        state |= {f"{path}.{name}": tensor for name, tensor in stored.items()}
+
+
+def layer_formats(network: nn.Module) -> dict[str, WeightFormat]:
+    """{path: format} of a network's quantised layers: with the state dict, all that is needed to save them."""
+    return {path: layer.format for path, layer in network.named_modules() if isinstance(layer, QuantisedLinear)}

@@ -1,0 +1,61 @@
+"""Which samples a stage is trained on: tasks, domains, kinds and sizes in the shares that its settings say."""
+
+import multiprocessing
+import os
+from collections import Counter
+from collections.abc import Iterator
+
+from internvlu_core.errors import InputError
+
+from ..sample import Sample
+from ..settings import Stage
+from . import DOMAINS, TASKS, make
+
+WORTH_WORKERS = 5000  # samples from which on several processes are started to make them
+MAX_WORKERS = 16
+SEEDS_PER_RUN = 10**9  # sample seeds of one setting of Stage.seed
+
+
+def samples(stage: Stage) -> Iterator[Sample]:
+    """The stage's samples: tasks by their shares exactly in every cycle; within a task domains by theirs, and sizes."""
+    workers = min(MAX_WORKERS, os.cpu_count() or 1)
+    if stage.samples < WORTH_WORKERS or workers == 1:
+        yield from map(_make, orders(stage))
+        return
+    # Not forked: a forked process inherits locks that the threads of its parent hold.
+    with multiprocessing.get_context("spawn").Pool(workers) as pool:
+        yield from pool.imap(_make, orders(stage), chunksize=256)
+
+
+def _make(order: tuple) -> Sample:
+    try:
+        return make(*order)
+    except ValueError as error:
+        raise InputError(str(error)) from error
+
+
+def orders(stage: Stage) -> Iterator[tuple]:
+    """The arguments with which each sample is made."""
+    if unknown := [domain for domain, _ in stage.domains if domain not in DOMAINS]:
+        raise InputError(f"domains has {unknown[0]!r}; there are {', '.join(DOMAINS)}")
+    cycle = [task for task, share in stage.tasks for _ in range(share)]
+    shares = [domain for domain, share in stage.domains for _ in range(share)]
+    domains = {task: _domains(task, shares) for task in cycle}
+    if lacking := sorted(task for task, found in domains.items() if not found):
+        raise InputError(f"no domain has samples of {', '.join(map(repr, lacking))}")
+    seen = Counter()
+    for index in range(stage.samples):
+        name = cycle[index % len(cycle)]
+        task = name.partition("/")[0]
+        turn = seen[name]
+        seen[name] += 1
+        domain = domains[name][turn % len(domains[name])]
+        size = stage.sides[turn // len(domains[name]) % len(stage.sides)]
+        kind = stage.kinds[index % len(stage.kinds)] if stage.kinds else ""
+        yield domain, task, 2 * (stage.seed * SEEDS_PER_RUN + index), size, kind or None  # even seeds are training's
+
+
+def _domains(name: str, shares: list[str]) -> list[str]:
+    """The domains whose samples a task takes in turn: those that have it, or the one in its name ("edit/objects")."""
+    task, _, only = name.partition("/")
+    return [domain for domain in shares if task in TASKS[domain] and only in ("", domain)]

@@ -1,0 +1,45 @@
+"""The core's sampler and noise levels as a SAMPLER and SIGMAS of ComfyUI."""
+
+import math
+from itertools import count
+
+import comfy.model_sampling
+import torch
+from tqdm.auto import trange
+
+from ...internvlu_core.errors import InputError
+from ...internvlu_core.sampling import MAX_STEPS, dpmpp_2m, flow_sigmas
+
+
+def sample_dpmpp_2m(model, x, sigmas, extra_args=None, callback=None, disable=None):
+    """The core's DPM-Solver++(2M) in k-diffusion's calling convention."""
+    step, bar = count(), trange(len(sigmas) - 1, disable=disable)
+
+    def denoise(x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+        denoised = model(x, sigma.expand(len(x)), **(extra_args or {}))
+        if callback:
+            callback({"x": x, "i": next(step), "sigma": sigma, "sigma_hat": sigma, "denoised": denoised})
+        bar.update()
+        return denoised
+
+    with bar:
+        return dpmpp_2m(denoise, x, sigmas)
+
+
+def shift_of(model_sampling) -> float:
+    """The shift of the noise levels that a MODEL has now; model sampling nodes change it."""
+    if isinstance(model_sampling, comfy.model_sampling.ModelSamplingFlux):
+        return math.exp(model_sampling.shift)
+    if isinstance(model_sampling, comfy.model_sampling.ModelSamplingDiscreteFlow):
+        return model_sampling.shift
+    kind = type(model_sampling).__bases__[0].__name__
+    raise InputError(f"a node has changed the model's sampling to {kind}, which is not a flow's")
+
+
+def denoise_sigmas(steps: int, shift: float, denoise: float) -> torch.Tensor:
+    """The last `steps` steps of a schedule that is 1 / denoise as long, as KSampler does it."""
+    if not 0 <= denoise <= 1:
+        raise InputError(f"denoise is {denoise}; it must be from 0 to 1")
+    if steps > denoise * MAX_STEPS:
+        return torch.empty(0)  # nothing to change
+    return flow_sigmas(max(steps, int(steps / denoise)), shift)[-(steps + 1) :]
