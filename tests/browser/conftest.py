@@ -1,10 +1,12 @@
 """A real browser on a real ComfyUI server with the tiny checkpoint: once with the frontend that ComfyUI pins, once with
 the newest. Screenshots go to .cache/screenshots/<frontend>/.
 
-All fixtures end with their module: Playwright's event loop must be gone before other tests start theirs.
+The servers last as long as the tests. The browser ends with its module: Playwright's event loop must be gone before
+other tests start theirs.
 """
 
-import json
+from contextlib import ExitStack
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -37,6 +39,67 @@ WATCH = """() => {
     requestAnimationFrame(() => panels.push([".internvlu-panel textarea", ".internvlu-status"].map(read))));
 }"""
 
+# quiet(still) returns when nothing has changed on the page for so many ms, two frames were drawn, and every answer that
+# was asked for has come. All is measured by the page's own clock, so a slow machine only makes it later: whatever the
+# frontend does by a timer of at most `still` ms is done then.
+NOTICE_CHANGES = """(() => {
+  let changes = 0;
+  const open = new Set();
+  const counted = (owner, name) => {
+    const real = owner?.[name];
+    if (!real) return;
+    owner[name] = function (...args) {
+      const result = real.apply(this, args);
+      const what = `${name} ${args[0]?.url ?? args[0] ?? ""}`.trim();
+      const entry = { what };
+      const done = () => { open.delete(entry); changes++; };
+      open.add(entry);
+      result.then(done, done);
+      return result;
+    };
+  };
+  counted(window, "fetch");
+  for (const name of ["json", "text", "blob", "arrayBuffer"]) counted(Response.prototype, name);
+  for (const name of ["read", "readText", "write", "writeText"]) counted(window.Clipboard?.prototype, name);
+  const send = XMLHttpRequest.prototype.send;
+  XMLHttpRequest.prototype.send = function (...args) {
+    const entry = { what: `XMLHttpRequest ${this.responseURL}` };
+    open.add(entry);
+    this.addEventListener("loadend", () => { open.delete(entry); changes++; });
+    return send.apply(this, args);
+  };
+  let last = "";
+  const name = (node) => (node.parentElement ?? node).outerHTML?.slice(0, 300);
+  new MutationObserver((records) => {
+    changes += records.length;
+    last = `${records[0].type} ${records[0].attributeName} in ${name(records[0].target)}`;
+  }).observe(document, { subtree: true, childList: true, attributes: true, characterData: true });
+  const state = () => {
+    const { app } = window;
+    const tracker = app?.extensionManager?.workflow?.activeWorkflow?.changeTracker;
+    const { scale, offset } = app?.canvas?.ds ?? {};
+    const { _version, nodes } = app?.graph ?? {};
+    const { undoQueue, redoQueue, _restoringState } = tracker ?? {};
+    if (_restoringState) changes++;
+    return [changes, scale, offset?.[0], offset?.[1], _version, nodes?.length, undoQueue?.length, redoQueue?.length]
+      .join(" ");
+  };
+  const frame = () => new Promise(requestAnimationFrame);
+  window.drawn = async () => { await frame(); await frame(); };
+  window.quiet = async (still, limit) => {
+    const end = performance.now() + limit;
+    for (;;) {
+      const before = state();
+      await drawn();
+      await new Promise((done) => setTimeout(done, still));
+      const after = state();
+      if (!open.size && after === before) return;
+      if (performance.now() > end)
+        throw new Error(`not quiet: ${before} → ${after}; ${last}; waits for ${[...open].map(({ what }) => what)}`);
+    }
+  };
+})()"""
+
 # Nodes by id, and links by the names of their sockets: what a slot's number is may differ.
 READ_GRAPH = """(graph) => {
   graph ??= JSON.parse(JSON.stringify(app.graph.serialize()));
@@ -65,8 +128,9 @@ class Ui:
         self.errors, self.posted = [], []  # console errors from our files, prompts sent to the server
         context = browser.new_context(viewport={"width": 1600, "height": 1000})
         context.grant_permissions(["clipboard-read", "clipboard-write"])
+        context.add_init_script(NOTICE_CHANGES)
         self.page: Page = context.new_page()
-        self.page.set_default_timeout(60_000)
+        self.page.set_default_timeout(120_000)
         if missing:
             self.page.route("**/object_info", self._without_checkpoint)
         if blocked:
@@ -98,11 +162,17 @@ class Ui:
 
     def open(self):
         self.page.goto(self.server.url)
-        self.page.wait_for_function(
+        self.wait(
             "() => window.app?.graph?.nodes.length && LiteGraph.registered_node_types.SaveImage"
+            " && app.extensionManager?.workflow?.activeWorkflow"
         )
-        self.page.wait_for_timeout(1500)  # what it opens by itself, like the last workflow, is open then
-        self.page.evaluate(WATCH)
+        self.settle(300)  # what it opens by itself, like the last workflow, is open then
+        self.js(WATCH)
+
+    def reload(self):
+        """Open the page anew, with what is on it."""
+        self.settle(600)  # some frontends save that half a second after the last change
+        self.open()
 
     def shot(self, name: str):
         folder = SCREENSHOTS / self.frontend
@@ -112,11 +182,12 @@ class Ui:
     def js(self, script: str, arg=None):
         return self.page.evaluate(script, arg)
 
-    def wait(self, script: str, arg=None, seconds: float = 60):
+    def wait(self, script: str, arg=None, seconds: float = 120):
         self.page.wait_for_function(script, arg=arg, timeout=seconds * 1000)
 
     def set_setting(self, name: str, value):
         self.js("([name, value]) => app.extensionManager.setting.set(name, value)", [name, value])
+        self.settle()
 
     def open_template(self, name: str):
         """As a person does: from the template browser."""
@@ -148,8 +219,9 @@ class Ui:
         self.settle()
         self.look_at(types[0], scale=1.0)
 
-    def settle(self):
-        self.page.wait_for_timeout(400)
+    def settle(self, still: float = 100):
+        """Wait until the page has been quiet for so many ms."""
+        self.js("([still, limit]) => quiet(still, limit)", [still, 60_000])
 
     def look_at(self, kind: str, scale: float = 0.9):
         """Move the canvas so that the node is in front."""
@@ -166,13 +238,14 @@ class Ui:
 
     def set(self, kind: str, **values):
         self.js(
-            """([kind, values]) => {
+            """async ([kind, values]) => {
               const node = app.graph.nodes.find((node) => node.type === kind);
               for (const [name, value] of Object.entries(values)) {
                 const widget = node.widgets.find((widget) => widget.name === name);
                 widget.value = value;
                 widget.callback?.(value, app.canvas, node);
               }
+              await drawn();
             }""",
             [kind, values],
         )
@@ -240,27 +313,34 @@ class Ui:
 
     def press(self, keys: str):
         self.page.keyboard.press(keys)
-        self.page.wait_for_timeout(700)
+        self.settle()
+
+    def type(self, words: str):
+        self.page.keyboard.type(words)
+        self.settle()
 
     def undo_until(self, reached, keys: str = "Control+z"):
         """Press undo, or redo, until a function says so: some frontends count an arrangement as a change of its own."""
         for _ in range(3):
-            self.page.keyboard.press(keys)
-            for _ in range(10):
-                self.page.wait_for_timeout(200)
-                if reached():
-                    self.page.wait_for_timeout(500)  # the graph was loaded anew; there is more to come
-                    return
+            self.press(keys)
+            if reached():
+                return
         raise AssertionError(f"{keys} does not lead there")
+
+    def copied(self) -> str:
+        """What is on the clipboard; Windows has two characters at the end of a line."""
+        self.settle()
+        return self.js("() => navigator.clipboard.readText()").replace("\r\n", "\n")
 
     def execute(self, **output):
         """As if the server had sent this output of every node on the graph."""
         self.js(
-            """(output) => {
+            """async (output) => {
               for (const { id } of app.graph.nodes) {
                 const detail = { node: String(id), display_node: String(id), output };
                 app.api.dispatchEvent(new CustomEvent("executed", { detail }));
               }
+              await drawn();
             }""",
             output,
         )
@@ -285,34 +365,50 @@ class Ui:
 def browser():
     with sync_playwright() as playwright:
         arguments = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+        # Frontends ask for news and for a registry; where there is no network, that fails at once instead of by and by.
+        arguments.append("--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1")
         browser = playwright.chromium.launch(executable_path=find_browser(), args=arguments)
         yield browser
         browser.close()
 
 
+@pytest.fixture(scope="session")
+def servers(tmp_path_factory):
+    """servers(frontend): a server with the pinned or the newest frontend, started when it is first asked for."""
+    with ExitStack() as running:
+
+        @cache
+        def started(frontend: str) -> ComfyServer:
+            base = tmp_path_factory.mktemp(frontend)
+            (base / "models" / "internvl_u").mkdir(parents=True)
+            link_folder(CHECKPOINT, base / "models" / "internvl_u" / "InternVL-U")
+            (base / "models" / "loras").mkdir()
+            lora = {
+                f"diffusion_model.transformer_blocks.0.attn.to_v.lora_{k}.weight": torch.ones(s)
+                for k, s in {"A": (1, 64), "B": (64, 1)}.items()
+            }
+            save_file(lora, base / "models" / "loras" / "internvl_u_lora.safetensors")
+            arguments = ["--preview-method", "latent2rgb"]
+            if frontend == "newest":
+                arguments += ["--front-end-root", str(find_frontend())]
+            packs = {"debug_pack": ROOT / "tests" / "support" / "debug_pack"}
+            env = {"OMP_NUM_THREADS": "1"}
+            server = ComfyServer(find_comfyui(), base, ROOT, arguments, env=env, extra_packs=packs)
+            running.enter_context(server)
+            for picture in (ROOT / "tests" / "pictures").glob("*.png"):
+                server.upload_image(picture)
+            return server
+
+        yield started
+
+
 @pytest.fixture(scope="module", params=["pinned", "newest"])
-def host(request, browser, tmp_path_factory):
-    """A server with one of the frontends; host.open(**options) opens a page on it."""
-    base = tmp_path_factory.mktemp(request.param)
-    (base / "models" / "internvl_u").mkdir(parents=True)
-    link_folder(CHECKPOINT, base / "models" / "internvl_u" / "InternVL-U")
-    (base / "models" / "loras").mkdir()
-    lora = {
-        f"diffusion_model.transformer_blocks.0.attn.to_v.lora_{k}.weight": torch.ones(s)
-        for k, s in {"A": (1, 64), "B": (64, 1)}.items()
-    }
-    save_file(lora, base / "models" / "loras" / "internvl_u_lora.safetensors")
-    (base / "user" / "default").mkdir(parents=True)
-    (base / "user" / "default" / "comfy.settings.json").write_text(json.dumps(QUIET), encoding="utf-8")
-    arguments = ["--preview-method", "latent2rgb"]
-    if request.param == "newest":
-        arguments += ["--front-end-root", str(find_frontend())]
-    packs = {"debug_pack": ROOT / "tests" / "support" / "debug_pack"}
-    env = {"OMP_NUM_THREADS": "1"}
-    with ComfyServer(find_comfyui(), base, ROOT, arguments, env=env, extra_packs=packs) as server:
-        for picture in (ROOT / "tests" / "pictures").glob("*.png"):
-            server.upload_image(picture)
-        yield SimpleNamespace(open=lambda **options: Ui(browser, server, request.param, **options), server=server)
+def host(request, browser, servers):
+    """A server with one of the frontends, as if nothing had run on it; host.open(**options) opens a page on it."""
+    server = servers(request.param)
+    server.post("/settings", QUIET)
+    server.post("/free", {"free_memory": True})  # its cache
+    return SimpleNamespace(open=lambda **options: Ui(browser, server, request.param, **options), server=server)
 
 
 @pytest.fixture(scope="module")

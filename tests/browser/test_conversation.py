@@ -43,8 +43,7 @@ def answered(ui) -> str:
 def note_changes(ui):
     """A click on the canvas: after it the frontend takes note of what has changed, for undo."""
     ui.page.mouse.click(400, 900)
-    ui.page.keyboard.press("Escape")
-    ui.page.wait_for_timeout(1200)
+    ui.press("Escape")
 
 
 def begin_conversation(ui) -> list[str]:
@@ -88,7 +87,7 @@ def test_a_conversation(ui):
     ui.shot("conversation")
     # Copied is the answer.
     ui.page.locator(".internvlu-panel button", has_text="Copy").click()
-    assert ui.js("() => navigator.clipboard.readText()").replace("\r\n", "\n") == second.replace("\r", "\n")
+    assert ui.copied() == second.replace("\r", "\n")
 
     # For screen readers: a log with names, told when it is complete.
     log = ui.page.get_by_role("log", name="Conversation")
@@ -189,11 +188,11 @@ def test_wheel_and_keys_in_the_conversation_are_not_the_canvas(ui):
     ui.page.mouse.wheel(0, 300)
     ui.wait(f"() => document.querySelector('{TALK}').scrollTop > 0")
     log.click()
-    ui.page.keyboard.press("Control+a")
-    ui.page.keyboard.press("Delete")
+    ui.press("Control+a")
+    ui.press("Delete")
     assert ui.js("() => app.graph.nodes.length") == 1
-    ui.page.keyboard.press("Control+c")
-    assert ui.js("() => navigator.clipboard.readText()").count("word") == 3000
+    ui.press("Control+c")
+    assert ui.copied().count("word") == 3000
     assert ui.js("() => [app.canvas.ds.scale, ...app.canvas.ds.offset]") == before
 
 
@@ -226,14 +225,11 @@ def test_undo_copy_and_reload_of_a_conversation(ui, saved):
     ui.page.get_by_role("button", name="New conversation").click()
     note_changes(ui)
     assert shown(ui) == []
-    ui.page.keyboard.press("Control+z")
-    ui.page.wait_for_timeout(1200)
+    ui.press("Control+z")
     assert shown(ui) == both
-    ui.page.keyboard.press("Control+y")
-    ui.page.wait_for_timeout(1200)
+    ui.press("Control+y")
     assert shown(ui) == []
-    ui.page.keyboard.press("Control+z")
-    ui.page.wait_for_timeout(1200)
+    ui.press("Control+z")
     ui.set(ASK, question="Really?")
     assert [turn["question"] for turn in json.loads(conversation(ui))] == ["What is this?", "Why?"]
 

@@ -64,7 +64,7 @@ def test_text_streams_into_its_node(ui):
         " return a.scrollTop + a.clientHeight >= a.scrollHeight - 2; }"
     )
     page.locator(".internvlu-panel button").click()
-    assert ui.js("() => navigator.clipboard.readText()").replace("\r\n", "\n") == answer
+    assert ui.copied() == answer
     shipped = json.loads((ROOT / "workflows" / "api" / "ask.json").read_text(encoding="utf-8"))
     assert "answer" not in json.dumps(ui.posted) and list(ui.api()["8"]["inputs"]) == list(shipped["8"]["inputs"])
 
@@ -87,8 +87,8 @@ def test_wheel_and_keys_in_the_answer_are_not_the_canvas(ui):
     ui.page.mouse.wheel(0, 300)
     ui.wait(f"() => document.querySelector('{ANSWER}').scrollTop > 0")
     area.click()
-    ui.page.keyboard.press("Control+a")
-    ui.page.keyboard.press("Delete")
+    ui.press("Control+a")
+    ui.press("Delete")
     assert area.input_value() == words
     assert ui.js("() => [app.canvas.ds.scale, ...app.canvas.ds.offset]") == before
     assert ui.js("() => app.graph.nodes.length") == 1
@@ -142,8 +142,8 @@ def test_pinned_reasoning(ui):
 
     # Editing pins.
     box.click()
-    ui.page.keyboard.press("Control+a")
-    ui.page.keyboard.type("a lighthouse at night")
+    ui.press("Control+a")
+    ui.type("a lighthouse at night")
     assert ui.get(REASON, "pinned") is True
     assert ui.api()["8"]["inputs"] | {"text": "a lighthouse at night", "pinned": True} == ui.api()["8"]["inputs"]
     assert ui.page.locator(STATUS).text_content() == "My own words: draws from these"
@@ -181,7 +181,7 @@ def test_pinned_reasoning(ui):
     # Switched off in the settings, editing leaves it.
     ui.set_setting("InternVLU.Text.PinOnEdit", False)
     reasoning_box(ui).click()
-    ui.page.keyboard.type("!")
+    ui.type("!")
     assert ui.get(REASON, "pinned") is False
     ui.set_setting("InternVLU.Text.PinOnEdit", True)
 
@@ -279,9 +279,8 @@ def test_text_survives_a_reload(ui):
     assert answer
     ui.look_at(ASK)
     ui.page.mouse.click(400, 900)  # on the canvas: after it the frontend takes note of what has changed
-    ui.page.keyboard.press("Escape")
-    ui.page.wait_for_timeout(1500)
-    ui.open()
+    ui.press("Escape")
+    ui.reload()
     ui.look_at(ASK)
     ui.wait(f"(answer) => document.querySelector('{ANSWER}')?.value === answer", answer)
 
@@ -494,8 +493,8 @@ def test_vue_nodes(ui):
         assert box.input_value() == words.replace("\r", "\n")
         assert box.get_attribute("placeholder") == "The reasoning appears here. Change it to draw from your own words."
         box.click()
-        ui.page.keyboard.press("Control+End")
-        ui.page.keyboard.type(" and a hat")
+        ui.press("Control+End")
+        ui.type(" and a hat")
         if ui.frontend == "newest":
             node.get_by_text("My own words", exact=True).first.wait_for()
         assert ui.get(REASON, "pinned") is True

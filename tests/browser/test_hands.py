@@ -107,7 +107,7 @@ def select(ui, *kinds: str):
 
 def command(ui, name: str):
     ui.js("async (name) => { await app.extensionManager.command.execute(name); }", name)
-    ui.page.wait_for_timeout(700)
+    ui.settle()
 
 
 def convert(ui, *kinds: str):
@@ -131,8 +131,7 @@ def survives(ui, before: list, after: list, reload: bool = True):
     ui.undo_until(lambda: computes(ui) == after, "Control+y")
     if reload:
         ui.click_canvas()
-        ui.page.wait_for_timeout(1500)  # the frontend saves what is open by and by
-        ui.open()
+        ui.reload()
         assert computes(ui) == after
 
 

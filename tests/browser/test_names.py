@@ -166,7 +166,7 @@ def test_nothing_is_english_in_another_language(ui, language):
         search.fill("InternVL")
         ui.page.get_by_text(setting["InternVLU_Text_PinOnEdit"]["name"]).first.wait_for()
         ui.shot(f"settings_{language}")
-        ui.page.keyboard.press("Escape")
+        ui.press("Escape")
         ui.page.locator("[role=dialog]").first.wait_for(state="hidden")
         for kind in (SAMPLER, REASON, "InternVLUEdit"):
             ui.look_at(kind, scale=0.8)

@@ -13,6 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 TITLES = {name: spec["title"] for name, spec in WORKFLOWS.items()}
 MAIN = [name for name, spec in WORKFLOWS.items() if subgraphs_in(spec)]
 NOTICE = ".internvlu-missing"
+SEARCH = 1000  # ms; longer than the frontend waits for more letters
 # What a person writes into a subgraph's node, by the name of its input.
 WRITTEN = {
     "prompt": "other words",
@@ -160,11 +161,11 @@ def test_template_browser(ui):
 
     search = ui.page.get_by_placeholder("Search").last
     search.fill("internvl")
-    ui.page.wait_for_timeout(1000)
+    ui.settle(SEARCH)
     assert sorted(listed()) == list(TITLES.values())
     search.fill("")
     ui.page.get_by_text(PACK_NAME).filter(visible=True).first.click()
-    ui.page.wait_for_timeout(1000)
+    ui.settle(SEARCH)
     assert listed() == list(TITLES.values())
     pictures = f"[data-testid='template-workflow-{TITLES['edit']}'] img"
     ui.wait("(images) => [...document.querySelectorAll(images)].some((image) => image.naturalWidth === 400)", pictures)

@@ -98,8 +98,8 @@ def test_undo_of_words_and_of_what_came_after_them(ui, graph):
     area = ui.page.locator("textarea:visible").filter(visible=True)
     index = next(i for i in range(area.count()) if area.nth(i).input_value() == shown(words))
     area.nth(index).click()
-    ui.page.keyboard.press("Control+a")
-    ui.page.keyboard.type("my words")
+    ui.press("Control+a")
+    ui.type("my words")
     ui.click_canvas()
     for keys, own in (("", True), ("Control+z", False), ("Control+y", True)):
         if keys:
@@ -174,8 +174,8 @@ def test_words_promoted_to_a_subgraphs_node(ui, graph):
     area = ui.page.locator("textarea:visible")
     (index,) = [i for i in range(area.count()) if area.nth(i).input_value() == shown(words)]
     area.nth(index).click()
-    ui.page.keyboard.press("Control+a")
-    ui.page.keyboard.type("a lighthouse")
+    ui.press("Control+a")
+    ui.type("a lighthouse")
     ui.settle()
     assert (host_value(ui, "text"), host_value(ui, "pinned")) == ("a lighthouse", True)
     assert text_areas(ui) == [["a lighthouse", True]]
@@ -204,7 +204,7 @@ def test_words_belong_to_the_workflow_that_was_queued(ui, graph):
     first = ui.js("() => app.extensionManager.workflow.activeWorkflow.path")
     ui.start()
     assert ui.end() == "execution_success"
-    ui.page.wait_for_timeout(1000)
+    ui.settle()
     assert ui.js("() => app.extensionManager.workflow.activeWorkflow.path") != first
     words = generated(ui)
     assert ui.get(REASON, "text") == ""

@@ -379,8 +379,7 @@ def test_free_gives_memory_back(server, tmp_path):
     """POST /free, as the button does, with weights of 200 MB."""
 
     def free():
-        body = {"unload_models": True, "free_memory": True}
-        server.http.post(f"{server.url}/free", json=body, timeout=60).raise_for_status()
+        server.post("/free", {"unload_models": True, "free_memory": True})
 
     vocabulary = 800_000  # weights that computing does not make much of
     weights = 2 * vocabulary * 64 * 2  # bytes: table and head, hidden size, bfloat16

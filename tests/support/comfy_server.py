@@ -97,9 +97,7 @@ class ComfyServer:
             (self.base_dir / name).mkdir(parents=True, exist_ok=True)
         for name, folder in self.packs.items():
             link_folder(Path(folder).resolve(), self.base_dir / "custom_nodes" / name)
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        port = free_port()
         self.url = f"http://127.0.0.1:{port}"
         command = [sys.executable, "main.py", "--listen", "127.0.0.1", "--port", str(port), *self.args]
         command += ["--base-directory", str(self.base_dir), "--disable-api-nodes"]
@@ -179,9 +177,13 @@ class ComfyServer:
             raise _invalid_prompt(answer)
         return answer["prompt_id"]
 
+    def post(self, path, data):
+        """Posts JSON to a route that answers with nothing of interest."""
+        self.http.post(f"{self.url}{path}", json=data, timeout=60).raise_for_status()
+
     def interrupt(self):
         """Stops the running prompt; may be called from `on_event`."""
-        self.http.post(f"{self.url}/interrupt", json={}, timeout=60).raise_for_status()
+        self.post("/interrupt", {})
 
     def run(self, prompt, timeout=300, on_event=None, extra_data=None):
         """Runs a prompt to its end and returns its Result; `on_event(type, data)` sees every event as it arrives.
@@ -253,6 +255,18 @@ class ComfyServer:
         """Yields every string of every "text" output."""
         for output in result.outputs.values():
             yield from output.get("text", ())
+
+
+def free_port():
+    """Returns a port that is free. Test processes beside each other get different ones: pytest-xdist numbers them."""
+    count = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    number = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    while True:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        if port // 2 % count == number:  # half: Linux gives odd ports only
+            return port
 
 
 def link_folder(source, target):
