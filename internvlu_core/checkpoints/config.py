@@ -132,6 +132,7 @@ class VisionConfig:
 
     @classmethod
     def read(cls, vlm: Section) -> "VisionConfig":
+        """From `vlm/config.json`. Raises CheckpointError."""
         vision = vlm.section("vision_config")
         vision.expect("hidden_act", "gelu", default="gelu")
         vlm.expect("ps_version", "v2", default="v2")
@@ -185,6 +186,7 @@ class LanguageConfig:
 
     @classmethod
     def read(cls, vlm: Section) -> "LanguageConfig":
+        """From `vlm/config.json`. Raises CheckpointError."""
         llm = vlm.section("llm_config")
         llm.expect("architectures", ["Qwen3ForCausalLM"], default=["Qwen3ForCausalLM"])
         llm.expect("hidden_act", "silu", default="silu")
@@ -239,6 +241,7 @@ class MMDiTConfig:
 
     @classmethod
     def read(cls, root: Section, language: LanguageConfig) -> "MMDiTConfig":
+        """From `generation_decoder/config.json`. Raises CheckpointError."""
         decoder = root.section("decoder_config")
         head_dim, axes = _rope_axes(decoder)
         projector, context_size, joint_size = _context_sizes(root, decoder)
@@ -270,6 +273,7 @@ class MMDiTConfig:
 
     @property
     def hidden_size(self) -> int:
+        """Channels of both streams."""
         return self.num_heads * self.head_dim
 
     def guidance(
@@ -300,6 +304,7 @@ class Preview:
 
     @classmethod
     def read(cls, vae: Section, channels: int) -> "Preview":
+        """From `vae/config.json`, for latents of so many channels. Raises CheckpointError."""
         section = vae.section("latent_preview")
         colours = (section.numbers(colour, channels) for colour in ("red", "green", "blue"))
         return cls(tuple(zip(*colours, strict=True)), section.numbers("bias", 3))
@@ -319,6 +324,7 @@ class VAEConfig:
 
     @classmethod
     def read(cls, root: Section) -> "VAEConfig":
+        """From `vae/config.json`. Raises CheckpointError."""
         root.expect("attn_scales", [], default=[])
         latent_channels = root.integer("z_dim", RELEASED_VAE.latent_channels)
         multipliers = root.numbers("dim_mult", default=RELEASED_VAE.multipliers)
@@ -372,6 +378,7 @@ class ProcessorConfig:
 
     @classmethod
     def read(cls, root: Section, vlm: Section) -> "ProcessorConfig":
+        """From `processor/processor_config.json` and `vlm/config.json`. Raises CheckpointError."""
         vit = root.section("image_processor_kwargs")
         vit.expect("resample", 3, default=3)  # PIL's number for bicubic
         size = vit.section("size")

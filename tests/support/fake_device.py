@@ -37,7 +37,7 @@ from internvlu_core.quantization import WEIGHT_FORMATS, quantise_network
 from .checkpoints import copy_json
 from .scaled_checkpoints import stored_shapes
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 aten = torch.ops.aten
 COMPOSITE = torch._C.DispatchKey.CompositeImplicitAutograd
 
