@@ -1,4 +1,4 @@
-"""What the released sizes need of a GPU: all stages run at full depth on a fake one (tests/support/fake_device.py)."""
+"""What the released sizes need of a GPU, stage by stage at full depth, on the fake one of tests/support."""
 
 import tempfile
 from pathlib import Path

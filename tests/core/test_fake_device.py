@@ -228,25 +228,15 @@ def test_what_is_compiled_waits_for_nothing(folder, monkeypatch):
     assert not any(record.waits + record.uploads + record.downloads for record in records)
 
 
-def test_text_that_was_read_is_not_read_again(folder):
-    with FakeDevice() as gpu:
-        model = hollow_model(folder, gpu.device, torch.bfloat16)
-        thought = model.reason("make it night", [PHOTO], max_new_tokens=4)
-        flops = []
-        for known in (1, 10_000):
-            gpu.number = known
-            with gpu.watch() as record:
-                model.encode("make it night", [PHOTO], reasoning=thought)
-            flops.append(record.flops)
-    assert flops[1] < flops[0]
+def test_offloading(folder):
+    """Networks take turns, and never is there more than was allowed.
 
-
-@pytest.mark.parametrize("room", [1.0, 0.95])
-def test_offloading(folder, room):
-    """Networks take turns; with less room the layers of one come one by one. Never is there more than was allowed."""
+    With less room than the largest network needs, accelerate moves its layers one by one and makes their parameters
+    anew by their class, which fake tensors refuse: tests/core/test_offload.py counts that on the CPU.
+    """
     with FakeDevice() as gpu:
         sizes = [sum(p.nbytes for p in network.parameters()) for network in _networks(folder, gpu)]
-        limit = int(max(sizes) * room)
+        limit = max(sizes)
         model = InternVLU.from_pretrained(folder, device=gpu.device, device_map="auto", max_memory=limit)
         with gpu.watch() as record:
             thought = model.reason("make it night", [PHOTO], max_new_tokens=2)
@@ -255,8 +245,7 @@ def test_offloading(folder, room):
         assert record.peak <= limit + WORKING_MEMORY
         with gpu.laps() as laps:
             model.sample(model.encode("a boat"), noise_of(model), flow_sigmas(2), 4.5, 2.0, laps)
-        if room == 1:
-            assert not laps.records[1].uploads, "all of it is there"
+        assert not laps.records[1].uploads, "all of it is there"
 
 
 def _networks(folder, gpu):
@@ -277,25 +266,28 @@ def test_what_apple_devices_lack(folder):
 
 
 @pytest.fixture(scope="module")
-def rows():
-    """Of the released sizes at full depth."""
-    return memory.table()
+def released():
+    """{stage: (its network, bytes of that network's weights, record)} of the released sizes at full depth."""
+    return memory.measure(None)
 
 
 @pytest.mark.parametrize(("weight_format", "card"), [(None, 6e9), ("fp8", 4e9)])
-def test_released_sizes_fit_small_devices(rows, weight_format, card):
+def test_released_sizes_fit_small_devices(released, weight_format, card):
     """What Offload puts on a card at once, and what each stage works in beside it."""
     networks = build_hollow(memory.released_config(), torch.bfloat16, weight_format)
     offload = Offload(networks, torch.device("cpu"), limit=int(card))
-    for row in rows:
-        network, state = networks[row["network"]]
+    for stage, (name, _, record) in released.items():
+        network, state = networks[name]
         assert offload.resident[network].keys() == state.keys(), "no layer has to be copied in each forward pass"
-        working = row["working_fp8" if weight_format else "working"]
-        assert offload.sizes[network] + working <= card, row["stage"]
-        assert working <= WORKING_MEMORY, row["stage"]
+        # A matrix of 8 bits is cast, then scaled, whenever it is used.
+        cast = [2 * 2 * t.numel() for t in state.values() if t.dtype.itemsize == 1]
+        working = record.working + max(cast, default=0)
+        assert offload.sizes[network] + working <= card, stage
+        assert working <= WORKING_MEMORY, stage
 
 
-def test_kernels_of_the_released_sizes(rows):
-    kernels = {row["stage"]: row["kernels"] for row in rows}
-    assert kernels["MMDiT, first step of a drawing"] == kernels["MMDiT, first step of 4 drawings"] <= 1600
-    assert kernels["VLM, a token"] <= 800
+def test_kernels_of_the_released_sizes(released):
+    kernels = {stage: record.kernels for stage, (_, _, record) in released.items()}
+    assert kernels["MMDiT, first step of a drawing"] == kernels["MMDiT, first step of 4 drawings"] <= 1400
+    assert kernels["MMDiT, first step of an edit"] <= 1500
+    assert kernels["VLM, a token"] <= 700
