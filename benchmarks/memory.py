@@ -1,4 +1,4 @@
-"""What the released sizes need of a GPU, stage by stage at full depth, on the fake one of tests/support/fake_device.py."""
+"""What the released sizes need of a GPU, stage by stage at full depth, on the fake one of tests/support."""
 
 import tempfile
 from pathlib import Path
