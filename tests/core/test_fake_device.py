@@ -277,25 +277,28 @@ def test_what_apple_devices_lack(folder):
 
 
 @pytest.fixture(scope="module")
-def rows():
-    """Of the released sizes at full depth."""
-    return memory.table()
+def released():
+    """{stage: (its network, bytes of that network's weights, record)} of the released sizes at full depth."""
+    return memory.measure(None)
 
 
 @pytest.mark.parametrize(("weight_format", "card"), [(None, 6e9), ("fp8", 4e9)])
-def test_released_sizes_fit_small_devices(rows, weight_format, card):
+def test_released_sizes_fit_small_devices(released, weight_format, card):
     """What Offload puts on a card at once, and what each stage works in beside it."""
     networks = build_hollow(memory.released_config(), torch.bfloat16, weight_format)
     offload = Offload(networks, torch.device("cpu"), limit=int(card))
-    for row in rows:
-        network, state = networks[row["network"]]
+    for stage, (name, _, record) in released.items():
+        network, state = networks[name]
         assert offload.resident[network].keys() == state.keys(), "no layer has to be copied in each forward pass"
-        working = row["working_fp8" if weight_format else "working"]
-        assert offload.sizes[network] + working <= card, row["stage"]
-        assert working <= WORKING_MEMORY, row["stage"]
+        # A matrix of 8 bits is cast, then scaled, whenever it is used.
+        cast = [2 * 2 * t.numel() for t in state.values() if t.dtype.itemsize == 1]
+        working = record.working + max(cast, default=0)
+        assert offload.sizes[network] + working <= card, stage
+        assert working <= WORKING_MEMORY, stage
 
 
-def test_kernels_of_the_released_sizes(rows):
-    kernels = {row["stage"]: row["kernels"] for row in rows}
-    assert kernels["MMDiT, first step of a drawing"] == kernels["MMDiT, first step of 4 drawings"] <= 1600
-    assert kernels["VLM, a token"] <= 800
+def test_kernels_of_the_released_sizes(released):
+    kernels = {stage: record.kernels for stage, (_, _, record) in released.items()}
+    assert kernels["MMDiT, first step of a drawing"] == kernels["MMDiT, first step of 4 drawings"] <= 1400
+    assert kernels["MMDiT, first step of an edit"] <= 1500
+    assert kernels["VLM, a token"] <= 700
