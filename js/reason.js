@@ -100,14 +100,21 @@ function decorateHost(host) {
   });
 }
 
+const pathsShownIn = (area) => [...pathsOf(KIND)].filter((path) => areasOf(path, "text").includes(area));
+
+// Where no text is being edited, the browser's undo goes back in the one that was edited last, beside the graph's own: it
+// would make that text a person's own again, and take the focus, after which the graph hears of no more undo.
+document.addEventListener("beforeinput", (event) => {
+  const { target } = event;
+  if (target?.tagName !== "TEXTAREA" || target === document.activeElement) return;
+  if (pathsShownIn(target).length) event.preventDefault();
+}, true);
+
 // A person's edit, wherever the text is shown; not before the frontend has taken note of it.
 document.addEventListener("input", ({ target }) => {
-  // Where no text is being edited, the browser's undo goes back in the one that was edited last, beside the graph's own.
-  if (target?.tagName !== "TEXTAREA" || target !== document.activeElement) return;
+  if (target?.tagName !== "TEXTAREA") return;
   setTimeout(() => {
-    for (const path of pathsOf(KIND)) {
-      if (areasOf(path, "text").includes(target)) makeOwn(path, target.value);
-    }
+    for (const path of pathsShownIn(target)) makeOwn(path, target.value);
   });
 });
 

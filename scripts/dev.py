@@ -21,15 +21,33 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 
-from support.environment import CACHE, PYTHON, SHIM, VENV, say, set_up_comfyui, set_up_venv  # noqa: E402
+from support.environment import (  # noqa: E402
+    CACHE,
+    PYTHON,
+    SHIM,
+    VENV,
+    find_browser,
+    find_frontend,
+    say,
+    set_up_comfyui,
+    set_up_venv,
+)
+
+# Two processes, each with whole files of tests/browser and tests/comfy, in the order of the folders: slow files first.
+WORKERS = ["-n", "2", "--dist", "loadgroup", "--no-loadscope-reorder"]
 
 
 def test(pytest_args):
     env = {**os.environ, "COMFYUI_PATH": str(set_up_comfyui())}
     # transformers imports torchvision too, which needs the shim as much in the tests' own process as in the server.
     env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(SHIM), env.get("PYTHONPATH")]))
+    env["OMP_NUM_THREADS"] = "1"  # as in tests/conftest.py, for every process that tests start
+    # Without bytecode every one of them would compile torch's and ComfyUI's Python again, for seconds.
+    env["PYTHONPYCACHEPREFIX"] = str(CACHE / "bytecode")
+    env.pop("PYTHONDONTWRITEBYTECODE", None)
     if not any((ROOT / arg.split("::")[0]).exists() for arg in pytest_args):
-        pytest_args = ["tests", *pytest_args]
+        pytest_args = ["tests", *WORKERS, *pytest_args]
+        find_frontend(), find_browser()  # once, before the processes want them
     # Above confcutdir pytest does not look; else it would import the pack's own __init__.py, outside of ComfyUI.
     commands = ["ruff", "check", "."], ["pytest", "--confcutdir=tests", *pytest_args]
     return max(abs(subprocess.call([PYTHON, "-m", *command], cwd=ROOT, env=env)) for command in commands)

@@ -1,4 +1,7 @@
-"""Fixtures that every test may use."""
+"""Fixtures that every test may use, and which tests run: the flags that add some, and what stays in one process."""
+
+from collections import Counter
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,6 +12,71 @@ from support.checkpoints import CHECKPOINT, GOLDEN
 
 # The networks of the tests are tiny: threads would spend more time waiting for each other than computing.
 torch.set_num_threads(1)
+
+HERE = Path(__file__).parent
+# Of the tests that run in either mode of drawing nodes, these pairs of frontend and mode run without a flag.
+USUAL = ("pinned", "litegraph"), ("newest", "vue")
+LEFT_OUT = pytest.StashKey[Counter]()
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--all-frontends",
+        action="store_true",
+        help="in the browser also: Vue nodes on the pinned frontend, LiteGraph's on the newest",
+    )
+
+
+def pytest_configure(config):
+    config.stash[LEFT_OUT] = Counter()
+
+
+def parameters(item) -> dict:
+    return item.callspec.params if hasattr(item, "callspec") else {}
+
+
+def needed_flag(item) -> str | None:
+    """The flag without which this test is left out."""
+    params = parameters(item)
+    unusual = "mode" in params and (params["host"], params["mode"]) not in USUAL
+    return "--all-frontends" if unusual else None
+
+
+def group(item) -> str | None:
+    """Tests of one group run in one process, one after the other: those that share what is slow to start."""
+    folder = item.path.relative_to(HERE).parts[0]
+    if folder == "browser":
+        return f"{item.path.stem} {parameters(item).get('host')}"
+    return item.path.stem if folder == "comfy" else None
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config, items):
+    left_out = []
+    for item in items.copy():
+        if name := group(item):
+            item.add_marker(pytest.mark.xdist_group(name))
+        if (flag := needed_flag(item)) and not config.getoption(flag):
+            config.stash[LEFT_OUT][flag] += 1
+            left_out.append(item)
+            items.remove(item)
+    config.hook.pytest_deselected(items=left_out)
+
+
+def pytest_sessionfinish(session):
+    if hasattr(session.config, "workeroutput"):  # one of several processes
+        session.config.workeroutput["left_out"] = dict(session.config.stash[LEFT_OUT])
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node):
+    # Every process has left out the same.
+    node.config.stash[LEFT_OUT] = Counter(getattr(node, "workeroutput", {}).get("left_out", {}))
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    for flag, count in config.stash[LEFT_OUT].items():
+        terminalreporter.write_line(f"{count} tests left out, which {flag} adds", yellow=True)
 
 
 @pytest.fixture(scope="session")

@@ -104,6 +104,8 @@ def test_undo_of_words_and_of_what_came_after_them(ui, graph):
     for keys, own in (("", True), ("Control+z", False), ("Control+y", True)):
         if keys:
             ui.undo_until(lambda own=own: ui.get(REASON, "pinned") is own, keys)
+            # The browser's own undo would go back in the text as well, and take the focus.
+            assert ui.js("() => document.activeElement.tagName") != "TEXTAREA"
         ui.look_at(REASON)
         assert ui.get(REASON, "pinned") is own
         assert shown(ui.get(REASON, "text")) == ("my words" if own else shown(words))

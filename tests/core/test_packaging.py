@@ -213,7 +213,7 @@ def test_ci_runs_the_two_commands(workflow):
     assert [command.split()[-1] for command in commands] == ["test", "demo"]
     (job,) = workflow["jobs"].values()
     runs = [step["run"] for step in job["steps"] if "run" in step]
-    assert {f"python {command}" for command in commands} <= set(runs)
+    assert {f"python {commands[0]} ${{{{ matrix.flags }}}}", f"python {commands[1]}"} <= set(runs)
     assert "COMFYUI_PATH=" in "".join(runs) and "comfyanonymous/ComfyUI" in "".join(runs)
 
 
@@ -226,6 +226,14 @@ def test_ci_has_every_system_python_and_comfyui(workflow):
     assert {cell["python"] for cell in cells} == {f"3.{minor}" for minor in range(10, 14)}  # texts: 3.10 is not 3.1
     assert all({cell["comfyui"] for cell in cells if cell["os"] == os} == both for os in ("ubuntu", "windows", "macos"))
     assert PROJECT["requires-python"] == ">=" + min((cell["python"] for cell in cells), key=lambda v: int(v[2:]))
+
+
+def test_one_job_of_ci_leaves_no_test_out(workflow, request):
+    (job,) = workflow["jobs"].values()
+    flags = {flag for cell in job["strategy"]["matrix"]["include"] for flag in cell.get("flags", "").split()}
+    contributing = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    assert flags == set(re.findall(r"^\| `(--[\w-]+)` \|", contributing, re.MULTILINE))
+    assert all(request.config.getoption(flag) in (True, False) for flag in flags)
 
 
 def test_ci_may_read_only_and_ends(workflow):

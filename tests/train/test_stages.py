@@ -14,6 +14,11 @@ from internvlu_train.synthesis import mixture
 from internvlu_train.toy.presets import CPU, PRESETS
 from support.training import OVERFIT, entries
 
+IDLE = (
+    "attn.add_q_proj.bias", "attn.norm_added_q.weight", "attn.to_add_out.bias",
+    "txt_mlp.net.0.proj.bias", "txt_mlp.net.2.bias",
+)  # fmt: skip
+
 
 @pytest.mark.parametrize(
     ("name", "learning"),
@@ -38,14 +43,15 @@ def test_a_stage_moves_its_own_parameters_and_no_others(fresh, tmp_path, name, l
     settings = {"steps": 2, "samples": 12, "batch": 12, "warmup": 0, "autocast": False, "sides": ((64, 64),)}
     run = Run(replace(CPU[name], **settings), fresh, tmp_path)
     before = {key: parameter.clone() for key, parameter in run.networks.named_parameters()}
-    for _ in range(6 if name == "stage3" else 2):  # of one structure each
+    # Of one structure each. An MMDiT that has learnt nothing wakes up step by step: its gates are zero.
+    for _ in range(6 if "mmdit" in learning else 2):
         run._take_step()
     moved = {key for key, parameter in run.networks.named_parameters() if not parameter.equal(before[key])}
     prefixes = tuple(prefix + "." for prefix in learning)
-    assert all(key.startswith(prefixes) for key in moved)
-    for prefix in prefixes:
-        assert any(key.startswith(prefix) for key in moved), prefix
-    assert len(moved) > 0.9 * sum(key.startswith(prefixes) for key in before) or "mmdit" in learning
+    # What the last block makes of the text goes nowhere, so that only the decay of weights moves something there.
+    last = f"mmdit.transformer_blocks.{len(run.networks.mmdit.transformer_blocks) - 1}."
+    idle = {last + name for name in IDLE}
+    assert moved == {key for key in before if key.startswith(prefixes) and key not in idle}
 
 
 def test_an_unknown_prefix_is_refused(awake):
