@@ -1,13 +1,13 @@
 """Side-by-side benchmarks; results are JSON lines on standard output and in --results.
 
-    python -m benchmarks setup                                   make the official code's environment
+    python -m benchmarks setup                                   make an environment for the official code
     python -m benchmarks NAME --official CHECKOUT --comfyui DIR  one comparison: load, stages, end-to-end, comfyui, vae,
                                                                  decode, scaling, memory, fp8
-    python -m benchmarks all  --official CHECKOUT --comfyui DIR  all of them with the weights they need, and tables
+    python -m benchmarks all  --official CHECKOUT --comfyui DIR  all comparisons, and the tables
     python -m benchmarks tables                                  write the results into BENCHMARKS.md
 
-Run it in the environment that the pack runs in (`.cache/venv/bin/python` of scripts/dev.py), on a machine with nothing
-else to do. Weights are random, of the released widths; see scripts/random_checkpoint.py for the scales.
+Run it in the pack's environment (`.cache/venv/bin/python` of scripts/dev.py), on a machine that does nothing else.
+Weights are random, of the released widths; tests/support/scaled_checkpoints.py has the scales.
 """
 
 import argparse
@@ -24,9 +24,9 @@ from . import tables
 from .comparisons import NAMES, ROOT, official_python
 from .harness import BenchmarkError, Run
 
-# What the official requirements pin, but for torch, whose pinned build is of another time and for CUDA alone.
+# The official requirements, without torch, of which they pin an old build for CUDA only.
 OFFICIAL_REQUIREMENTS = ["transformers==4.52.3", "diffusers==0.35.1", "accelerate", "timm", "einops", "pillow", "numpy"]
-# Of `all`: (comparison, options). Weights and dtype are those at which the comparison says something on this device.
+# What `all` runs: (comparison, options), with weights and a dtype that suit the comparison and the device.
 CPU_PLAN = [
     ("load", {}),
     ("stages", {}),
@@ -39,7 +39,7 @@ CPU_PLAN = [
     ("memory", {"scale": "released", "dtype": "bfloat16"}),
     ("fp8", {}),
 ]
-# Options that matter to some comparisons only; to the others it is the repeats.
+# The options that a comparison uses, for the command in its results; by default only the repeats.
 OPTIONS = {
     "stages": ["repeats", "tokens"],
     "end-to-end": ["end_to_end_repeats", "steps", "tokens"],
@@ -69,15 +69,15 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def compare(name: str, options):
-    """Its results replace those that the same comparison had on this kind of device."""
+    """Run one comparison. Its results replace earlier ones of the same comparison on the same kind of device."""
     print(f"{name}, {options.scale}, {options.dtype} …", file=sys.stderr)
     options.results.mkdir(parents=True, exist_ok=True)
     kind = options.device.partition(":")[0]
     target = options.results / f"{name}-{options.scale}-{options.dtype}-{kind}.jsonl"
     fresh = options.work / target.name
     fresh.unlink(missing_ok=True)
-    told = ["scale", "dtype", "device", "size", *OPTIONS.get(name, ["repeats"])]
-    given = (f"--{key.replace('_', '-')} {vars(options)[key]}" for key in told)
+    used = ["scale", "dtype", "device", "size", *OPTIONS.get(name, ["repeats"])]
+    given = (f"--{key.replace('_', '-')} {vars(options)[key]}" for key in used)
     command = " ".join(["python -m benchmarks", name, *given])
     run = Run(options.work, fresh, options.device, options.dtype, options.scale, command)
     NAMES[name](run, options)
@@ -85,12 +85,12 @@ def compare(name: str, options):
 
 
 def set_up(work: Path, requirement: str):
-    """A venv for the official code. torch goes first and alone, so that nothing else has a say in which build it is."""
+    """Make a virtual environment for the official code. torch is first, so that no other package chooses its build."""
     python = official_python(work)
     venv.create(python.parents[1], clear=True, with_pip=True)
     pip = [python, "-m", "pip", "--disable-pip-version-check", "-q", "install", "--no-compile"]
     subprocess.run([*pip, requirement], check=True)
-    # The newest torchvision that goes with that torch: pip picks it, because torch is there already.
+    # torch is named again, so that pip chooses a torchvision that fits it.
     subprocess.run([*pip, requirement, "torchvision", *OFFICIAL_REQUIREMENTS], check=True)
     print(python)
 
@@ -102,7 +102,7 @@ def parser() -> argparse.ArgumentParser:
     )
     root.add_argument("name", choices=["setup", "all", "tables", *NAMES])
     root.add_argument("--official", type=Path, metavar="DIR", help="checkout of the official code")
-    root.add_argument("--official-python", type=Path, metavar="FILE", help="default: that of `setup`")
+    root.add_argument("--official-python", type=Path, metavar="FILE", help="default: the environment that `setup` made")
     root.add_argument("--comfyui", type=Path, default=os.environ.get("COMFYUI_PATH"), metavar="DIR")
     root.add_argument("--work", type=Path, default=ROOT / ".cache" / "benchmarks", metavar="DIR", help="weights, logs")
     root.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results", metavar="DIR")

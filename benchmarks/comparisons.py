@@ -1,4 +1,4 @@
-"""What is compared with what. Every function here is a command of `python -m benchmarks`."""
+"""The comparisons. Each function in NAMES is a command of `python -m benchmarks`."""
 
 import sys
 from collections.abc import Iterator
@@ -7,10 +7,10 @@ from contextlib import ExitStack, contextmanager
 import torch
 
 from internvlu_core.checkpoints.config import Config
-from scripts.random_checkpoint import write_checkpoint
+from support.scaled_checkpoints import write_checkpoint
 
 from . import counts
-from .harness import ROOT, WORKERS, BenchmarkError, Run, Side, Worker, fit, floor, peaks, side_by_side, summary
+from .harness import ROOT, WORKERS, BenchmarkError, Case, Run, Side, Worker, fit, floor, peaks, side_by_side, summary
 from .memory import table
 
 PROMPT = "A photo of a ginger cat that sits on a red chair next to an open window, in the evening light"
@@ -21,7 +21,7 @@ SEED = 7
 
 def official_command(options) -> list:
     if not options.official:
-        raise BenchmarkError("--official must name a checkout of the official code (the folder that has internvlu/)")
+        raise BenchmarkError("--official must name a checkout of the official code (the folder with internvlu/)")
     python = options.official_python or official_python(options.work)
     if not python.exists():
         raise BenchmarkError("the official code has no environment yet: python -m benchmarks setup")
@@ -55,7 +55,7 @@ COMMANDS = {
 
 
 def checkpoint(run: Run) -> str:
-    """The random checkpoint of the run's scale, made if there is none."""
+    """The folder of the random checkpoint of this scale, which is made if it does not exist."""
     folder = run.work / run.scale
     if not folder.exists():
         print(f"Writing {run.scale} …", file=sys.stderr)
@@ -67,7 +67,7 @@ def checkpoint(run: Run) -> str:
 
 @contextmanager
 def loaded(run: Run, options, *names: str) -> Iterator[list[Side]]:
-    """Workers that have loaded the run's checkpoint; their floor is measured by the first, which is the core."""
+    """Workers that have loaded the checkpoint. The first one, the core, also measures the speed of the machine."""
     commands = {name: COMMANDS[name](options) for name in names}
     where = {"checkpoint": checkpoint(run), "device": run.device, "dtype": run.dtype}
     with ExitStack() as stack:
@@ -86,7 +86,7 @@ def loaded(run: Run, options, *names: str) -> Iterator[list[Side]]:
 
 
 class Sizes:
-    """Token counts of what the commands draw, as the core tells them."""
+    """Numbers of tokens of the drawing and the edit, as the core counts them."""
 
     def __init__(self, run: Run, core: Side, size: int):
         self.config = Config.read(checkpoint(run))
@@ -94,13 +94,13 @@ class Sizes:
         picture, out = run.picture(size), run.file("sizes.safetensors")
         drawing = core.call("context", prompt=PROMPT, images=[], out=out)["tokens"]
         edit = core.call("context", prompt=EDIT, images=[picture], out=out)["tokens"]
-        # (reference tokens, context tokens) of each branch that differs from the others
+        # (reference tokens, context tokens) of each distinct branch
         self.drawing = [(0, drawing[0]), (0, drawing[2])]
         self.edit = [(self.generated, edit[0]), (self.generated, edit[1]), (0, edit[2])]
 
 
 def load(run: Run, options):
-    """From the checkpoint on disk (its pages cached) to a model that can be called, and the memory that takes."""
+    """Loading the checkpoint (cached by the system), and the peak memory."""
     with loaded(run, options, "core", "official") as sides:
         where = {"checkpoint": checkpoint(run), "device": run.device, "dtype": run.dtype}
         rounds = [[side.call("load", **where) for side in sides] for _ in range(options.repeats)]
@@ -118,7 +118,7 @@ def load(run: Run, options):
 
 
 def stages(run: Run, options):
-    """Ours and the official code, stage by stage."""
+    """The core and the official code, stage by stage."""
     size = options.size
     with loaded(run, options, "core", "official") as sides:
         sizes = Sizes(run, sides[0], size)
@@ -127,8 +127,8 @@ def stages(run: Run, options):
         pixels = torch.rand(1, 3, size, size) * 2 - 1
         latents = torch.randn(1, config.vae.latent_channels, size // 8, size // 8)
 
-        def compare(stage, op, repeats=options.repeats, **arguments):
-            side_by_side(run, "official", stage, sides, op, repeats, **arguments)
+        def compare(stage, op, repeats=options.repeats, flops=0, **arguments):
+            side_by_side(run, sides, Case("official", stage, op, arguments, repeats, flops))
 
         vision = counts.vision(config.vision, config.language.hidden_size)
         compare("ViT, one picture", "see", pixels=run.tensor("tile.safetensors", tile), flops=vision)
@@ -141,7 +141,7 @@ def stages(run: Run, options):
         ):
             flops = counts.mmdit_step(config.mmdit, sizes.generated, branches)
             common = {"prompt": prompt, "images": images, "size": size, "seed": SEED, "steps": 3, "flops": flops}
-            # Each call tells two steps.
+            # Each call times two steps.
             compare(f"step of {'an' if images else 'a'} {name}", "steps", max(1, options.repeats - 1), **common)
         compare(
             "VAE, encoding a reference",
@@ -160,7 +160,7 @@ def stages(run: Run, options):
 
 
 def end_to_end(run: Run, options):
-    """Ours and the official code, from prompt to picture; the timed pictures are compared."""
+    """The core and the official code, from prompt to picture. The timed pictures are compared."""
     size, steps = options.size, options.steps
     with loaded(run, options, "core", "official") as sides:
         cases = {
@@ -172,35 +172,26 @@ def end_to_end(run: Run, options):
             small = {**case, "images": [run.picture(256)] if case["images"] else [], "reason": case["reason"] and 4}
             for side in sides:  # warm-up
                 side.call("generate", **small, size=256, steps=1, seed=SEED, out=run.file("warm_up.png"))
-            side_by_side(
-                run,
-                "official",
-                f"{name}, {size}×{size}, {steps} steps" + (f", {case['reason']} tokens" if case["reason"] else ""),
-                sides,
-                "generate",
-                options.end_to_end_repeats,
-                suffix=".png",
-                warm_up=False,
-                size=size,
-                steps=steps,
-                seed=SEED,
-                **case,
-            )
+            stage = f"{name}, {size}×{size}, {steps} steps" + (f", {case['reason']} tokens" if case["reason"] else "")
+            arguments = {"size": size, "steps": steps, "seed": SEED, **case}
+            repeats = options.end_to_end_repeats
+            generate = Case("official", stage, "generate", arguments, repeats, warm_up=False, suffix=".png")
+            side_by_side(run, sides, generate)
 
 
 def comfyui(run: Run, options):
-    """A sampler step in ComfyUI, over the core's."""
+    """A sampling step in ComfyUI and in the core."""
     with loaded(run, options, "core", "ComfyUI") as sides:
         for name, prompt, images in (
             ("step of a drawing", PROMPT, []),
             ("step of an edit", EDIT, [run.picture(options.size)]),
         ):
             arguments = {"prompt": prompt, "images": images, "size": options.size, "seed": SEED, "steps": 4}
-            side_by_side(run, "comfyui", name, sides, "steps", options.repeats, **arguments)
+            side_by_side(run, sides, Case("comfyui", name, "steps", arguments, options.repeats))
 
 
 def vae(run: Run, options):
-    """Our VAE, alone and on ComfyUI's socket, and ComfyUI's own Wan VAE with the same weights."""
+    """The VAE of the core, the pack's VAE in ComfyUI, and ComfyUI's own Wan VAE with the same weights."""
     size = options.size
     config = Config.read(checkpoint(run)).vae
     pixels = run.tensor("pixels.safetensors", torch.rand(1, 3, size, size) * 2 - 1)
@@ -210,13 +201,13 @@ def vae(run: Run, options):
         native = Side("Wan VAE", ours.worker, renamed, ours.about)
         sides = [core, ours, native]
         flops = counts.vae_encode(config, size, size)
-        side_by_side(run, "vae", "encode", sides, "vae_encode", options.repeats, pixels=pixels, flops=flops)
+        side_by_side(run, sides, Case("vae", "encode", "vae_encode", {"pixels": pixels}, options.repeats, flops))
         flops = counts.vae_decode(config, size, size)
-        side_by_side(run, "vae", "decode", sides, "vae_decode", options.repeats, latents=latents, flops=flops)
+        side_by_side(run, sides, Case("vae", "decode", "vae_decode", {"latents": latents}, options.repeats, flops))
 
 
 def decode(run: Run, options):
-    """Greedy text, ours and transformers' generate."""
+    """Greedy decoding by the core and by transformers' generate."""
     with loaded(run, options, "core", "transformers") as sides:
         ids = sides[0].call("chat_ids", prompt=QUESTION)["ids"]
         config = Config.read(checkpoint(run))
@@ -224,30 +215,21 @@ def decode(run: Run, options):
 
 
 def text(run: Run, comparison: str, sides: list[Side], op: str, repeats: int, arguments: dict, config: Config, n: int):
-    """Reading a prompt, and the n − 1 tokens behind the first: two calls each, one the other's start."""
+    """The prefill of a prompt, and the n − 1 tokens after the first: a call for 1 token, and a call for n tokens."""
     ids = sides[0].call("chat_ids", prompt=QUESTION)["ids"]
     size = torch.empty(0, dtype=getattr(torch, run.dtype)).itemsize
     flops = counts.language(config.language, len(ids))
     stage = f"text, reading {len(ids)} tokens"
-    lines = side_by_side(run, comparison, stage, sides, op, repeats, tokens=1, flops=flops, **arguments)
+    lines = side_by_side(run, sides, Case(comparison, stage, op, {"tokens": 1, **arguments}, repeats, flops))
     reading = {line["side"]: line["seconds"] for line in lines}
     nbytes = counts.language_bytes(config.language, len(ids) + n // 2, size)
-    side_by_side(
-        run,
-        comparison,
-        "text, each new token",
-        [_Less(side, reading[side.name], n - 1) for side in sides],
-        op,
-        repeats,
-        tokens=n,
-        nbytes=nbytes,
-        flops=counts.language(config.language, 1, len(ids) + n // 2),
-        **arguments,
-    )
+    flops = counts.language(config.language, 1, len(ids) + n // 2)
+    case = Case(comparison, "text, each new token", op, {"tokens": n, **arguments}, repeats, flops, nbytes)
+    side_by_side(run, [_PerToken(side, reading[side.name], n - 1) for side in sides], case)
 
 
-class _Less(Side):
-    """A side whose times are less a constant, over a count."""
+class _PerToken(Side):
+    """A side that reports the time of one token: (seconds − constant) / count."""
 
     def __init__(self, side: Side, constant: float, count: int):
         super().__init__(side.name, side.worker, side.renamed, side.about)
@@ -288,13 +270,13 @@ def scaling(run: Run, options):
 
 
 def memory(run: Run, options):
-    """What the released sizes need of a device at 1024 × 1024, computed from the sizes of tensors."""
+    """What the released sizes need of a GPU at 1024 × 1024, counted on a fake one."""
     for row in table():
         run.record(comparison="memory", side="core", machine="computed", **row)
 
 
 def fp8(run: Run, options):
-    """The first velocity with the MMDiT's matrices in 8 bits, against the same in the run's dtype."""
+    """The error of the first velocity when the MMDiT's matrices are stored in 8 bits."""
     with loaded(run, options, "core") as (core,):
         for spread in (0.0, 1.0):
             reply = core.call("fp8", spread=spread)

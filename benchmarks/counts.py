@@ -1,7 +1,7 @@
-"""FLOPs and bytes that the networks need, from their configurations: what the floors in BENCHMARKS.md are made of.
+"""FLOPs and bytes that the networks need, from their configurations. The floors in BENCHMARKS.md follow from them.
 
-Counted are matrix products and convolutions, 2 FLOPs a multiply-add, as torch's FlopCounterMode counts them; no token
-meets weights that are not its stream's, and every weight is read once a call.
+Matrix products and convolutions are counted, with 2 FLOPs per multiply-add, as torch's FlopCounterMode does. A token is
+multiplied with the weights of its own stream only, and each weight is read once per call.
 """
 
 from internvlu_core.checkpoints.config import LanguageConfig, MMDiTConfig, VAEConfig, VisionConfig
@@ -12,7 +12,7 @@ def linear(tokens: int, size_in: int, size_out: int) -> int:
 
 
 def attention(queries: int, keys: int, width: int) -> int:
-    """Scores and weighted sum; width: of all heads together."""
+    """Scores and weighted sum. width: channels of all heads together."""
     return 2 * linear(queries, keys, width)
 
 
@@ -22,7 +22,7 @@ def conv(pixels: int, size_in: int, size_out: int, kernel: int) -> int:
 
 
 def mmdit_prepared(config: MMDiTConfig, references: int, context: int) -> int:
-    """What of one branch is the same in every step."""
+    """What is computed once per branch, before the first step."""
     size, projector = config.hidden_size, 0
     if config.projector == "mlp2x_gelu":
         projector = linear(context, config.context_size, 3 * config.joint_size)
@@ -31,9 +31,9 @@ def mmdit_prepared(config: MMDiTConfig, references: int, context: int) -> int:
 
 
 def mmdit_step(config: MMDiTConfig, generated: int, branches: list[tuple[int, int]], batch: int = 1) -> int:
-    """One sampler step. branches: (reference tokens, context tokens) of each that differs.
+    """One sampling step. branches: (reference tokens, context tokens) of each distinct branch.
 
-    The time embedding and what it modulates is of the step; in the last block nothing is read but generated tokens.
+    The time embedding and the modulation are computed once per step. The last block computes generated tokens only.
     """
     size, last = config.hidden_size, config.num_layers - 1
     modulation = config.num_layers * 2 * linear(1, size, 6 * size)
@@ -46,21 +46,21 @@ def mmdit_step(config: MMDiTConfig, generated: int, branches: list[tuple[int, in
 
 
 def _block(queries: int, tokens: int, size: int) -> int:
-    """Keys and values of all tokens; query, gate, output and MLP of those that are read."""
+    """Keys and values of all tokens; queries, gate, output and MLP of those whose result is used."""
     projected = linear(tokens, size, 2 * size) + linear(queries, size, 3 * size)
     return projected + attention(queries, tokens, size) + 2 * linear(queries, size, 4 * size)
 
 
 def mmdit(config: MMDiTConfig, generated: int, references: int, context: int, batch: int = 1) -> int:
-    """One forward of one branch; generated, references, context: tokens of each kind."""
+    """One forward pass of one branch. generated, references, context: numbers of tokens."""
     prepared = mmdit_prepared(config, references, context)
     return prepared + mmdit_step(config, generated, [(references, context)], batch)
 
 
 def language(config: LanguageConfig, tokens: int, cached: int = 0, heads: int = 1) -> int:
-    """Reading tokens behind `cached` others; heads: for how many of them the next token's logits are computed.
+    """Process tokens after `cached` others. heads: for how many of them logits are computed.
 
-    Attention is counted in full, as if nothing were masked, as fused kernels are counted.
+    Attention is counted without the causal mask, as torch counts fused kernels.
     """
     size, q, kv = config.hidden_size, config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
     projections = linear(tokens, size, 2 * q + 2 * kv) + 3 * linear(tokens, size, config.mlp_size)
@@ -69,14 +69,14 @@ def language(config: LanguageConfig, tokens: int, cached: int = 0, heads: int = 
 
 
 def language_bytes(config: LanguageConfig, cached: int, itemsize: int) -> int:
-    """Read for one new token: every layer's matrices, the head, and the keys and values of the tokens before it."""
+    """Bytes read for one new token: the matrices of all layers, the head, and the keys and values before it."""
     size, q, kv = config.hidden_size, config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
     layer = size * (2 * q + 2 * kv) + 3 * size * config.mlp_size + 2 * cached * kv
     return itemsize * (config.num_layers * layer + size * config.vocab_size)
 
 
 def vision(config: VisionConfig, language_size: int, tiles: int = 1) -> int:
-    """A picture's tiles, to tokens of the language model."""
+    """From the tiles of a picture to tokens of the language model."""
     size, patches = config.hidden_size, (config.image_size // config.patch_size) ** 2
     tokens = patches + 1
     layer = linear(tokens, size, 4 * size) + 2 * linear(tokens, size, config.mlp_size) + attention(tokens, tokens, size)

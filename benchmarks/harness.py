@@ -1,11 +1,10 @@
-"""Worker processes, and comparisons of what they do: checked to be the same first, then timed in turns."""
+"""Worker processes, and how they are compared: first their results, then their times, in turns."""
 
 import datetime
 import json
 import os
 import statistics
 import subprocess
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 ROOT = Path(__file__).resolve().parents[1]
 WORKERS = ROOT / "benchmarks" / "workers"
-# The largest relative difference between two sides that is still the same computation.
+# The largest relative difference at which two sides count as the same computation.
 TOLERANCES = {"float32": 1e-3, "bfloat16": 0.1, "float16": 0.03}
 PICTURE_TOLERANCE = {"float32": 1.0, "bfloat16": 16.0, "float16": 8.0}  # levels of 255, on average
 
@@ -26,7 +25,7 @@ class BenchmarkError(RuntimeError):
 
 
 class Worker:
-    """A persistent process that answers one request at a time (workers/wire.py); idle it takes no processor time."""
+    """A persistent process that answers one request at a time (workers/wire.py). It is idle between requests."""
 
     def __init__(self, name: str, command: list, log: Path):
         self.name, self.log = name, log
@@ -41,7 +40,7 @@ class Worker:
             print(json.dumps({"op": op, **arguments}), file=self.process.stdin, flush=True)
             reply = json.loads(self.process.stdout.readline())
         except (OSError, ValueError) as error:
-            raise BenchmarkError(f"{self.name} has died; its last words are in {self.log}") from error
+            raise BenchmarkError(f"{self.name} has ended; its error output is in {self.log}") from error
         if "error" in reply:
             raise BenchmarkError(f"{self.name}, {op}:\n{reply['error']}")
         return reply
@@ -53,7 +52,7 @@ class Worker:
 
 @dataclass
 class Side:
-    """One of the things compared: a loaded worker, and under which names it knows the operations."""
+    """One side of a comparison: a loaded worker, and its own names of operations."""
 
     name: str
     worker: Worker
@@ -66,7 +65,7 @@ class Side:
 
 @dataclass
 class Run:
-    """What all results of one run have in common, and where they go."""
+    """What all results of one run have in common, and where they are written."""
 
     work: Path
     results: Path
@@ -84,7 +83,7 @@ class Run:
         """Write a result as a JSON line, to the file and to standard output."""
         values |= {"device": self.device, "dtype": self.dtype, "checkpoint": self.scale, "command": self.command}
         values |= {"date": datetime.date.today().isoformat()}
-        if hasattr(os, "getloadavg"):  # of the last minute: above the number of threads the machine was not ours alone
+        if hasattr(os, "getloadavg"):  # of the last minute; above the number of threads, something else ran too
             values |= {"load": round(os.getloadavg()[0], 1)}
         self.lines.append(values)
         line = json.dumps(values)
@@ -98,7 +97,7 @@ class Run:
         return self.file(name)
 
     def picture(self, size: int) -> str:
-        """A picture that is neither flat nor noise."""
+        """A smooth picture with some structure."""
         y, x = np.mgrid[:size, :size] * (6.283 / size)
         channels = [np.sin(a * x + b * y) + np.cos(b * x - a * y) for a, b in ((1, 2), (3, 1), (5, 7))]
         levels = ((np.stack(channels, -1) + 2) * 63.75).astype(np.uint8)
@@ -114,7 +113,7 @@ def relative(actual: torch.Tensor, expected: torch.Tensor) -> float:
 
 
 def difference(actual: str, expected: str) -> float:
-    """Between two files of tensors or pictures: the largest relative one, or levels of 255 on average."""
+    """The largest relative difference of two tensor files, or the mean difference of two pictures in levels of 255."""
     if actual.endswith(".png"):
         a, b = (np.asarray(Image.open(file), dtype=np.float64) for file in (actual, expected))
         return float(np.abs(a - b).mean())
@@ -141,52 +140,50 @@ def check(stage: str, sides: list[Side], replies: list[dict], files: list[str], 
     return found
 
 
-def side_by_side(
-    run: Run,
-    comparison: str,
-    stage: str,
-    sides: list[Side],
-    op: str,
-    repeats: int,
-    *,
-    suffix: str = ".safetensors",
-    flops: int = 0,
-    nbytes: int = 0,
-    seconds: Callable[[dict], list[float]] = lambda reply: as_list(reply["seconds"]),
-    warm_up: bool = True,
-    **arguments,
-) -> list[dict]:
-    """Call op on each side in turns and record a line for each.
+@dataclass(frozen=True)
+class Case:
+    """One measurement, the same on every side.
 
-    The first round is the warm-up, in which the results are compared; without one the timed results are. flops, nbytes:
-    what one call needs, for the floor. seconds: the times that a reply tells.
+    op, arguments: what each worker is asked to do. repeats: timed rounds. flops, nbytes: what one call needs, for the
+    floor. warm_up: whether a first round is not timed. suffix: of the files with the results.
     """
-    files = [run.file(f"{side.name.replace(' ', '_')}{suffix}") for side in sides]
 
-    def call(side: Side, file: str) -> dict:
-        out = {} if op in ("text", "continue_ids") else {"out": file}
-        return side.call(op, **arguments, **out)
+    comparison: str
+    stage: str
+    op: str
+    arguments: dict
+    repeats: int
+    flops: int = 0
+    nbytes: int = 0
+    warm_up: bool = True
+    suffix: str = ".safetensors"
 
-    def in_turns() -> list[dict]:
-        replies = [call(side, file) for side, file in zip(sides, files, strict=True)]
-        nonlocal apart
-        if apart is None:
-            apart = check(stage, sides, replies, files, run.dtype)
-        return replies
+    def call(self, side: Side, file: str) -> dict:
+        out = {} if self.op in ("text", "continue_ids") else {"out": file}
+        return side.call(self.op, **self.arguments, **out)
 
+
+def side_by_side(run: Run, sides: list[Side], case: Case) -> list[dict]:
+    """Call each side in turn, round by round, and record a line for each side.
+
+    The results of the first round are compared. Raises BenchmarkError if they differ.
+    """
+    files = [run.file(f"{side.name.replace(' ', '_')}{case.suffix}") for side in sides]
     apart, rounds = None, []
-    for _ in range(repeats + warm_up):
-        rounds.append(in_turns())
-    timed = rounds[warm_up:]
+    for _ in range(case.repeats + case.warm_up):
+        rounds.append([case.call(side, file) for side, file in zip(sides, files, strict=True)])
+        if apart is None:
+            apart = check(case.stage, sides, rounds[0], files, run.dtype)
+    timed = rounds[case.warm_up :]
     return [
         run.record(
-            comparison=comparison,
-            stage=stage,
+            comparison=case.comparison,
+            stage=case.stage,
             side=side.name,
-            **summary([s for replies in timed for s in seconds(replies[index])]),
-            warm_up=int(warm_up),
+            **summary([s for replies in timed for s in as_list(replies[index]["seconds"])]),
+            warm_up=int(case.warm_up),
             **peaks([replies[index] for replies in rounds]),
-            **floor(run, flops, nbytes),
+            **floor(run, case.flops, case.nbytes),
             apart=apart,
             **side.about,
         )

@@ -1,4 +1,4 @@
-"""Result lines as the tables of BENCHMARKS.md."""
+"""Write results as the tables of BENCHMARKS.md."""
 
 import json
 from itertools import groupby
@@ -11,7 +11,7 @@ TITLES = {
     "vae": "VAE, against ComfyUI's own",
     "transformers": "Text, against transformers' generate",
     "scaling": "Growth",
-    "memory": "Memory of a device at 1024×1024, computed",
+    "memory": "Memory, kernels and arithmetic of a GPU at 1024×1024, computed",
     "fp8": "Weights in 8 bits: errors of the first velocity, of the weights",
 }
 
@@ -24,7 +24,7 @@ def read(folder: Path) -> list[dict]:
 
 
 def update(document: Path, lines: list[dict]):
-    """Replace what is between the marks."""
+    """Replace the text between the two marks."""
     text = document.read_text(encoding="utf-8")
     before, rest = text.split(START)
     _, after = rest.split(END)
@@ -39,7 +39,7 @@ def render(lines: list[dict]) -> str:
         def conditions(line: dict) -> tuple:
             return tuple(line[key] for key in ("device", "checkpoint", "dtype", "date", "command"))
 
-        # Sorting is stable: stages stay in their order.
+        # Sorting is stable, so stages keep their order.
         for about, group in groupby(sorted(chosen, key=conditions), key=conditions):
             group = list(group)
             if title not in titled:
@@ -71,7 +71,7 @@ def _about(group: list[dict], floor: dict | None, device, checkpoint, dtype, dat
 
 
 def _sides(group: list[dict]) -> list[str]:
-    """A row a stage, a column a side, the first of which is ours."""
+    """A row per stage, a column per side. The first side is the core."""
     names = list(dict.fromkeys(line["side"] for line in group))
     ours, others = names[0], names[1:]
     head = ["stage", *names, *(f"{other} ÷ {ours}" for other in others), f"{ours}: floor ÷ time", "peak memory, GB"]
@@ -88,7 +88,7 @@ def _sides(group: list[dict]) -> list[str]:
 
 
 def _time(line: dict) -> str:
-    """Median and spread."""
+    """Median, with the range if there were several."""
     low, high = line["spread"]
     unit, factor = ("ms", 1e3) if line["seconds"] < 1 else ("s", 1)
     spread = f" ({low * factor:.3g}…{high * factor:.3g}, {line['repeats']}×)" if line["repeats"] > 1 else ""
@@ -116,12 +116,14 @@ def _fp8(group: list[dict]) -> list[str]:
 
 
 def _memory(group: list[dict]) -> list[str]:
-    rows = [
-        "| on the device | weights, bf16 | weights, fp8 | beside them | at once, bf16 | at once, fp8 |",
-        "|---" * 6 + "|",
-    ]
+    """Weights of the stage's network, what it works in beside them, and both, in 16 and 8 bits."""
+    head = ["on the device", "weights, bf16", "weights, fp8", "beside them", "at once, bf16", "at once, fp8"]
+    head += ["kernels, bf16", "kernels, fp8", "TFLOP"]
+    rows = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for line in group:
         sizes = line["bf16"], line["fp8"], line["working"]
-        sizes += line["bf16"] + line["working"], line["fp8"] + line["working"]
-        rows.append("| " + " | ".join([line["stage"], *(f"{size / 1e9:.2f} GB" for size in sizes)]) + " |")
+        sizes += line["bf16"] + line["working"], line["fp8"] + line["working_fp8"]
+        cells = [line["stage"], *(f"{size / 1e9:.2f} GB" for size in sizes)]
+        cells += [str(line["kernels"]), str(line["kernels_fp8"]), f"{line['flops'] / 1e12:.3g}"]
+        rows.append("| " + " | ".join(cells) + " |")
     return rows

@@ -1,8 +1,21 @@
-"""InternVL-U in plain PyTorch: understand, reason, draw, edit. Knows nothing of ComfyUI."""
+"""InternVL-U in plain PyTorch: answer questions, reason, draw and edit pictures. It never imports ComfyUI."""
 
-from .conditioning import Branch, Context, TextResult
+from .conditioning import Branch, Context
 from .conversation import Turn
+from .decoding import TextResult
 from .errors import CheckpointError, InputError
 from .pipeline import GenerateResult, InternVLU
+from .requests import DrawRequest, TextRequest
 
-__all__ = ["Branch", "CheckpointError", "Context", "GenerateResult", "InputError", "InternVLU", "TextResult", "Turn"]
+__all__ = [
+    "Branch",
+    "CheckpointError",
+    "Context",
+    "DrawRequest",
+    "GenerateResult",
+    "InputError",
+    "InternVLU",
+    "TextRequest",
+    "TextResult",
+    "Turn",
+]

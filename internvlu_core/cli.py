@@ -10,17 +10,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from tqdm import tqdm
 
 from .checkpoints import hub
-from .checkpoints.convert import FORMATS, convert
+from .checkpoints.convert import CHECKPOINT_FORMATS, convert
 from .checkpoints.files import SPLIT_FILES, WAN_MARK, read_header
 from .conditioning import TextResult
 from .conversation import History, Turn, read_turns, write_turns
 from .errors import CheckpointError, InputError
+from .imaging import open_image
 from .pipeline import InternVLU
-from .quantization import FORMATS as WEIGHT_FORMATS
+from .quantization import WEIGHT_FORMATS
 
 DTYPES = {"auto": "auto", "bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 RUN_DTYPES = DTYPES | {name: weight_format.torch_dtype or name for name, weight_format in WEIGHT_FORMATS.items()}
@@ -191,15 +192,6 @@ class Progress:
             self.bar.close()
 
 
-def open_image(path: str) -> Image.Image:
-    """A picture, turned as its EXIF data say. Raises InputError for a file that is none, or is cut off."""
-    try:
-        with Image.open(path) as image:
-            return ImageOps.exif_transpose(image)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise InputError(f"cannot read the image {path}: {error}") from error
-
-
 def output_paths(options) -> list[Path]:
     """Where the pictures go: every --out, checked before the long work. Raises InputError."""
     paths = [Path(path) for path in options.out or ["internvlu.png"]]
@@ -232,7 +224,7 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("source", help="checkpoint folder, file, or folder with the three files")
     sub.add_argument("target", help="where to; for three files ComfyUI's models folder, say")
     sub.add_argument(
-        "--to", choices=FORMATS, default="split", help="three files (default), one, or the released folder"
+        "--to", choices=CHECKPOINT_FORMATS, default="split", help="three files (default), one, or the released folder"
     )
     sub.add_argument("--dtype", choices=DTYPES, default="auto", help="of the weights; auto: as they are")
     sub.add_argument("--force", action="store_true", help="overwrite what is there")

@@ -13,23 +13,26 @@ import torch
 from torch import Tensor
 
 from .checkpoints.config import Config
-from .decoding import DecodingSession, OnTokens, PrefixCache, TextResult, TextSettings, continue_text
+from .decoding import DecodingSession, OnTokens, PrefixCache, TextResult, TextSettings, continue_text, limit_to_context
 from .errors import CheckpointError, InputError
 from .models.rope import Grid
 from .models.vlm import VLM
 from .prompt import IMG, PAD, Prompt, PromptBuilder, Tokenizer, as_tensor
+from .requests import DRAW_ONLY, DrawRequest, as_request
 
-SEEN_TILES = 32  # of the pictures last seen, whose ViT tokens are remembered: 1 MB each in bfloat16
-TAIL = 8  # tokens that are read one by one rather than everything anew
+SEEN_TILES = 32  # tiles of the last pictures whose features are cached: 1 MB each in bfloat16
+TAIL = 8  # at most so many new tokens are read one by one; for more, the whole text is read again
 
 
 @dataclass(frozen=True)
 class Branch:
-    """Conditioning of one branch.
+    """The conditioning of one branch.
 
-    hidden: [T, C], select layers concatenated. image_mask: [T], which positions are ViT tokens. image_grids: their
-    grids (frames, rows, columns) in order. references: normalised latents [1, z, h_i, w_i], one per image. reasoned:
-    whether reasoning was given, for which a checkpoint has scales of its own.
+    hidden: [T, C], the selected hidden states concatenated. image_mask: [T], which positions are ViT tokens.
+    image_grids: the grids of these (frames, rows, columns), in order. references: normalised latents [1, z, h_i, w_i],
+    one for each picture. reasoned: whether there was reasoning, for which a checkpoint has default scales of its own.
+
+    For InternVLU.sample, several branches can be stacked: hidden [n, T, C], references [n, z, h_i, w_i].
     """
 
     hidden: Tensor
@@ -41,7 +44,7 @@ class Branch:
 
 @dataclass(frozen=True)
 class Context:
-    """The three branches of a picture. Without images, partial is the very object unconditional."""
+    """The three branches of a picture. Without pictures to edit, partial is the same object as unconditional."""
 
     full: Branch
     partial: Branch
@@ -49,10 +52,11 @@ class Context:
 
 
 class Conditioner:
-    """A VLM with its tokenizer: turns prompts and seen pictures into embeddings and conditioning.
+    """The stage between prompts and the MMDiT: a VLM with its tokenizer makes image features, text and conditioning.
 
-    weights: says which weights the VLM has at the moment, as a value that is never the same for others; None: cannot
-    tell. What was computed with the same ones is not computed again: ViT tokens of a picture, the text so far.
+    weights(): identifies the current weights of the VLM by a value that no other weights have, or None if that is not
+    known. What the same weights have computed is not computed again: features of a picture, and the text so far (see
+    PrefixCache). Raises CheckpointError if the tokenizer has more ids than the language model.
     """
 
     def __init__(
@@ -72,14 +76,14 @@ class Conditioner:
         self.prompts = PromptBuilder(tokenizer, tokens_per_tile, config.language.max_positions)
 
     def with_weights(self, weights: Callable[[], Hashable | None]) -> "Conditioner":
-        """The same, but for weights that this function tells of. Both remember the same pictures."""
+        """A copy with another function `weights`; both share the cached image features."""
         other = copy.copy(self)
         other.weights = weights
         return other
 
     @torch.inference_mode()
     def image_features(self, tiles: list[Tensor], device, dtype) -> list[Tensor]:
-        """Pictures as normalised tiles [n_i, 3, S, S] → their tokens [n_i · T, hidden]."""
+        """Normalised tiles [n_i, 3, S, S] of each picture → its tokens for the language model [n_i · T, hidden]."""
         weights = self.weights()
         return [self._image_features(image, device, dtype, weights) for image in tiles]
 
@@ -97,7 +101,7 @@ class Conditioner:
 
     @torch.inference_mode()
     def embed(self, prompt: Prompt, features: list[Tensor], device) -> Tensor:
-        """Embeddings [1, T, hidden] of a prompt."""
+        """Embeddings [1, T, hidden] of a prompt. features: of image_features, one entry for each of its pictures."""
         return self._embed(prompt.ids, prompt.image_mask, features, device)
 
     def _embed(self, ids, image_mask, features: list[Tensor], device) -> Tensor:
@@ -120,10 +124,13 @@ class Conditioner:
         on_tokens: OnTokens | None = None,
         keep: torch.device | None = None,
     ) -> TextResult:
-        """Continue a prompt in words. tiles: as in image_features, one entry per image of the prompt.
+        """Generate the text that continues a prompt, at most as long as the context allows.
 
-        keep: the device for the result's prefix cache, if one is wanted. (Beam search leaves none.)
+        tiles: as in image_features, one entry for each picture of the prompt. on_tokens: gets the token ids so far and
+        may raise to cancel. keep: the device for the result's prefix cache; None: no cache. Beam search leaves none.
+        Raises FloatingPointError if logits are not finite.
         """
+        settings = limit_to_context(settings, len(prompt), self.config.language.max_positions)
         keep = None if settings.num_beams > 1 else keep
         embeddings = self.embed(prompt, self.image_features(tiles, device, dtype), device)
         select = () if keep is None else self.config.mmdit.select_layers
@@ -135,30 +142,26 @@ class Conditioner:
 
     @torch.inference_mode()
     def read(self, prompt: Prompt, features: list[Tensor], references: list[Tensor], device) -> Branch:
-        """One branch. features: one entry per image of the prompt; references: any."""
+        """The conditioning of one prompt. features: one entry for each of its pictures. references: any number."""
         return self._branch(prompt, prompt.ids, 0, features, references, device)
 
     @torch.inference_mode()
     def context(
-        self,
-        prompt: str,
-        features: list[Tensor],
-        references: list[Tensor],
-        *,
-        device,
-        system_prompt: str | None = None,
-        reasoning: TextResult | str | None = None,
-        whole_reasoning: bool = False,
-        negative: str = "",
-        partial_negative: str = "",
+        self, prompt: str | DrawRequest, features: list[Tensor], references: list[Tensor], *, device, **settings
     ) -> Context:
-        """All branches of a picture. features and references hold one entry per image; see InternVLU.encode."""
-        n = len(features)
-        full = self.prompts.full(prompt, n, system_prompt)
-        blank = self.prompts.unconditional(n, system_prompt, negative)
-        partial = self.prompts.partial(n, system_prompt, partial_negative) if n else blank
+        """All branches of a picture.
 
-        token_ids, pads = self.reasoned(full, max(len(partial), len(blank)), reasoning, whole_reasoning)
+        prompt: a DrawRequest, or its prompt with its other settings. features: of image_features, one entry for each
+        picture. references: normalised latents [1, z, h_i, w_i], one for each picture. Raises InputError if the prompt
+        is too long, FloatingPointError if hidden states are not finite.
+        """
+        request = as_request(DrawRequest, prompt, None, settings, without=DRAW_ONLY)
+        n, system, reasoning = len(features), request.system_prompt, request.reasoning
+        full = self.prompts.full(request.prompt, n, system)
+        blank = self.prompts.unconditional(n, system, request.negative)
+        partial = self.prompts.partial(n, system, request.partial_negative) if n else blank
+
+        token_ids, pads = self.reasoned(full, max(len(partial), len(blank)), reasoning, request.whole_reasoning)
         unconditional = self.read(blank, [], [], device)
         read = self._branch(
             full, token_ids, pads, features, references, device, getattr(reasoning, "prefix_cache", None)
@@ -170,13 +173,14 @@ class Conditioner:
         )
 
     def reasoned(self, full: Prompt, longest_blank: int, reasoning, whole: bool) -> tuple[tuple[int, ...], int]:
-        """The tokens of the full prompt and its reasoning, and how many pads go in front of them."""
+        """The token ids of the full prompt with its reasoning, and the number of padding tokens in front of them.
+
+        longest_blank: tokens of the longer one of the other two prompts. whole: use reasoning whole.
+        """
         if reasoning is None:
             return full.ids, 0
         if isinstance(reasoning, str):
             return (*full.ids, *self.tokenizer.encode(reasoning)), 0
-        if not isinstance(reasoning, TextResult):
-            raise InputError(f"reasoning must be a TextResult or a string, not {type(reasoning).__name__}")
         tokens = reasoning.token_ids
         if not tokens:
             return full.ids, 0
@@ -190,7 +194,7 @@ class Conditioner:
         return (*full.ids, *tokens)[: len(full) + end - 1], max(0, longest_blank - len(full))
 
     def _branch(self, prompt: Prompt, ids, pads: int, features, references, device, prefix=None) -> Branch:
-        """Read ids, which continue (or, by a token, cut) the prompt, with `<img>` behind and pads in front of them."""
+        """Read padding, ids and `<img>`. ids: the prompt, continued or cut short by a token. prefix: see _hidden."""
         ids = [self.tokenizer.id(PAD)] * pads + [*ids, self.tokenizer.id(IMG)]
         if len(ids) > self.prompts.max_tokens:
             raise InputError(
@@ -213,7 +217,7 @@ class Conditioner:
         return Branch(hidden[kept], mask, grids, references)
 
     def _hidden(self, x: Tensor, prefix: PrefixCache | None) -> Tensor:
-        """Embeddings [1, T, C] → hidden states [T, S·C] at the select layers. prefix: of a text that may start so."""
+        """Embeddings [1, T, C] → selected hidden states [T, S·C]. prefix: of a text that may begin in the same way."""
         select = self.config.mmdit.select_layers
         known, length = 0, x.shape[1]
         if prefix is not None and prefix.weights == self.weights():
@@ -228,14 +232,14 @@ class Conditioner:
 
 
 def fingerprint(tiles: Tensor) -> tuple[bytes, torch.Size]:
-    """The same for the same picture."""
+    """A value that is equal for equal tiles, and for no others."""
     return hashlib.sha256(tiles.contiguous().view(torch.uint8).cpu().numpy()).digest(), tiles.shape
 
 
 class _Weights:
-    """Tells the weights of a network that nobody else manages: the tensors, and how often each was changed in place.
+    """Identifies the weights of a network: its tensors, and how often each was changed in place.
 
-    Changes through `.data`, which torch does not count, go unnoticed.
+    Changes through `.data` are not noticed, since torch does not count them.
     """
 
     def __init__(self, network: torch.nn.Module):

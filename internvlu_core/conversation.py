@@ -27,7 +27,7 @@ History = tuple[Turn, ...]
 
 
 def as_images(images) -> list[Image.Image]:
-    """What an `images` argument means. Raises InputError."""
+    """An `images` argument as a list: of None, one picture or several. Raises InputError for anything else."""
     if images is None:
         return []
     if isinstance(images, Image.Image):
@@ -38,7 +38,7 @@ def as_images(images) -> list[Image.Image]:
 
 
 def as_history(history) -> History:
-    """What a `history` argument means. Raises InputError."""
+    """A `history` argument as a tuple: of None or several turns. Raises InputError for anything else."""
     if history is None:
         return ()
     if isinstance(history, str | Turn) or not isinstance(history, Iterable):
@@ -56,9 +56,9 @@ def pictures_of(history: History) -> list[Image.Image]:
 
 
 def read_turns(text: str, images=()) -> History:
-    """The turns of a text as write_turns makes it, empty for an empty one. images: of the first turn.
+    """The turns in a text as write_turns makes it; an empty text has none. images: of the first turn.
 
-    Raises InputError that says what is wrong with the text.
+    Raises InputError saying what is wrong with the text.
     """
     if not text.strip():
         return ()
@@ -77,7 +77,7 @@ def read_turns(text: str, images=()) -> History:
 
 
 def write_turns(history: History) -> str:
-    """The words of a conversation as JSON, without its pictures."""
+    """The questions and answers of a conversation as JSON, without its pictures."""
     return json.dumps([{"question": turn.question, "answer": turn.answer} for turn in history], ensure_ascii=False)
 
 

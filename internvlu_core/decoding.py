@@ -1,4 +1,7 @@
-"""Text generation: greedy, sampling and beam search over a KV cache, with Hugging Face `generate`'s scoring."""
+"""Text generation over a KV cache: greedy, sampling, and beam search with the scores of transformers' `generate`.
+
+Source: docs/model.md, "Text generation".
+"""
 
 import math
 from collections.abc import Callable, Hashable
@@ -7,12 +10,9 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from .errors import InputError, check_integer, check_number
+from .errors import MAX_SEED, MAX_SETTING, InputError, check_integer, check_number
 from .models.language import FixedStep, KVCache
 from .models.vlm import VLM
-
-MAX_SEED = 2**64 - 1
-MAX_SETTING = 2**31 - 1  # "as many as you like"
 
 WINDOW = 256  # tokens; a compiled step attends over a multiple of this many, and is compiled again for the next one
 
@@ -21,14 +21,19 @@ OnTokens = Callable[[list[int]], None]  # gets all tokens generated so far; may 
 
 @dataclass(frozen=True)
 class TextSettings:
-    """How the next token is chosen. temperature 0 is greedy; top_k 0 and top_p 1 are off; beams are never sampled."""
+    """How the next token is chosen.
+
+    max_new_tokens, num_beams: at least 1. temperature: 0 is greedy; beams are not sampled. top_p: over 0 and at most 1,
+    which is off. top_k: 0 is off. seed: of the sampling; None: another one each time. Raises InputError naming the
+    value that cannot be used.
+    """
 
     max_new_tokens: int
     num_beams: int = 1
     temperature: float = 0.0
     top_p: float = 1.0
     top_k: int = 0
-    seed: int | None = None  # None: another one each time
+    seed: int | None = None
 
     def __post_init__(self):
         check_integer("max_new_tokens", self.max_new_tokens, 1, MAX_SETTING)
@@ -159,21 +164,25 @@ def _windows(tokens: int) -> int:
 def generate_tokens(
     vlm: VLM, prompt: Tensor, stop_ids: tuple[int, ...], settings: TextSettings, on_tokens: OnTokens | None = None
 ) -> list[int]:
-    """Continue prompt embeddings [1, T, C]. Returns the new tokens, the stop token included if one was reached."""
+    """The token ids that continue prompt embeddings [1, T, C], with the stop token if one is reached.
+
+    on_tokens: gets the ids so far after each token and may raise to cancel. Raises FloatingPointError if logits are
+    not finite.
+    """
     return continue_text(DecodingSession(vlm, prompt, settings.max_new_tokens), stop_ids, settings, on_tokens)
 
 
 def continue_text(
     session: DecodingSession, stop_ids: tuple[int, ...], settings: TextSettings, on_tokens: OnTokens | None = None
 ):
-    """As generate_tokens, in inference mode, behind what the session has read."""
+    """As generate_tokens, after what the session has read. The caller is in inference mode."""
     if settings.num_beams > 1:
         return _beam_search(session, stop_ids, settings, on_tokens)
     return _one_sequence(session, stop_ids, settings, on_tokens)
 
 
 def _one_sequence(session: DecodingSession, stop_ids, settings, on_tokens) -> list[int]:
-    generator = torch.Generator()  # its own and on the CPU: the same on every device, and no global state is touched
+    generator = torch.Generator()  # on the CPU, so equal on every device; no global random state is used
     generator.seed() if settings.seed is None else generator.manual_seed(int(settings.seed))
     tokens, logits = [], session.first[0]
     while True:
@@ -186,9 +195,10 @@ def _one_sequence(session: DecodingSession, stop_ids, settings, on_tokens) -> li
 
 
 def _next(logits: Tensor, settings: TextSettings, generator: torch.Generator) -> int:
-    """choose, with one wait for the device. Raises FloatingPointError."""
+    """choose, with one transfer from the device. Raises FloatingPointError."""
     if settings.temperature == 0:
-        token, greatest = torch.stack([logits.argmax().double(), logits.amax().double()]).tolist()
+        # In float32, which has every token's number: Apple's devices have no float64.
+        token, greatest = torch.stack([logits.argmax().float(), logits.amax()]).tolist()
         _check_finite(greatest)
         return int(token)
     logits = logits.cpu()
@@ -197,21 +207,21 @@ def _next(logits: Tensor, settings: TextSettings, generator: torch.Generator) ->
 
 
 def _check_finite(greatest: float):
-    """greatest: of logits. NaN is the greatest of all, and a −∞ among finite ones is just never chosen."""
+    """greatest: the maximum of logits, which is NaN if one is. A single −∞ is no error: it is never chosen."""
     if not math.isfinite(greatest):
         raise FloatingPointError("the language model's logits are not finite; try bfloat16 or float32")
 
 
 def choose(logits: Tensor, settings: TextSettings, generator: torch.Generator) -> int:
-    """One token from logits [vocabulary]: the greatest, or sampled after temperature, top-k, top-p (in that order)."""
+    """One token id from logits [vocabulary]: the greatest, or one sampled after temperature, top_k and top_p."""
     if settings.temperature == 0:
         return int(logits.argmax())
-    # In float64 and from 0 down, so that the least of temperatures gives the greatest logit and no infinity.
+    # In float64 and with the maximum at 0, so that even the smallest temperature gives no infinity.
     logits = (logits.double() - logits.max()) / settings.temperature
     if settings.top_k:
         logits = logits.masked_fill(logits < logits.topk(min(settings.top_k, len(logits))).values[-1], -math.inf)
     if settings.top_p < 1:
-        # Drop the least probable tokens as long as their sum stays within 1 − top_p (arXiv 1904.09751).
+        # Drop the least probable tokens while their sum is at most 1 − top_p (nucleus sampling, arXiv 1904.09751).
         ascending, order = logits.sort()
         drop = ascending.softmax(-1).cumsum(-1) <= 1 - settings.top_p
         drop[-1] = False
@@ -220,10 +230,11 @@ def choose(logits: Tensor, settings: TextSettings, generator: torch.Generator) -
 
 
 def _beam_search(session: DecodingSession, stop_ids, settings, on_tokens) -> list[int]:
-    """Beam search with length penalty 1 and no early stopping, as `generate` scores it.
+    """Beam search with length penalty 1 and without early stopping, as in transformers' `generate`.
 
-    A score is a sum of log probabilities over its length. Each step the best (1 + stop tokens) × beams continuations
-    are looked at, enough that beams always remain; one that stops is kept if it is among the first num_beams.
+    A finished text is scored by the mean of its log probabilities. Each step considers the best (1 + number of stop
+    tokens) × num_beams continuations, so that enough running ones remain. One that stops counts as finished only if it
+    is among the first num_beams.
     """
     num_beams = settings.num_beams
     stops = torch.tensor(stop_ids)

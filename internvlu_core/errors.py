@@ -1,6 +1,9 @@
-"""The two kinds of error a user can cause. Both are ValueErrors, so callers that do not care need not import them."""
+"""The two kinds of error that a user can cause, both ValueErrors, and the checks that raise them."""
 
 from numbers import Integral
+
+MAX_SEED = 2**64 - 1  # torch's generators take no larger one
+MAX_SETTING = 2**31 - 1  # for counts that have no natural limit
 
 
 class CheckpointError(ValueError):
@@ -12,7 +15,7 @@ class InputError(ValueError):
 
 
 def check_integer(name: str, value, least: int, most: int):
-    """Raises InputError unless value is an integer (True is none) from least to most."""
+    """Raise InputError unless value is an integer from least to most. Booleans are none."""
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise InputError(f"{name} is {value!r}; it must be an integer")
     if not least <= value <= most:
@@ -20,13 +23,13 @@ def check_integer(name: str, value, least: int, most: int):
 
 
 def check_number(name: str, value, good, wanted: str):
-    """Raises InputError unless value is a number for which good(value) holds."""
+    """Raise InputError unless value is a number for which good(value) holds. wanted: says what is good."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not good(value):
         raise InputError(f"{name} is {value!r}; it must be {wanted}")
 
 
 def check_text(name: str, value) -> str:
-    """The value. Raises InputError unless it is a string of whole characters (half a surrogate pair is none)."""
+    """Return value. Raises InputError unless it is a string without unpaired surrogates."""
     if not isinstance(value, str):
         raise InputError(f"{name} must be a string, not {type(value).__name__}")
     try:

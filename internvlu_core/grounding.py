@@ -1,23 +1,31 @@
-"""Boxes in an answer: `<ref>a cat</ref><box>[[x1, y1, x2, y2], …]</box>`, in thousandths of the picture."""
+"""Boxes in an answer: `<ref>a cat</ref><box>[[x1, y1, x2, y2], …]</box>`, in thousandths of the picture.
+
+Source: docs/model.md, "Text generation"; InternVL's documentation of grounding.
+"""
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from .errors import InputError
+from .prompt import Tokenizer
 
 BOX = "<box>"
-MARKERS = ("<ref>", "</ref>", BOX, "</box>")  # special tokens, which plain decoding drops
+MARKERS = ("<ref>", "</ref>", BOX, "</box>")  # special tokens, which Tokenizer.decode drops unless told otherwise
 SCALE = 1000
 
 _MARKED = re.compile(r"(?:<ref>(?P<label>.*?)</ref>\s*)?<box>(?P<boxes>.*?)</box>", re.DOTALL)
-# What is left of a marked answer once the special tokens are dropped: the label's line, then the brackets.
+# A marked answer without its special tokens: the label on its line, then the brackets.
 _BARE = re.compile(r"(?P<label>[^\n\[\]]*)(?P<boxes>\[\s*\[[\d\s.,\[\]-]*\]\s*\])")
 
 
 @dataclass(frozen=True)
 class Box:
-    """x1, y1, x2, y2: thousandths of the picture's width and height, x1 ≤ x2 and y1 ≤ y2. label: may be empty."""
+    """One labelled box. The coordinates are thousandths of the picture's width and height, x1 ≤ x2 and y1 ≤ y2.
+
+    label: what is in the box; may be empty.
+    """
 
     label: str
     x1: float
@@ -26,14 +34,26 @@ class Box:
     y2: float
 
     def pixels(self, width: int, height: int) -> tuple[int, int, int, int]:
-        """left, top, right, bottom in a picture of that size; right and bottom are exclusive, no side is empty."""
+        """(left, top, right, bottom) in a picture of this size. right and bottom are exclusive; no box is empty."""
         left, top = min(round(self.x1 * width / SCALE), width - 1), min(round(self.y1 * height / SCALE), height - 1)
         right, bottom = round(self.x2 * width / SCALE), round(self.y2 * height / SCALE)
         return left, top, max(right, left + 1), max(bottom, top + 1)
 
 
+def answer_text(tokenizer: Tokenizer, token_ids: Sequence[int]) -> str:
+    """The text of a generated answer: without special tokens, except that one with a box keeps the MARKERS.
+
+    This is the one rule for answers of the Python API and of the Ask node; parse_boxes reads its result.
+    """
+    # Without a box the official text is kept: a marker alone may stand in the middle of a character.
+    return tokenizer.decode(token_ids, keep=MARKERS if tokenizer.id(BOX) in token_ids else ())
+
+
 def parse_boxes(text: str) -> list[Box]:
-    """Every box of an answer in its order; none if there is none. Raises InputError quoting what cannot be read."""
+    """The boxes of an answer, in its order; an empty list if it has none.
+
+    Reads text with the MARKERS and text that has lost them. Raises InputError quoting what cannot be read.
+    """
     if "<box>" not in text and "</box>" not in text:
         return [box for match in _BARE.finditer(text) for box in _read(match)]
     rest = _MARKED.sub("", text)

@@ -1,15 +1,45 @@
-"""Dual classifier-free guidance over three branches (docs/model.md, "Guidance")."""
+"""Dual classifier-free guidance over three branches.
+
+The full branch has the prompt and the pictures, the partial branch only the pictures, the unconditional branch neither.
+Without pictures the last two are one. This file decides which branches are evaluated (`distinct`) and how their
+velocities are combined (`guided_velocity`); every sampler calls it. The default scales are in checkpoints/config.py.
+
+Source: docs/model.md, "Guidance"; official code, commit 018a59c,
+`internvlu/diffusion/pipeline_internvlu_generation_decoder.py`.
+"""
+
+from collections.abc import Callable, Sequence
+from operator import is_
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-# Those of the released checkpoint, (all_scale, partial_scale): plain, and after reasoning. What a checkpoint has, and
-# which of them count, MMDiTConfig.guidance says.
-SCALES, SCALES_REASONED = (4.5, 2.0), (3.5, 1.5)
-MAX_SCALE = 1e6  # the useful ones are below 20
-
 EARLY_TIMESTEP = 930  # above it, large differences are damped
 DAMPING = 0.4
+
+T = TypeVar("T")
+
+
+def distinct(full: T, partial: T, unconditional: T, same: Callable[[T, T], bool] = is_) -> list[T]:
+    """The branches that have to be evaluated: [full, unconditional], and partial if it is another one.
+
+    same: whether two branches are one, so that evaluating one of them is enough; by default, the same object.
+    """
+    return [full, unconditional] if same(partial, unconditional) else [full, unconditional, partial]
+
+
+def by_name(values: Sequence[T]) -> tuple[T, T, T]:
+    """(full, partial, unconditional) from one value for each branch that `distinct` gives, in its order."""
+    full, unconditional, *others = values
+    return full, others[0] if others else unconditional, unconditional
+
+
+def guided_velocity(
+    velocities: Sequence[Tensor], all_scale: float, partial_scale: float, timestep: float | Tensor
+) -> Tensor:
+    """combine, for the velocities of the branches that `distinct` gives, in its order."""
+    return combine(*by_name(velocities), all_scale, partial_scale, timestep)
 
 
 def combine(
@@ -20,13 +50,13 @@ def combine(
     partial_scale: float,
     timestep: float | Tensor,
 ) -> Tensor:
-    """v = v_u + p·(v_p − v_u)/D + a·(v_f − v_p)/D, for velocities [B, C, …] of one step.
+    """v = v_u + p·(v_p − v_u)/D + a·(v_f − v_p)/D, for the velocities [B, C, …] of one sampling step.
 
-    D is 1 up to timestep 930; above, per pixel, ‖difference‖₂ over the channels to the power 0.4 where that norm
-    exceeds 1. Where partial is the very tensor unconditional, its term vanishes. A timestep that is a tensor is on the
-    velocities' device, and stays there.
+    a: all_scale. p: partial_scale. D is 1 up to timestep 930; above it, for each pixel, the norm of the difference over
+    the channels to the power 0.4, where that norm exceeds 1. Where partial is the very tensor unconditional, its term
+    vanishes. timestep: 0…1000; a tensor must be on the device of the velocities, and is not waited for.
     """
-    power = DAMPING * (timestep > EARLY_TIMESTEP)  # the branch is in the exponent: a tensor need not be waited for
+    power = DAMPING * (timestep > EARLY_TIMESTEP)  # the case is in the exponent, so a tensor need not be waited for
     guided = unconditional + all_scale * _damped(full - partial, power)
     if partial is not unconditional:
         guided = guided + partial_scale * _damped(partial - unconditional, power)
@@ -41,7 +71,7 @@ def strengths(
     partial_scale: float,
     timestep: float | Tensor,
 ) -> Tensor:
-    """Root mean squares [2] of combine's two terms, that of the prompt and that of the pictures, scales included."""
+    """Root mean squares [2] of combine's two terms, scales included: of the prompt, and of the pictures."""
     power = DAMPING * (timestep > EARLY_TIMESTEP)
     terms = all_scale * _damped(full - partial, power), partial_scale * _damped(partial - unconditional, power)
     return torch.stack([term.square().mean().sqrt() for term in terms])

@@ -4,11 +4,13 @@ Source: docs/model.md, "Image preprocessing" and "VAE".
 """
 
 import math
+from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from .checkpoints.config import ProcessorConfig
@@ -17,11 +19,23 @@ from .errors import InputError
 MAX_ASPECT_RATIO = 200
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Any PIL picture as 8-bit RGB; greys of more bits are scaled, not clipped; alpha is dropped.
+def open_image(source: str | Path | BinaryIO) -> Image.Image:
+    """Read an image file, or an open binary stream of one, as 8-bit RGB, upright as its EXIF orientation says.
 
-    Raises InputError for anything that is no PIL picture, an empty one, one that cannot be read to its end, and greys
-    that leave the range of 16 bits or, as floats, of both 0…1 and 0…255.
+    Raises InputError naming the file if it is missing, damaged, or not an image that to_rgb can convert.
+    """
+    try:
+        with Image.open(source) as image:
+            return to_rgb(ImageOps.exif_transpose(image))
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise InputError(f"cannot read the image {source}: {error}") from error
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """A PIL picture of any mode as 8-bit RGB. Greys of more bits are scaled, not clipped; alpha is dropped.
+
+    Raises InputError if it is no PIL picture, is empty, cannot be read to its end, or has grey values outside of 16
+    bits or, as floats, outside of both 0…1 and 0…255.
     """
     if not isinstance(image, Image.Image):
         raise InputError(f"an image must be a PIL picture, not {type(image).__name__}")
@@ -38,7 +52,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _to_8_bit(image: Image.Image) -> Image.Image:
-    """A grey picture of 16 bits, of 32-bit integers (which some readers make of 16 bits) or of floats, as L."""
+    """A grey picture of 16-bit integers, 32-bit integers (as some readers return 16 bits) or floats, in mode L."""
     values = np.asarray(image).astype(np.float64)
     low, high = float(values.min()), float(values.max())
     limits = (1, 255) if image.mode == "F" else (255, 65535) if image.mode == "I" else (65535,)
@@ -52,10 +66,12 @@ def _to_8_bit(image: Image.Image) -> Image.Image:
 
 
 def vit_tiles(image: Image.Image, config: ProcessorConfig, max_tiles: int = 1) -> Tensor:
-    """Normalised tiles [n, 3, S, S] of one picture, float32: the whole picture squeezed into a square, or, with
-    max_tiles > 1, a grid of squares cut from it and a thumbnail of the whole (InternVL's dynamic tiling).
+    """Normalised tiles [n, 3, S, S] of one picture for the ViT, float32.
+
+    One tile is the whole picture, resized to a square. With max_tiles > 1 they are a grid of squares cut from it, and a
+    thumbnail of the whole (InternVL's dynamic tiling). The checkpoint's own most tiles are never exceeded.
     """
-    size = config.tile_size
+    size, max_tiles = config.tile_size, min(max_tiles, config.max_tiles)
     pixels = torch.from_numpy(np.array(to_rgb(image))).permute(2, 0, 1)[None]
     columns, rows = tile_grid(image.width, image.height, config, max_tiles) if max_tiles > 1 else (1, 1)
     tiles = resize_bicubic(pixels, rows * size, columns * size)
@@ -63,18 +79,21 @@ def vit_tiles(image: Image.Image, config: ProcessorConfig, max_tiles: int = 1) -
     if config.use_thumbnail and len(tiles) > 1:
         thumbnail = resize_bicubic(pixels, size, size)
         tiles = torch.cat([thumbnail, tiles] if config.thumbnail_first else [tiles, thumbnail])
-    # Fused as (x − 255·mean) / (255·std), which is what the official processor computes, to the bit.
+    # (x − 255·mean) / (255·std) is what the official processor computes, to the bit.
     mean, std = (torch.tensor(v)[:, None, None] * 255 for v in (config.vit_mean, config.vit_std))
     return (tiles.float() - mean) / std
 
 
 def resize_bicubic(pixels: Tensor, height: int, width: int) -> Tensor:
-    """uint8 [n, 3, H, W] → uint8; antialiased. PIL's bicubic differs by 1 to 2 levels."""
+    """uint8 [n, 3, H, W] → uint8 [n, 3, height, width], antialiased. PIL's bicubic differs by 1 to 2 levels."""
     return F.interpolate(pixels, (height, width), mode="bicubic", antialias=True)
 
 
 def tile_grid(width: int, height: int, config: ProcessorConfig, max_tiles: int) -> tuple[int, int]:
-    """(columns, rows) of the grid nearest in aspect ratio; on ties the larger, if the picture fills half of it."""
+    """(columns, rows) of the grid with the nearest aspect ratio, of at most max_tiles tiles.
+
+    Of two that are equally near, the larger one, if the picture has more than half of its pixels.
+    """
     limit = range(1, max_tiles + 1)
     grids = sorted(
         ((c, r) for c in limit for r in limit if min(config.min_tiles, max_tiles) <= c * r <= max_tiles),
@@ -120,20 +139,28 @@ def reference_size(height: int, width: int, config: ProcessorConfig) -> tuple[in
 
 
 def resize_reference(image: Image.Image, config: ProcessorConfig) -> Image.Image:
-    """The 8-bit RGB picture that the VAE reads as a reference."""
+    """A picture in 8-bit RGB, at the size at which the VAE reads it as a reference. Errors as in reference_size."""
     picture = to_rgb(image)
     height, width = reference_size(picture.height, picture.width, config)
     return picture.resize((width, height), Image.Resampling.BICUBIC)
 
 
 def reference_pixels(image: Image.Image, config: ProcessorConfig) -> Tensor:
-    """Normalised pixels [1, 3, H, W] of a reference picture, float32."""
-    pixels = torch.from_numpy(np.array(resize_reference(image, config))).permute(2, 0, 1).float() / 255
-    mean, std = (torch.tensor(v)[:, None, None] for v in (config.reference_mean, config.reference_std))
-    return ((pixels - mean) / std)[None]
+    """Normalised pixels [1, 3, H, W] of a reference picture, float32. Errors as in reference_size."""
+    pixels = torch.from_numpy(np.array(resize_reference(image, config))).permute(2, 0, 1)[None].float() / 255
+    return normalise_reference(pixels, config)
+
+
+def normalise_reference(pixels: Tensor, config: ProcessorConfig) -> Tensor:
+    """Pixels [n, 3, …] in 0…1 → as the VAE reads them, by the checkpoint's mean and deviation of reference pictures."""
+    mean, std = (
+        torch.tensor(v, dtype=pixels.dtype, device=pixels.device).view(1, 3, *[1] * (pixels.ndim - 2))
+        for v in (config.reference_mean, config.reference_std)
+    )
+    return (pixels - mean) / std
 
 
 def to_pictures(pixels: Tensor) -> list[Image.Image]:
-    """Decoded pixels [n, 3, H, W] in [-1, 1] → 8-bit pictures, rounded as the official pipeline does."""
+    """Decoded pixels [n, 3, H, W] in [-1, 1] → 8-bit RGB pictures, rounded as in the official pipeline."""
     levels = ((127.5 * pixels.float() + 128) / 255).clamp(0, 1) * 255
     return [Image.fromarray(picture) for picture in levels.to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()]

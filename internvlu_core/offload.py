@@ -1,7 +1,7 @@
-"""Weights that stay in main memory, and come to the device part by part, when they are used.
+"""Offloading: weights stay in main memory and are copied to the device when they are used.
 
-Networks take turns on the device if it has no room for all. Of a transformer that is larger than it may be,
-some layers are brought one by one in each forward, by hooks of accelerate.
+If the device has no room for all networks, only those that fit are there at a time. If one network alone does not fit,
+some of its transformer layers are copied one by one in each forward pass, by hooks of accelerate.
 """
 
 from collections.abc import Mapping
@@ -14,20 +14,21 @@ from torch import Tensor, nn
 from .errors import InputError
 from .quantization import repeated_blocks
 
-WORKING_MEMORY = 2 * 2**30  # bytes beside the weights; the most is asked by the VAE, 1.5 GB for 1024 × 1024 in 16 bits
+WORKING_MEMORY = 2 * 2**30  # bytes besides the weights; the VAE needs the most, 1.5 GB for 1024 × 1024 in 16 bits
 
 
 class Offload:
-    """Networks on the meta device and their weights in main memory, memory-mapped ones for preference.
+    """Moves networks to a device and away from it, within a limit of memory.
 
-    limit: bytes of weights that may be on the device at once. Raises InputError if that is too few for a network.
+    networks: {name for errors: (network on the meta device, its state dict in main memory, best memory-mapped)}.
+    limit: bytes of weights that may be on the device at once. Raises InputError if a network needs more.
     """
 
     def __init__(self, networks: Mapping[str, tuple[nn.Module, dict[str, Tensor]]], device: torch.device, limit: int):
         self.device, self.limit = device, limit
-        self.resident: dict[nn.Module, dict[str, Tensor]] = {}  # {network: those of its weights that it has at once}
-        self.sizes: dict[nn.Module, int] = {}  # bytes of these, and of the largest of the other blocks
-        self.present: list[nn.Module] = []  # on the device, in the order in which they came
+        self.resident: dict[nn.Module, dict[str, Tensor]] = {}  # {network: its weights, without streamed blocks}
+        self.sizes: dict[nn.Module, int] = {}  # bytes of these, and of the largest streamed block
+        self.present: list[nn.Module] = []  # networks on the device, the first to arrive first
         for name, (network, state) in networks.items():
             streamed, self.sizes[network] = self._streamed(name, network, state, limit)
             for block, module in streamed.items():
@@ -45,9 +46,10 @@ class Offload:
     def _streamed(
         name: str, network: nn.Module, state: dict[str, Tensor], limit: int
     ) -> tuple[dict[str, nn.Module], int]:
-        """The blocks that have to be brought one by one, and the bytes at once.
+        """The blocks to copy one by one in each forward pass, and the bytes that are then on the device at most.
 
-        As few as possible, from the first one: a VLM's are those of its ViT, which runs once, not for every token.
+        As few blocks as possible, from the first on: a VLM's first blocks are those of its ViT, which runs once, while
+        its language model runs for every token.
         """
         left, streamed, slot = repeated_blocks(network), {}, 0
         sizes = {block: sum(t.nbytes for key, t in state.items() if key.startswith(f"{block}.")) for block in left}
@@ -63,7 +65,7 @@ class Offload:
         return streamed, total + slot
 
     def use(self, network: nn.Module):
-        """Bring a network's weights; others leave, the longest there first, if there is not room for all."""
+        """Copy a network's weights to the device. If there is too little room, others leave it, the oldest first."""
         if network in self.present:
             return
         while self.present and sum(self.sizes[other] for other in (*self.present, network)) > self.limit:
@@ -74,7 +76,10 @@ class Offload:
 
 
 def memory_limit(max_memory: int | str | None, device: torch.device) -> int:
-    """In bytes. None: what is free on the device, less what pictures of 1024 × 1024 need beside the weights."""
+    """The limit in bytes. max_memory: bytes, a text such as "5GB", or None for what is free less WORKING_MEMORY.
+
+    Raises InputError for other values, and for None on a device that is not CUDA.
+    """
     if max_memory is None:
         if device.type != "cuda":
             raise InputError(f"max_memory must be given for the device {str(device)!r}")

@@ -1,7 +1,11 @@
-"""InternVL-U from end to end: the one place that knows the whole story."""
+"""InternVL-U from end to end: load a checkpoint, answer, reason, draw and edit.
+
+docs/model.md describes the model stage by stage. Official code, commit 018a59c: `internvlu/pipeline_internvlu.py`.
+"""
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,53 +13,60 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from . import guidance, imaging
+from . import guidance, imaging, sampling
 from .checkpoints import load as weights
 from .checkpoints.config import Config
 from .checkpoints.files import open_source
 from .conditioning import Branch, Conditioner, Context, TextResult
-from .conversation import Turn, as_history, as_images, pictures_of
-from .decoding import MAX_SEED, MAX_SETTING, TextSettings, limit_to_context
-from .errors import InputError, check_integer, check_text
+from .conversation import pictures_of
+from .errors import InputError, check_integer
+from .grounding import answer_text
 from .models.mmdit import MMDiT, Prepared, pack
 from .models.vae import VAE
 from .models.vlm import VLM
-from .prompt import Tokenizer
+from .prompt import Prompt, Tokenizer
 from .quantization import find_format
-from .sampling import dpmpp_2m, flow_sigmas, sigma_to_timestep
+from .requests import ANSWER_ONLY, DRAW_ONLY, REASON_TOKENS, DrawRequest, TextRequest, as_request
+from .sampling import OnStep
 
 if TYPE_CHECKING:
     from .offload import Offload
 
-MAX_SIDE = 16_384  # pixels; also the largest side that ComfyUI's nodes accept
-MAX_IMAGES = 4096  # pictures a call; as ComfyUI's batches
-
 OnToken = Callable[[int, str], None]  # (number of tokens so far, their text)
-OnStep = Callable[[int, int, Tensor], None]  # (step from 0, steps, denoised latents [n, z, h, w])
+
+MAX_SIDE = 16_384  # pixels; also the largest side that ComfyUI's nodes accept
 
 
 @dataclass(frozen=True)
 class GenerateResult:
-    """images: 8-bit RGB pictures. latents: normalised latents [n, z, h, w] that they were decoded from, float32."""
+    """Pictures as generate draws them.
+
+    images: 8-bit RGB. latents: the normalised latents [n, z, h, w] that they were decoded from, float32.
+    """
 
     images: list[Image.Image]
     latents: Tensor
 
 
 class InternVLU:
-    """The model on one device. Calls do not change it: after an error or a cancelled call the next one is as good.
+    """The model on one device.
 
-    It remembers the pictures it last saw. Who changes its weights does so by operations on the parameters themselves,
-    or by others in their place; what is changed through their `.data` goes unnoticed.
+    Calls do not change it: after an error or a cancelled call, the next call works as before. It caches the image
+    features of the last pictures. Changes of the weights are noticed, in place or by assignment, except for changes
+    through a parameter's `.data`.
+
+    config, tokenizer: of the checkpoint. device, dtype: where and in which dtype it computes. conditioner: the stage
+    between prompts and the MMDiT.
     """
 
     def __init__(
         self, config: Config, tokenizer: Tokenizer, vlm: VLM, mmdit: MMDiT, vae: VAE, offload: "Offload | None" = None
     ):
+        """offload: moves the networks' weights to the device when they are used; None: they are there."""
         self.config, self.tokenizer = config, tokenizer
         self.vlm, self.mmdit, self.vae = vlm.eval(), mmdit.eval(), vae.eval()
         self.conditioner = Conditioner(vlm, tokenizer, config)
-        self.offload = offload  # then the networks hold no weights until they are used
+        self.offload = offload
         parameter = next(mmdit.parameters())
         self.device, self.dtype = offload.device if offload else parameter.device, parameter.dtype
 
@@ -69,15 +80,17 @@ class InternVLU:
         device_map: str | None = None,
         max_memory: int | str | None = None,
     ) -> "InternVLU":
-        """Load a checkpoint: a folder in the released layout, or what the converter makes of it (see source.py).
+        """Load a checkpoint: a folder in the released layout, or files that the converter has made of one.
 
-        dtype: a floating-point dtype, or "auto" for the checkpoint's own where the device computes in it (a CPU of AVX2
-        at most emulates bfloat16: there float32 is several times as fast, in twice the memory);
-        torch.float8_e4m3fn keeps the matrices of the repeated layers in 8 bits, with a factor a row, and computes in
-        what "auto" means. device_map="auto": weights that do not fit the device stay in main memory and are moved when
-        they are used. max_memory: bytes of weights that may be on the device at once, or a text such as "5GB"; by
-        default what is free, less 2 GiB to work in. Pictures of 1024 × 1024 want that.
-        Raises CheckpointError if anything in it is missing, foreign, broken or contradictory.
+        dtype: a floating-point dtype; "auto" for the checkpoint's own where the device computes in it; or a weight
+        format (torch.float8_e4m3fn), which stores the matrices of the repeated layers in 8 bits and computes in what
+        "auto" means. On a CPU without bfloat16 instructions, float32 is several times as fast, in twice the memory.
+        device_map="auto": weights that do not fit on the device stay in main memory and are moved when they are used.
+        max_memory: bytes of weights on the device at once, or a text such as "5GB"; by default the free memory less
+        2 GiB, which pictures of 1024 × 1024 need beside the weights.
+
+        Raises CheckpointError if anything in the checkpoint is missing, unknown, damaged or contradictory, InputError
+        for an argument that cannot be used.
         """
         source = open_source(path)
         config = Config.read(source)
@@ -96,176 +109,143 @@ class InternVLU:
         if not device_map:
             networks = weights.load_networks(source, config, dtype=dtype, device=device, weight_format=weight_format)
             return cls(config, tokenizer, *networks)
-        from .offload import Offload, memory_limit  # not before it is asked for: accelerate takes a second to import
+        from .offload import Offload, memory_limit  # imports accelerate, which takes a second
 
         networks, states = weights.stage_networks(source, config, dtype=dtype, weight_format=weight_format)
         staged = dict(zip(("VLM", "MMDiT", "VAE"), zip(networks, states, strict=True), strict=True))
         return cls(config, tokenizer, *networks, Offload(staged, device, memory_limit(max_memory, device)))
 
-    def _use(self, network: nn.Module):
-        """Say that this network is needed now."""
-        if self.offload:
-            self.offload.use(network)
+    def compile(self, *, text: bool = False, **options) -> None:
+        """Compile the MMDiT's blocks with torch.compile, which takes effect with the next picture.
 
-    def compile(self, **options) -> None:
-        """Let torch.compile make the MMDiT's blocks faster, from the next picture on; options: its own, less dynamic.
+        options: those of torch.compile, except dynamic. The first picture of each kind (drawn, or edited from so many
+        pictures) takes up to a minute longer; other sizes and prompts do not. Worth it on a GPU; on a CPU it gains a
+        few percent.
 
-        The first picture of each kind (drawn, or edited from so many) takes up to a minute more, other sizes and
-        prompts do not. Worth it on a GPU; on a CPU it gains a few percent.
+        text (experimental): also compile the step that decodes a token, with mode="reduce-overhead" unless options
+        name a mode or a backend. Each 256 tokens of text are compiled anew. It was not run on a GPU yet.
         """
         for block in self.mmdit.transformer_blocks:
             block.compile(dynamic=True, **options)
+        if text:
+            default = {} if options.keys() & {"mode", "backend", "options"} else {"mode": "reduce-overhead"}
+            self.conditioner.compile_options = default | options
 
     # Text
 
     def answer(
         self,
-        prompt: str,
-        images: list[Image.Image] | None = None,
+        prompt: str | TextRequest,
+        images: Iterable[Image.Image] | Image.Image | None = None,
         *,
-        system_prompt: str | None = None,
-        max_new_tokens: int = 1024,
-        num_beams: int = 1,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        top_k: int = 0,
-        seed: int | None = None,
-        max_tiles: int = 1,
         on_token: OnToken | None = None,
-        history: Iterable[Turn] | None = None,
+        **settings,
     ) -> TextResult:
-        """Answer a question, about images if any are given.
+        """Answer a question, about pictures if any are given.
 
-        images: PIL pictures; `<image>` in the prompt says where each belongs (missing ones go in front).
-        temperature 0 is greedy. max_tiles: how many ViT tiles a picture may be cut into (documents, charts).
-        on_token may raise to cancel. history: the turns before, whose pictures are seen again; to go on, append
-        Turn(prompt, result.text, images) to it. max_tiles and system_prompt are those of the whole conversation.
-        Raises InputError naming the value that cannot be used.
+        prompt, images, settings: those of TextRequest, or a TextRequest alone. on_token(tokens so far, their text) is
+        called after each token and may raise to cancel. To continue a conversation, append
+        Turn(prompt, result.text, images) to its history; max_tiles and system_prompt hold for all of its turns.
+
+        The text keeps the markers of boxes, for grounding.parse_boxes. Raises InputError naming the value that cannot
+        be used, TypeError for an unknown setting, FloatingPointError if logits are not finite.
         """
-        settings = TextSettings(max_new_tokens, num_beams, temperature, top_p, top_k, seed)
-        check_integer("max_tiles", max_tiles, 1, MAX_SETTING)
-        history = as_history(history)
-        tiles = self._tiles(pictures_of(history) + as_images(images), min(max_tiles, self.config.processor.max_tiles))
+        request = as_request(TextRequest, prompt, images, settings)
+        tiles = self._tiles([*pictures_of(request.history), *request.images], request.max_tiles)
         chat = self.conditioner.prompts.chat(
-            check_text("prompt", prompt), [len(t) for t in tiles], _as_system(system_prompt), history
+            request.prompt, [len(t) for t in tiles], request.system_prompt, request.history
         )
-        return self._continue(chat, tiles, settings, on_token)
+        return self._write(chat, tiles, request, on_token, partial(answer_text, self.tokenizer))
 
     def reason(
         self,
-        prompt: str,
-        images: list[Image.Image] | None = None,
+        prompt: str | TextRequest,
+        images: Iterable[Image.Image] | Image.Image | None = None,
         *,
-        system_prompt: str | None = None,
-        max_new_tokens: int = 200,
-        num_beams: int = 1,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        top_k: int = 0,
-        seed: int | None = None,
         on_token: OnToken | None = None,
+        **settings,
     ) -> TextResult:
-        """Think in words about the picture to draw; the result is generate's `reasoning`. Arguments as in answer."""
-        settings = TextSettings(max_new_tokens, num_beams, temperature, top_p, top_k, seed)
-        tiles = self._tiles(as_images(images))
-        full = self.conditioner.prompts.full(check_text("prompt", prompt), len(tiles), _as_system(system_prompt))
-        return self._continue(full, tiles, settings, on_token, keep=self.device)
+        """Write the reasoning about a picture to draw; the result is the `reasoning` of generate.
 
-    def _continue(self, prompt, tiles, settings: TextSettings, on_token: OnToken | None, keep=None) -> TextResult:
-        settings = limit_to_context(settings, len(prompt), self.config.language.max_positions)
-        decode = self.tokenizer.decode
-        on_tokens = on_token and (lambda tokens: on_token(len(tokens), decode(tokens)))
+        Arguments and errors as in answer, without max_tiles and history; max_new_tokens is 200 by default.
+        """
+        if not isinstance(prompt, TextRequest):
+            settings = {"max_new_tokens": REASON_TOKENS, **settings}
+        request = as_request(TextRequest, prompt, images, settings, without=ANSWER_ONLY)
+        tiles = self._tiles(request.images)
+        full = self.conditioner.prompts.full(request.prompt, len(tiles), request.system_prompt)
+        return self._write(full, tiles, request, on_token, self.tokenizer.decode, keep=self.device)
+
+    def _write(
+        self, prompt: Prompt, tiles: list[Tensor], request: TextRequest, on_token: OnToken | None, decode, keep=None
+    ) -> TextResult:
+        """Continue a prompt. decode: token ids → text. keep: as in Conditioner.write."""
         self._use(self.vlm)
-        return self.conditioner.write(
-            prompt, tiles, settings, device=self.device, dtype=self.dtype, on_tokens=on_tokens, keep=keep
+        result = self.conditioner.write(
+            prompt,
+            tiles,
+            request.settings,
+            device=self.device,
+            dtype=self.dtype,
+            on_tokens=on_token and (lambda token_ids: on_token(len(token_ids), decode(token_ids))),
+            keep=keep,
         )
+        return replace(result, text=decode(result.token_ids))
 
     # Pictures
 
     def encode(
         self,
-        prompt: str,
-        images: list[Image.Image] | None = None,
-        *,
-        system_prompt: str | None = None,
-        reasoning: TextResult | str | None = None,
-        whole_reasoning: bool = False,
-        negative: str = "",
-        partial_negative: str = "",
+        prompt: str | DrawRequest,
+        images: Iterable[Image.Image] | Image.Image | None = None,
+        **settings,
     ) -> Context:
-        """Everything the MMDiT is conditioned on.
+        """Everything that conditions the MMDiT.
 
-        reasoning: a TextResult, whose tokens are cut and padded as the official pipeline does, or used whole with
-        whole_reasoning; or a string, always used whole. negative: what the picture should not be, in place of the
-        blank prompt of the unconditional branch; partial_negative (experimental): the same for the branch that sees
-        the images, without effect when there are none. Raises InputError naming the value that cannot be used.
+        prompt, images, settings: those of DrawRequest that concern its conditioning (system_prompt, reasoning,
+        whole_reasoning, negative, partial_negative), or a DrawRequest alone. Raises InputError naming the value that
+        cannot be used, TypeError for an unknown setting, FloatingPointError if hidden states are not finite.
         """
-        prompt, images = check_text("prompt", prompt), as_images(images)
-        reasoning = check_text("reasoning", reasoning) if isinstance(reasoning, str) else reasoning
-        pixels = [imaging.reference_pixels(image, self.config.processor) for image in images]
+        request = as_request(DrawRequest, prompt, images, settings, without=DRAW_ONLY)
+        pixels = [imaging.reference_pixels(image, self.config.processor) for image in request.images]
         references = [self._encode_reference(p) for p in pixels]
         self._use(self.vlm)
-        return self.conditioner.context(
-            prompt,
-            self.conditioner.image_features(self._tiles(images), self.device, self.dtype),
-            references,
-            device=self.device,
-            system_prompt=_as_system(system_prompt),
-            reasoning=reasoning,
-            whole_reasoning=whole_reasoning,
-            negative=check_text("negative", negative),
-            partial_negative=check_text("partial_negative", partial_negative),
-        )
+        features = self.conditioner.image_features(self._tiles(request.images), self.device, self.dtype)
+        return self.conditioner.context(request, features, references, device=self.device)
 
     def generate(
         self,
-        prompt: str,
-        images: list[Image.Image] | None = None,
+        prompt: str | DrawRequest,
+        images: Iterable[Image.Image] | Image.Image | None = None,
         *,
-        height: int | None = None,
-        width: int | None = None,
-        steps: int = 20,
-        all_scale: float | None = None,
-        partial_scale: float | None = None,
-        seed: int = 0,
-        num_images: int = 1,
-        reasoning: TextResult | str | None = None,
-        whole_reasoning: bool = False,
-        system_prompt: str | None = None,
-        negative: str = "",
-        partial_negative: str = "",
         latents: Tensor | None = None,
         callback: OnStep | None = None,
+        **settings,
     ) -> GenerateResult:
-        """Draw a picture, or edit images.
+        """Draw a picture, or edit pictures.
 
-        height, width: pixels, by default the checkpoint's for a drawing, and those of the first image, brought to the
-        size at which the model reads it, for an edit. A size off the model's grid is drawn at the next lower one
-        and resized. all_scale, partial_scale: guidance, by default the checkpoint's: the released one's
-        are 4.5 and 2, after reasoning 3.5 and 1.5.
-        negative, partial_negative: as in encode. seed: of the noise, drawn on the CPU as one tensor
-        [num_images, z, h, w]; latents: that tensor itself. callback may raise to cancel. Raises InputError naming the
-        value that cannot be used.
+        prompt, images, settings: those of DrawRequest, or a DrawRequest alone. latents: the noise itself
+        [num_images, z, h, w], in place of a seed. callback(step, steps, denoised latents) is called after each step
+        and may raise to cancel. Raises InputError naming the value that cannot be used, TypeError for an unknown
+        setting, FloatingPointError if a result is not finite.
         """
-        prompt, images = check_text("prompt", prompt), as_images(images)
-        height, width = self._size(height, width, images)
-        scales = self.config.mmdit.guidance(reasoning is not None, all_scale, partial_scale)
-        sigmas = flow_sigmas(steps, self.config.mmdit.flow_shift)
-        noise = self._noise(height, width, seed, num_images, latents)
-        context = self.encode(
-            prompt,
-            images,
-            system_prompt=system_prompt,
-            reasoning=reasoning,
-            whole_reasoning=whole_reasoning,
-            negative=negative,
-            partial_negative=partial_negative,
-        )
-        result = self.sample(context, noise, sigmas, *scales, callback)
+        if latents is not None and settings:
+            settings["seed"] = 0  # has no effect, so need not be valid
+        request = as_request(DrawRequest, prompt, images, settings)
+        height, width = self._size(request)
+        scales = self.config.mmdit.guidance(request.reasoning is not None, request.all_scale, request.partial_scale)
+        sigmas = sampling.flow_sigmas(request.steps, self.config.mmdit.flow_shift)
+        noise = self.noise(height, width, request.seed, request.num_images) if latents is None else latents
+        self._check_noise(noise, height, width, request.num_images)
+        result = self.sample(self.encode(request), noise, sigmas, *scales, callback)
         pictures = imaging.to_pictures(self.decode(result))
         if pictures[0].size != (width, height):
             pictures = [picture.resize((width, height), Image.Resampling.LANCZOS) for picture in pictures]
         return GenerateResult(pictures, result)
+
+    def noise(self, height: int, width: int, seed: int, num_images: int = 1) -> Tensor:
+        """The noise [num_images, z, h, w] that generate starts from for this seed and size in pixels, float32."""
+        return sampling.initial_noise(self._latent_shape(height, width, num_images), seed)
 
     def sample(
         self,
@@ -276,25 +256,19 @@ class InternVLU:
         partial_scale: float,
         callback: OnStep | None = None,
     ) -> Tensor:
-        """Noise [n, z, h, w] → normalised latents, float32. Raises FloatingPointError if they are not finite."""
-        self._use(self.mmdit)
+        """Noise [n, z, h, w] → normalised latents, float32.
 
-        branches = context.full, context.partial, context.unconditional
-        distinct = {id(branch): branch for branch in branches}  # without images two are one
-        prepared = pack([self._prepare(branch, noise) for branch in distinct.values()])
+        context: of one prompt, or of n prompts whose branches have a batch axis (hidden [n, T, C], references
+        [n, z, h_i, w_i]). sigmas: see sampling.flow_sigmas. callback: as in generate. Raises FloatingPointError if the
+        result is not finite.
+        """
+        branches = guidance.distinct(context.full, context.partial, context.unconditional)
+        prepared = pack([self._prepare(branch, noise) for branch in branches])
 
-        def denoise(x: Tensor, sigma: Tensor) -> Tensor:
-            timestep = float(sigma_to_timestep(sigma))  # σ is on the CPU: nothing in a step waits for the device
-            velocities = dict(zip(distinct, self._velocities(prepared, x, timestep), strict=True))
-            of_branches = (velocities[id(branch)] for branch in branches)
-            return x - sigma * guidance.combine(*of_branches, all_scale, partial_scale, timestep)
+        def velocities(x: Tensor, timestep: float) -> list[Tensor]:
+            return self._velocities(prepared, x, timestep)
 
-        latents = dpmpp_2m(denoise, noise.to(self.device, torch.float32), sigmas, callback)
-        if not latents.isfinite().all():
-            raise FloatingPointError(
-                f"the sampled latents are not finite in {self.dtype}; try smaller scales, bfloat16 or float32"
-            )
-        return latents
+        return sampling.sample(velocities, noise.to(self.device), sigmas, (all_scale, partial_scale), callback)
 
     def velocity(self, branch: Branch, x: Tensor, timestep: Tensor | float) -> Tensor:
         """The MMDiT's output [n, z, h, w] for one branch, float32, at one timestep of 0…1000."""
@@ -302,11 +276,12 @@ class InternVLU:
 
     @torch.inference_mode()
     def _prepare(self, branch: Branch, latents: Tensor) -> Prepared:
-        """A branch for steps with latents [n, z, h, w]."""
+        """What stays the same in all steps for latents [n, z, h, w] of this branch."""
         self._use(self.mmdit)
+        hidden = branch.hidden if branch.hidden.ndim == 3 else branch.hidden[None]
         return self.mmdit.prepare(
             self.mmdit.grid(latents),
-            self.mmdit.bound_context(branch.hidden[None]).to(self.device, self.dtype),
+            self.mmdit.bound_context(hidden).to(self.device, self.dtype),
             branch.image_mask,
             branch.image_grids,
             [reference.to(self.device, self.dtype) for reference in branch.references],
@@ -319,7 +294,10 @@ class InternVLU:
 
     @torch.inference_mode()
     def decode(self, latents: Tensor) -> Tensor:
-        """Normalised latents [n, z, h, w] → pixels [n, 3, 8h, 8w] in [-1, 1], float32, picture by picture."""
+        """Normalised latents [n, z, h, w] → pixels [n, 3, 8h, 8w] in [-1, 1], float32, one picture at a time.
+
+        Raises FloatingPointError if they are not finite.
+        """
         self._use(self.vae)
         pixels = torch.cat([self.vae.decode(one[None].to(self.device, self.dtype)) for one in latents]).float()
         if not pixels.isfinite().all():
@@ -331,43 +309,46 @@ class InternVLU:
         self._use(self.vae)
         return self.vae.encode(pixels.to(self.device, self.dtype))
 
+    def _use(self, network: nn.Module):
+        """Say that this network is needed now."""
+        if self.offload:
+            self.offload.use(network)
+
     # Arguments
 
-    def _tiles(self, images: list[Image.Image], max_tiles: int = 1) -> list[Tensor]:
+    def _tiles(self, images: Iterable[Image.Image], max_tiles: int = 1) -> list[Tensor]:
         return [imaging.vit_tiles(image, self.config.processor, max_tiles) for image in images]
 
-    def _size(self, height: int | None, width: int | None, images: list[Image.Image]) -> tuple[int, int]:
+    def _size(self, request: DrawRequest) -> tuple[int, int]:
+        """(height, width) of the result in pixels."""
         default = self.config.mmdit.image_height, self.config.mmdit.image_width
-        if images:
-            first = imaging.to_rgb(images[0])
+        if request.images:
+            first = imaging.to_rgb(request.images[0])
             default = imaging.reference_size(first.height, first.width, self.config.processor)
-        height, width = (d if side is None else side for side, d in zip((height, width), default, strict=True))
+        given = request.height, request.width
+        height, width = (d if side is None else side for side, d in zip(given, default, strict=True))
         for name, side in (("height", height), ("width", width)):
             check_integer(name, side, self.config.size_factor, MAX_SIDE)
         return height, width
 
-    def _noise(self, height: int, width: int, seed: int, num_images: int, latents: Tensor | None) -> Tensor:
-        check_integer("num_images", num_images, 1, MAX_IMAGES)
+    def _latent_shape(self, height: int, width: int, num_images: int) -> tuple[int, int, int, int]:
         factor, scale = self.config.size_factor, self.config.vae.scale_factor
         h, w = (side // factor * factor // scale for side in (height, width))
-        shape = (num_images, self.config.vae.latent_channels, h, w)
-        if latents is not None:
-            if not isinstance(latents, Tensor):
-                raise InputError(f"latents must be a tensor, not {type(latents).__name__}")
-            if latents.shape != shape:
-                raise InputError(
-                    f"latents are {list(latents.shape)}; {num_images} × {width}×{height} needs {list(shape)}"
-                )
-            if not latents.isfinite().all():
-                raise InputError("latents contain values that are not finite (NaN or infinity)")
-            return latents
-        check_integer("seed", seed, 0, MAX_SEED)
-        return torch.randn(shape, generator=torch.Generator().manual_seed(int(seed)))
+        return num_images, self.config.vae.latent_channels, h, w
+
+    def _check_noise(self, latents: Tensor, height: int, width: int, num_images: int):
+        shape = self._latent_shape(height, width, num_images)
+        if not isinstance(latents, Tensor):
+            raise InputError(f"latents must be a tensor, not {type(latents).__name__}")
+        if latents.shape != shape:
+            raise InputError(f"latents are {list(latents.shape)}; {num_images} × {width}×{height} needs {list(shape)}")
+        if not latents.isfinite().all():
+            raise InputError("latents contain values that are not finite (NaN or infinity)")
 
 
 def choose_dtype(stored: torch.dtype, device: torch.device) -> torch.dtype:
-    """The stored dtype where the device computes in it well, else bfloat16 or float32."""
-    if stored.itemsize == 1:  # fp8 is for storage
+    """The stored dtype where the device computes in it well, otherwise bfloat16 or float32."""
+    if stored.itemsize == 1:  # 8-bit floats are for storage
         stored = torch.bfloat16
     if stored is torch.float64 or (stored is torch.float16 and device.type == "cpu"):
         return torch.float32
@@ -386,7 +367,3 @@ def _device(device: str | torch.device) -> torch.device:
     if usable.type == "meta":
         raise InputError("device 'meta' cannot be used: it holds no values")
     return usable
-
-
-def _as_system(value) -> str | None:
-    return None if value is None else check_text("system_prompt", value)

@@ -1,7 +1,10 @@
-"""From a user's words to token ids: the chat template, the three branches, and nothing a user can inject.
+"""From a user's text to token ids: the chat template and the prompts of the three branches.
 
-A prompt is built as a list of stretches: special tokens by id, text as plain characters. Text never passes through a
-parser that knows special tokens, so `<|im_end|>` typed by a user is ten ordinary characters.
+A prompt is a list of pieces: special tokens as ids, text as a string. The tokenizer encodes text without knowing
+special tokens, so a user who types `<|im_end|>` gets ten ordinary characters and cannot end a turn.
+
+Source: docs/model.md, "Prompt and chat template"; official code, commit 018a59c, `internvlu/vlm/conversation.py` and
+`internvlu/processing_internvlu.py`.
 """
 
 from collections.abc import Sequence
@@ -37,10 +40,10 @@ IMG, IMG_END, IMG_CONTEXT, IMG_UNCOND = "<img>", "</img>", "<IMG_CONTEXT>", "<im
 
 @dataclass(frozen=True)
 class Prompt:
-    """Tokens of one branch, up to and including `assistant\\n`.
+    """The tokens of one branch, up to and including `assistant\\n`.
 
-    ids: [T]. image_mask [T] marks the ViT positions. start: index of the user turn's `<|im_start|>`, from which on
-    hidden states condition the generator.
+    ids: [T]. image_mask: [T], which positions are ViT tokens. start: the index of the user turn's `<|im_start|>`, the
+    first token whose hidden state conditions the MMDiT.
     """
 
     ids: tuple[int, ...]
@@ -52,7 +55,11 @@ class Prompt:
 
 
 class Tokenizer:
-    """The checkpoint's tokenizer, with text and special tokens kept apart."""
+    """The checkpoint's tokenizer, which keeps text and special tokens apart.
+
+    size: one more than the largest id. special_ids: [10], those of SPECIAL_TOKENS. stop_ids: the tokens that end a
+    generated text. Raises CheckpointError if the folder holds no tokenizer that can be used.
+    """
 
     def __init__(self, folder: str | Path):
         from transformers import AutoTokenizer
@@ -64,7 +71,7 @@ class Tokenizer:
             raise CheckpointError(f"{folder} holds no readable tokenizer: {type(error).__name__}: {reason}") from error
         if not self.tokenizer.is_fast:
             raise CheckpointError(f"{folder} holds no tokenizer.json; the slow tokenizers are not supported")
-        # From here on, special tokens in text are plain characters.
+        # From now on, special tokens in text are encoded as plain characters.
         self.tokenizer.backend_tokenizer.encode_special_tokens = True
         known = self.tokenizer.get_vocab()
         missing = [token for token in (*SPECIAL_TOKENS, IM_START, IM_END, PAD) if token not in known]
@@ -78,31 +85,32 @@ class Tokenizer:
         self.stop_ids = (self.tokenizer.eos_token_id, known[IMG])
 
     def id(self, token: str) -> int:
+        """The id of a special token, such as "<img>"."""
         return self._known[token]
 
     def encode(self, text: str) -> list[int]:
-        """Ids of a stretch of plain text."""
+        """The ids of a text, in which special tokens are plain characters. Raises InputError if it is no valid text."""
         text = check_text("the text", text)
         return self.tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids
 
     def decode(self, ids, keep: tuple[str, ...] = ()) -> str:
-        """Text of generated ids, without special tokens other than those named."""
+        """The text of generated ids, without special tokens, except those in keep."""
         kept = {self.id(token): token for token in keep}
-        stretches, plain = [], []
+        pieces, plain = [], []
         for token in ids:
             if token in kept:
-                stretches += [self._plain(plain), kept[token]]
+                pieces += [self._plain(plain), kept[token]]
                 plain = []
             else:
                 plain.append(token)
-        return "".join([*stretches, self._plain(plain)])
+        return "".join([*pieces, self._plain(plain)])
 
     def _plain(self, ids: list[int]) -> str:
         return self.tokenizer.decode(ids, skip_special_tokens=True)
 
 
 def user_content(prompt: str, num_images: int) -> str:
-    """The user turn: placeholders for the images in front where they are lacking, first letter and last mark tidied.
+    """The user turn: missing placeholders for images go in front, the first letter is capitalised, a mark ends it.
 
     Raises InputError if the prompt has more `<image>` placeholders than there are images.
     """
@@ -117,13 +125,17 @@ def user_content(prompt: str, num_images: int) -> str:
 
 
 class PromptBuilder:
-    """Builds Prompts. tokens_per_tile: ViT tokens of one tile."""
+    """Builds prompts. tokens_per_tile: ViT tokens of one tile. max_tokens: the longest prompt, in tokens.
+
+    Each method raises InputError if the prompt gets longer, or has more placeholders than there are images.
+    system_prompt replaces the system text of the checkpoint's training; None keeps that.
+    """
 
     def __init__(self, tokenizer: Tokenizer, tokens_per_tile: int, max_tokens: int):
         self.tokenizer, self.tokens_per_tile, self.max_tokens = tokenizer, tokens_per_tile, max_tokens
 
     def chat(self, prompt: str, tiles: list[int], system_prompt: str | None, history: History = ()) -> Prompt:
-        """A question, behind the turns so far. tiles: how many ViT tiles each image has, those of the turns first."""
+        """A question after the turns so far. tiles: the number of ViT tiles of each image, those of the turns first."""
         tiles, earlier = list(tiles), []
         for number, turn in enumerate(history, 1):
             seen, tiles = tiles[: len(turn.images)], tiles[len(turn.images) :]
@@ -135,17 +147,18 @@ class PromptBuilder:
         return self._build(system, self._user(prompt, tiles), earlier)
 
     def full(self, prompt: str, num_images: int, system_prompt: str | None) -> Prompt:
+        """The prompt with its images."""
         return self._build(self._draw_system(num_images, system_prompt), self._user(prompt, [1] * num_images))
 
     def partial(self, num_images: int, system_prompt: str | None, negative: str = "") -> Prompt:
-        """Images without the prompt, or with a negative text in its place. num_images is at least 1."""
+        """The images without the prompt, or with a negative text in its place. num_images is at least 1."""
         if negative.strip():
             return self.full(negative, num_images, system_prompt)
         user = self._fill(f"{IMAGE}\n" * num_images + BLANK_WITH_IMAGES, [1] * num_images)
         return self._build(self._draw_system(num_images, system_prompt), user)
 
     def unconditional(self, num_images: int, system_prompt: str | None, negative: str = "") -> Prompt:
-        """Neither images nor prompt; num_images only selects the system text."""
+        """Neither images nor prompt, but a negative text if there is one. num_images only selects the system text."""
         user = ["Here is a random image ", [self.tokenizer.id(IMG_UNCOND)], ":"]
         if negative.strip():
             user = self._user(negative, [])
@@ -160,37 +173,37 @@ class PromptBuilder:
         return self._fill(user_content(prompt, len(tiles)), tiles)
 
     def _fill(self, text: str, tiles: list[int]) -> list:
-        """Stretches of the user turn: its text cut at the placeholders, and each image's tokens as ids."""
+        """The pieces of the user turn: its text cut at the placeholders, and the tokens of each image as ids."""
         first, *rest = text.split(IMAGE)
-        stretches = [first]
+        pieces = [first]
         for count, following in zip(tiles, rest, strict=True):
             context = [self.tokenizer.id(IMG_CONTEXT)] * (self.tokens_per_tile * count)
-            stretches += [[self.tokenizer.id(IMG)], context, [self.tokenizer.id(IMG_END)], following]
-        return stretches
+            pieces += [[self.tokenizer.id(IMG)], context, [self.tokenizer.id(IMG_END)], following]
+        return pieces
 
     def _build(self, system: str, user: list, earlier: Sequence[tuple[list, str]] = ()) -> Prompt:
-        """user: stretches of the question; earlier: those of each question before it, and its answer."""
+        """user: the pieces of the question. earlier: those of each question before it, with its answer."""
         turn, end = [self.tokenizer.id(IM_START)], [self.tokenizer.id(IM_END)]
         before = [turn, "system\n" + system, end, "\n"]
         after = []
         for (first, *rest), answer in (*earlier, (user, None)):
             after += [turn, "user\n" + first, *rest, end, "\n", turn, "assistant\n" + (answer or "")]
             after += [] if answer is None else [end, "\n"]
-        start = sum(len(self._ids(stretch)) for stretch in before)
+        start = sum(len(self._ids(piece)) for piece in before)
         ids, image_mask = [], []
         context = self.tokenizer.id(IMG_CONTEXT)
-        for stretch in before + after:
-            stretch_ids = self._ids(stretch)
-            ids += stretch_ids
-            # Text cannot yield the id of <IMG_CONTEXT>, so where it stands the builder put it.
-            image_mask += [token == context for token in stretch_ids]
+        for piece in before + after:
+            piece_ids = self._ids(piece)
+            ids += piece_ids
+            # No text encodes to <IMG_CONTEXT>, so each one here was put in by _fill.
+            image_mask += [token == context for token in piece_ids]
         if len(ids) > self.max_tokens:
             what = "conversation, with its pictures and the new question," if earlier else "prompt"
             raise InputError(f"the {what} is {len(ids)} tokens long; this checkpoint reads at most {self.max_tokens}")
         return Prompt(tuple(ids), tuple(image_mask), start)
 
-    def _ids(self, stretch: str | list[int]) -> list[int]:
-        return self.tokenizer.encode(stretch) if isinstance(stretch, str) else stretch
+    def _ids(self, piece: str | list[int]) -> list[int]:
+        return self.tokenizer.encode(piece) if isinstance(piece, str) else piece
 
 
 def as_tensor(ids, device) -> Tensor:

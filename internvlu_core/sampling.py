@@ -3,16 +3,17 @@
 Source: docs/model.md, "Flow matching sampler".
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from .errors import check_integer
+from . import guidance
+from .errors import MAX_SEED, check_integer
 
 TIMESTEPS = 1000
-MAX_STEPS = 10**6  # more than any schedule has use for, few enough to make one
+MAX_STEPS = 10**6  # far more than is useful, and still fast to compute
 
 
 def flow_sigmas(steps: int, shift: float = 3.0) -> Tensor:
@@ -21,12 +22,12 @@ def flow_sigmas(steps: int, shift: float = 3.0) -> Tensor:
     Raises InputError unless steps is an integer from 1 to MAX_STEPS.
     """
     check_integer("steps", steps, 1, MAX_STEPS)
-    # The arithmetic of diffusers' DPMSolverMultistepScheduler, in its order: its time steps are truncated, and a
-    # rounding more or less can be a whole step.
+    # The arithmetic and its order are those of diffusers' DPMSolverMultistepScheduler. Time steps are truncated, so
+    # another rounding can change one by a whole step.
     exact = 1.0 - np.linspace(1, 1 / TIMESTEPS, steps + 1)
     exact = np.flip(shift * exact / (1 + (shift - 1) * exact))[:-1]
     sigmas = exact.astype(np.float32)
-    # float32 carries a few σ next to a whole step across it (15 of the schedules up to 1000 steps have one).
+    # Rounding to float32 moves a few σ across a whole time step (in 15 of the schedules up to 1000 steps).
     wanted = np.trunc(exact * TIMESTEPS)
     while (crossed := sigma_to_timestep(torch.from_numpy(sigmas)).numpy() - wanted).any():
         sigmas = np.where(crossed, np.nextafter(sigmas, np.where(crossed > 0, 0, 1).astype(np.float32)), sigmas)
@@ -38,12 +39,45 @@ def sigma_to_timestep(sigma: Tensor) -> Tensor:
     return (sigma * TIMESTEPS).trunc()
 
 
-Callback = Callable[[int, int, Tensor], None]
+def initial_noise(shape: tuple[int, ...], seed: int) -> Tensor:
+    """Standard normal noise of this shape, float32, drawn on the CPU: the same on every device, to the bit.
+
+    No global random state is read or changed. Raises InputError unless seed is an integer from 0 to MAX_SEED.
+    """
+    check_integer("seed", seed, 0, MAX_SEED)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(int(seed)))
+
+
+OnStep = Callable[[int, int, Tensor], None]  # (step from 0, steps, denoised latents [n, z, h, w])
+
+
+def sample(
+    velocities: Callable[[Tensor, float], Sequence[Tensor]],
+    noise: Tensor,
+    sigmas: Tensor,
+    scales: tuple[float, float],
+    callback: OnStep | None = None,
+) -> Tensor:
+    """Noise [n, z, h, w] → normalised latents, float32, on the device of the noise.
+
+    velocities(x, timestep): those of the branches that guidance.distinct gives, in its order, for latents x at one
+    timestep. sigmas: on the CPU, as flow_sigmas gives them. scales: (all_scale, partial_scale). callback may raise to
+    cancel. Raises FloatingPointError if the result is not finite.
+    """
+
+    def denoise(x: Tensor, sigma: Tensor) -> Tensor:
+        timestep = float(sigma_to_timestep(sigma))  # σ is on the CPU, so no step waits for the device
+        return x - sigma * guidance.guided_velocity(velocities(x, timestep), *scales, timestep)
+
+    latents = dpmpp_2m(denoise, noise.float(), sigmas, callback)
+    if not latents.isfinite().all():
+        raise FloatingPointError("the sampled latents are not finite; try smaller scales, bfloat16 or float32")
+    return latents
 
 
 @torch.inference_mode()
 def dpmpp_2m(
-    model: Callable[[Tensor, Tensor], Tensor], x: Tensor, sigmas: Tensor, callback: Callback | None = None
+    model: Callable[[Tensor, Tensor], Tensor], x: Tensor, sigmas: Tensor, callback: OnStep | None = None
 ) -> Tensor:
     """DPM-Solver++(2M), midpoint, on the flow path x = (1 − σ)·x0 + σ·noise (arXiv 2211.01095, algorithm 2).
 
@@ -52,7 +86,7 @@ def dpmpp_2m(
     """
     steps = len(sigmas) - 1
     log_snr = torch.log1p(-sigmas) - torch.log(sigmas)
-    ends_clean = steps > 0 and not sigmas[-1] > 0  # asked once: on a device, asking is waiting
+    ends_clean = steps > 0 and not sigmas[-1] > 0  # once, since reading a value waits for the device
     previous = None
     for i in range(steps):
         denoised = model(x, sigmas[i])

@@ -64,7 +64,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("stage", help="lora, new, or a stage of the toy model")
+    parser.add_argument("stage", help=f"one of {', '.join(stage_names())}")
     parser.add_argument("runs", type=Path, metavar="RUNS", help="folder of all runs; each stage has a folder in it")
     parser.add_argument("--preset", choices=LORA, default="cpu")
     parser.add_argument("--base", type=Path, help="the checkpoint to start from instead of the previous stage's")
@@ -86,7 +86,7 @@ def lora_stage(options) -> LoraStage:
 def toy_stage(options) -> Stage:
     stages = toy_presets(options).PRESETS[options.preset]
     if options.stage not in stages:
-        raise InputError(f"there is no stage {options.stage!r}; there are {', '.join((LORA_STAGE, NEW, *stages))}")
+        raise InputError(f"there is no stage {options.stage!r}; there are {', '.join(stage_names())}")
     return changed(stages[options.stage], options.set)
 
 
@@ -96,7 +96,7 @@ def starting_point(options) -> Path:
         return options.base
     if options.stage == LORA_STAGE and not has_part("toy"):
         raise InputError("lora needs --base: the checkpoint that the adapter is for")
-    stages = [NEW, *toy_presets(options).PRESETS[options.preset], LORA_STAGE]
+    stages = stage_names()
     return options.runs / stages[stages.index(options.stage) - 1] / "checkpoint"
 
 
@@ -105,6 +105,13 @@ def write_new(options):
     sizes = changed(toy_presets(options).SIZES[options.preset], options.set)
     fresh = repository_module("toy.fresh", "new")
     fresh.write_new(options.runs / NEW / "checkpoint", sizes)
+
+
+def stage_names() -> list[str]:
+    """What this installation can train, in the order of the toy model's stages."""
+    if not has_part("toy"):
+        return [LORA_STAGE]
+    return [NEW, *repository_module("toy.presets", "the list of stages").PRESETS["cpu"], LORA_STAGE]
 
 
 def toy_presets(options) -> ModuleType:

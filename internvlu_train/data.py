@@ -1,6 +1,6 @@
-"""Samples → exercises (tokens, pictures) → micro-batches. All of it follows from the stage's settings and a position.
+"""From samples to micro-batches: token rows, images, and a batch plan that the settings and the position determine.
 
-The prompts are built by the functions that build them for inference, so that the two cannot differ.
+Prompts are built by the functions that build them for inference, so that training and inference cannot differ.
 """
 
 import random
@@ -22,14 +22,15 @@ from .sample import Sample
 from .settings import Stage, TextStage, VAEStage
 
 FULL, PARTIAL, UNCONDITIONAL = "full", "partial", "unconditional"
-LENGTH_STEP = 8  # tokens; texts within one step count as of one length
+LENGTH_STEP = 8  # tokens; rows whose lengths are within one step may share a batch
 
 
 @dataclass(frozen=True)
-class Tokens:
-    """One row that the language model reads. image_mask marks ViT positions. start: of the user's turn.
+class TokenRow:
+    """One input of the language model.
 
-    trained marks the tokens that the next-token loss is on, as targets.
+    image_mask: which positions are ViT tokens. start: index of the first token of the user's turn. trained: which
+    tokens are targets of the next-token loss.
     """
 
     ids: tuple[int, ...]
@@ -38,81 +39,86 @@ class Tokens:
     trained: tuple[bool, ...] = ()
 
     @property
-    def layout(self) -> tuple[int, ...]:
-        """Where the ViT positions are in the context that starts at the user's turn."""
+    def image_positions(self) -> tuple[int, ...]:
+        """Positions of the ViT tokens in the conditioning, which begins with the user's turn."""
         return tuple(i for i, on in enumerate(self.image_mask[self.start :]) if on)
 
 
 @dataclass(frozen=True)
-class Exercise:
-    """A sample in tokens. text: what the next-token loss is on. branches: of a picture, by name."""
+class Example:
+    """A tokenised sample. text: the row of the next-token loss. branches: the rows that condition a picture, by name.
 
-    text: Tokens | None
-    branches: dict[str, Tokens]
+    images, picture: as in Sample.
+    """
+
+    text: TokenRow | None
+    branches: dict[str, TokenRow]
     images: tuple[np.ndarray, ...]
     picture: np.ndarray | None
 
 
 @dataclass(frozen=True)
 class Item:
-    """An exercise in an epoch. branch: the one with which its picture is trained, "" if it has none."""
+    """An example in an epoch. branch: the one that conditions its picture in this epoch, "" without a picture."""
 
     index: int
     branch: str
 
 
-def exercise(sample: Sample, conditioner: Conditioner, stage: Stage) -> Exercise:
-    """A sample as a stage trains it: a VAE stage its picture, a text stage its words or else its prompt, a picture
-    stage its picture, and its words if the language model learns.
+def make_example(sample: Sample, conditioner: Conditioner, stage: Stage) -> Example:
+    """Tokenise what a stage learns from a sample.
 
-    Raises InputError for a sample of which the stage would learn nothing.
+    A VAE stage learns the picture; a text stage the words, or the prompt of a sample without words; a picture stage the
+    picture, and the words if it also trains the language model. Raises InputError if the stage learns nothing from it.
     """
     if isinstance(stage, TextStage):
-        return Exercise(text_tokens(sample, conditioner), {}, sample.images, None)
-    text = text_tokens(sample, conditioner) if sample.words and stage.learns("vlm") else None
+        return Example(text_row(sample, conditioner), {}, sample.images, None)
+    text = text_row(sample, conditioner) if sample.words and stage.learns("vlm") else None
     if text is None and sample.picture is None:
-        raise InputError(f"tasks has {sample.task!r}, of which a stage that trains {stage.trained} learns nothing")
+        raise InputError(f"tasks has {sample.task!r}, from which a stage that trains {stage.trained} learns nothing")
     if isinstance(stage, VAEStage):
-        return Exercise(None, {}, (), sample.picture)
-    branches = {} if sample.picture is None else branch_tokens(sample, conditioner)
-    return Exercise(text, branches, sample.images, sample.picture)
+        return Example(None, {}, (), sample.picture)
+    branches = {} if sample.picture is None else branch_rows(sample, conditioner)
+    return Example(text, branches, sample.images, sample.picture)
 
 
-def text_tokens(sample: Sample, conditioner: Conditioner) -> Tokens:
-    """A prompt with its answer or thoughts, which are trained; of a sample without words the user's turn is."""
+def text_row(sample: Sample, conditioner: Conditioner) -> TokenRow:
+    """A prompt and the answer or reasoning, whose tokens are trained; without words, the user's turn is trained."""
     count, prompts = len(sample.images), conditioner.prompts
-    asks = sample.picture is None
-    prompt = prompts.chat(sample.prompt, [1] * count, None) if asks else prompts.full(sample.prompt, count, None)
+    if sample.picture is None:
+        prompt = prompts.chat(sample.prompt, [1] * count, None)
+    else:
+        prompt = prompts.full(sample.prompt, count, None)
     if not sample.words:
         trained = (i >= prompt.start and not image for i, image in enumerate(prompt.image_mask))
-        return Tokens(prompt.ids, prompt.image_mask, prompt.start, tuple(trained))
-    answer = written(sample.words, conditioner)
-    mask = prompt.image_mask + (False,) * len(answer)
-    return Tokens(prompt.ids + answer, mask, prompt.start, (False,) * len(prompt) + (True,) * len(answer))
+        return TokenRow(prompt.ids, prompt.image_mask, prompt.start, tuple(trained))
+    response = response_ids(sample.words, conditioner)
+    image_mask = prompt.image_mask + (False,) * len(response)
+    return TokenRow(prompt.ids + response, image_mask, prompt.start, (False,) * len(prompt) + (True,) * len(response))
 
 
-def written(words: str, conditioner: Conditioner) -> tuple[int, ...]:
-    """What the model should generate: the words' tokens and the one that ends a turn."""
+def response_ids(words: str, conditioner: Conditioner) -> tuple[int, ...]:
+    """The token ids that the model should generate: those of the words, and the one that ends a turn."""
     return (*conditioner.tokenizer.encode(words), conditioner.tokenizer.id(IM_END))
 
 
-def branch_tokens(sample: Sample, conditioner: Conditioner) -> dict[str, Tokens]:
-    """The contexts of a picture's three branches, as Conditioner.context reads them."""
+def branch_rows(sample: Sample, conditioner: Conditioner) -> dict[str, TokenRow]:
+    """The rows of the three branches that condition a picture, as Conditioner.context builds them."""
     count, prompts = len(sample.images), conditioner.prompts
     full, blank = prompts.full(sample.prompt, count, None), prompts.unconditional(count, None)
     partial = prompts.partial(count, None) if count else blank
-    reasoning = TextResult(sample.words, written(sample.words, conditioner)) if sample.words else None
-    words, pads = conditioner.reasoned(full, max(len(partial), len(blank)), reasoning, False)
+    reasoning = TextResult(sample.words, response_ids(sample.words, conditioner)) if sample.words else None
+    full_ids, pads = conditioner.reasoned(full, max(len(partial), len(blank)), reasoning, False)
 
-    def tokens(prompt: Prompt, ids: tuple[int, ...], pads: int = 0) -> Tokens:
+    def row(prompt: Prompt, ids: tuple[int, ...], pads: int = 0) -> TokenRow:
         ids = (*[conditioner.tokenizer.id(PAD)] * pads, *ids, conditioner.tokenizer.id(IMG))
         mask = (*[False] * pads, *prompt.image_mask)[: len(ids)]
-        return Tokens(ids, mask + (False,) * (len(ids) - len(mask)), pads + prompt.start)
+        return TokenRow(ids, mask + (False,) * (len(ids) - len(mask)), pads + prompt.start)
 
     return {
-        FULL: tokens(full, words, pads),
-        PARTIAL: tokens(partial, partial.ids),
-        UNCONDITIONAL: tokens(blank, blank.ids),
+        FULL: row(full, full_ids, pads),
+        PARTIAL: row(partial, partial.ids),
+        UNCONDITIONAL: row(blank, blank.ids),
     }
 
 
@@ -120,8 +126,11 @@ def branch_tokens(sample: Sample, conditioner: Conditioner) -> dict[str, Tokens]
 
 
 @dataclass(frozen=True)
-class Reading:
-    """Rows padded at their ends. ids, image_mask, trained [B, T]; starts, lengths: of the rows; tiles [N, 3, S, S]."""
+class TokenBatch:
+    """Token rows, padded at their ends.
+
+    ids, image_mask, trained: [B, T]. starts, lengths: of each row. tiles: ViT tiles [N, 3, S, S] of all rows' images.
+    """
 
     ids: Tensor
     image_mask: Tensor
@@ -133,9 +142,10 @@ class Reading:
 
 @dataclass(frozen=True)
 class Context:
-    """What the MMDiT reads: hidden [B, T, C] padded at the end, mask [B, T]: which positions are there.
+    """The conditioning of a batch of pictures.
 
-    image_mask [T] marks ViT positions, the same in every row; image_grids are their grids.
+    hidden: [B, T, C], padded at the end. mask: [B, T], False for padding. image_mask: [T], which positions are ViT
+    tokens, the same in every row. image_grids: their grids.
     """
 
     hidden: Tensor
@@ -146,24 +156,28 @@ class Context:
 
 @dataclass(frozen=True)
 class Batch:
-    """A micro-batch. weight: its size over the nominal one. generator draws whatever is random in its loss.
+    """A micro-batch.
 
-    pixels [B, 3, H, W] in [-1, 1] (VAE stages only). latents [B, z, h, w], references likewise, normalised.
-    reading: of the context, if that is not cached.
+    weight: its size divided by the nominal one. generator: for all random numbers in its loss. text: rows of the
+    next-token loss. pixels: [B, 3, H, W] in [-1, 1], for VAE stages only. latents: [B, z, h, w], normalised;
+    references: likewise, one tensor per input image. context: the conditioning, if it is cached; otherwise
+    context_tokens has the rows to compute it from.
     """
 
     weight: float
     generator: torch.Generator
-    text: Reading | None = None
+    text: TokenBatch | None = None
     pixels: Tensor | None = None
     latents: Tensor | None = None
     references: tuple[Tensor, ...] = ()
-    reading: Reading | None = None
+    context_tokens: TokenBatch | None = None
     context: Context | None = None
 
 
-def make_reading(rows: Sequence[Tokens], images: Sequence[tuple[np.ndarray, ...]], conditioner: Conditioner) -> Reading:
-    """images: of each row; those of a row without ViT positions are left out."""
+def make_token_batch(
+    rows: Sequence[TokenRow], images: Sequence[tuple[np.ndarray, ...]], conditioner: Conditioner
+) -> TokenBatch:
+    """images: those of each row. The images of a row without ViT tokens are left out."""
     lengths = tuple(len(row.ids) for row in rows)
     pad = conditioner.tokenizer.id(PAD)
 
@@ -171,9 +185,9 @@ def make_reading(rows: Sequence[Tokens], images: Sequence[tuple[np.ndarray, ...]
         values = [getattr(row, name) for row in rows]
         return torch.tensor([[*v, *[filler] * (max(lengths) - len(v))] for v in values])
 
-    seen = [image for row, those in zip(rows, images, strict=True) if any(row.image_mask) for image in those]
-    tiles = [vit_tiles(Image.fromarray(image), conditioner.config.processor) for image in seen]
-    return Reading(
+    used = [image for row, those in zip(rows, images, strict=True) if any(row.image_mask) for image in those]
+    tiles = [vit_tiles(Image.fromarray(image), conditioner.config.processor) for image in used]
+    return TokenBatch(
         ids=padded("ids", pad),
         image_mask=padded("image_mask", False),
         trained=padded("trained", False) if rows[0].trained else None,
@@ -189,46 +203,47 @@ def to_pixels(pictures: list[np.ndarray]) -> Tensor:
 
 
 def reference_of(image: np.ndarray, conditioner: Conditioner) -> Tensor:
-    """As the VAE reads it at inference: pixels [1, 3, H, W]."""
+    """The pixels [1, 3, H, W] that the VAE encodes of a reference image at inference."""
     return reference_pixels(Image.fromarray(image), conditioner.config.processor)
 
 
-def plan_epoch(exercises: list[Exercise], stage: Stage, epoch: int) -> list[list[Item]]:
-    """An epoch's micro-batches: every exercise once, each batch of one structure and about one length."""
-    chance = random.Random(f"{stage.seed}/{epoch}")
-    items = [Item(index, choose_branch(one, stage, chance)) for index, one in enumerate(exercises)]
-    chance.shuffle(items)
+def plan_epoch(examples: list[Example], stage: Stage, epoch: int) -> list[list[Item]]:
+    """The micro-batches of an epoch. Each example occurs once; those of a batch have one key and similar lengths."""
+    rng = random.Random(f"{stage.seed}/{epoch}")
+    items = [Item(index, choose_branch(example, stage, rng)) for index, example in enumerate(examples)]
+    rng.shuffle(items)
     groups: dict[tuple, list[Item]] = {}
     for item in items:
-        groups.setdefault(structure(exercises[item.index], item.branch), []).append(item)
+        groups.setdefault(batch_key(examples[item.index], item.branch), []).append(item)
     batches = []
     for group in groups.values():
-        group.sort(key=lambda item: length(exercises[item.index], item.branch) // LENGTH_STEP)
+        group.sort(key=lambda item: length(examples[item.index], item.branch) // LENGTH_STEP)
         batches += [group[i : i + stage.batch] for i in range(0, len(group), stage.batch)]
-    chance.shuffle(batches)
+    rng.shuffle(batches)
     return batches
 
 
-def choose_branch(one: Exercise, stage: Stage, chance: random.Random) -> str:
-    """A picture's branch in this epoch; one number is drawn for it."""
-    draw = chance.random()
-    if not one.branches:
+def choose_branch(example: Example, stage: Stage, rng: random.Random) -> str:
+    """The branch that conditions a picture in this epoch. Draws exactly one random number."""
+    draw = rng.random()
+    if not example.branches:
         return ""
     if draw < stage.drop_all:
         return UNCONDITIONAL
     return PARTIAL if draw < stage.drop_all + stage.drop_prompt else FULL
 
 
-def structure(one: Exercise, branch: str) -> tuple:
-    """What exercises of one batch share: losses, sizes, and where pictures are in the context."""
+def batch_key(example: Example, branch: str) -> tuple:
+    """What the examples of a batch must have in common: their losses, sizes, and positions of ViT tokens."""
     if not branch:
-        return (one.text is not None, None if one.picture is None else one.picture.shape)
-    layout = one.branches[branch].layout
-    references = tuple(image.shape for image in one.images) if layout else ()
-    return (one.text is not None, one.picture.shape, references, layout)
+        return (example.text is not None, None if example.picture is None else example.picture.shape)
+    positions = example.branches[branch].image_positions
+    references = tuple(image.shape for image in example.images) if positions else ()
+    return (example.text is not None, example.picture.shape, references, positions)
 
 
-def length(one: Exercise, branch: str) -> int:
+def length(example: Example, branch: str) -> int:
+    """Number of tokens by which an example is grouped."""
     if branch:
-        return len(one.branches[branch].ids)
-    return len(one.text.ids) if one.text else 0
+        return len(example.branches[branch].ids)
+    return len(example.text.ids) if example.text else 0

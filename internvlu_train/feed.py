@@ -1,4 +1,4 @@
-"""A stage's exercises, what of them is computed once, and the micro-batch at any position."""
+"""The examples of a stage, a cache of what frozen networks compute from them, and the micro-batch at any position."""
 
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,12 +13,12 @@ from . import objectives
 from .data import (
     Batch,
     Context,
-    Exercise,
+    Example,
     Item,
-    Reading,
-    Tokens,
-    exercise,
-    make_reading,
+    TokenBatch,
+    TokenRow,
+    make_example,
+    make_token_batch,
     plan_epoch,
     reference_of,
     to_pixels,
@@ -29,18 +29,18 @@ from .sample import Sample
 from .settings import LoraStage, PictureStage, Stage, VAEStage
 from .storage import Networks, replaced
 
-AHEAD = 4  # micro-batches that are made while others are computed
-CHUNK = 64  # pictures or rows that are computed at once for the cache
-Key = tuple[tuple[int, ...], int]  # of a row: its tokens, its exercise
-BATCH_SEEDS = 2**32  # micro-batches of one Stage.seed
+AHEAD = 4  # micro-batches that are prepared in the background
+CHUNK = 64  # pictures or token rows that are encoded at once for the cache
+Key = tuple[tuple[int, ...], int]  # of a token row: its ids, the index of its example
+BATCH_SEEDS = 2**32  # number of micro-batches for which one Stage.seed has generator seeds
 
 
 @dataclass(frozen=True)
 class Cache:
-    """What frozen networks make of the exercises.
+    """What frozen networks compute from the examples.
 
-    latents: of each picture [z, h, w]; references: of each exercise's images. hidden: of each row of tokens [T, C], if
-    the language model is frozen, by what hidden_key says.
+    latents: of each picture [z, h, w]. references: latents of each example's images. hidden: hidden states of each
+    token row [T, C], by hidden_key; empty if the language model is trained.
     """
 
     latents: dict[int, Tensor]
@@ -49,12 +49,12 @@ class Cache:
 
 
 class Feed:
-    """Micro-batches by their number, from 0. Whoever asks for the same number gets the same batch."""
+    """Micro-batches by their number, from 0. The same number always gives the same batch."""
 
     def __init__(self, networks: Networks, stage: Stage, device: torch.device, cache_file: Path | None = None):
-        """cache_file: where the cache is kept for a resumed run; read if it exists, else made and written."""
+        """cache_file: the cache for a resumed run. It is read if it exists, otherwise written."""
         self.networks, self.stage, self.device = networks, stage, device
-        self.exercises = [exercise(sample, networks.conditioner, stage) for sample in samples_of(stage, networks)]
+        self.examples = [make_example(sample, networks.conditioner, stage) for sample in samples_of(stage, networks)]
         self.cache = self._cache(cache_file) if isinstance(stage, PictureStage) else Cache({}, {}, {})
         self.epoch, self.first = -1, 0
         self.plans: list[list[Item]] = []
@@ -62,38 +62,38 @@ class Feed:
         self.pending: dict[int, Future[Batch]] = {}
 
     def batch(self, number: int, stride: int = 1) -> Batch:
-        """The batch on the device. Those that are a few times the stride further on are made meanwhile."""
+        """The batch, on the device. Meanwhile the next batches (number + stride, …) are prepared in the background."""
         for ahead in range(number, number + (AHEAD + 1) * stride, stride):
             if ahead not in self.pending:
                 self.pending[ahead] = self.workers.submit(self._collate, ahead, self.plan(ahead))
-        return moved(self.pending.pop(number).result(), self.device)
+        return to_device(self.pending.pop(number).result(), self.device)
 
     def plan(self, number: int) -> list[Item]:
-        """The exercises of a micro-batch. Numbers are asked for in rising order."""
+        """The items of a micro-batch. Numbers must be asked for in rising order."""
         while number >= self.first + len(self.plans):
             self.first += len(self.plans)
             self.epoch += 1
-            self.plans = plan_epoch(self.exercises, self.stage, self.epoch)
+            self.plans = plan_epoch(self.examples, self.stage, self.epoch)
         return self.plans[number - self.first]
 
     def _collate(self, number: int, items: list[Item]) -> Batch:
-        chosen = [self.exercises[item.index] for item in items]
+        chosen = [self.examples[item.index] for item in items]
         batch = Batch(
             weight=len(items) / self.stage.batch,
             generator=torch.Generator().manual_seed(self.stage.seed * BATCH_SEEDS + number),
         )
         if isinstance(self.stage, VAEStage):
-            pixels = to_pixels([one.picture for one in chosen])
+            pixels = to_pixels([example.picture for example in chosen])
             negative = torch.rand(len(pixels), generator=batch.generator) < self.stage.negatives
             return replace(batch, pixels=torch.where(negative[:, None, None, None], -pixels, pixels))
         if chosen[0].text is not None:
-            rows = [one.text for one in chosen]
-            batch = replace(batch, text=make_reading(rows, [one.images for one in chosen], self.networks.conditioner))
+            rows, images = [example.text for example in chosen], [example.images for example in chosen]
+            batch = replace(batch, text=make_token_batch(rows, images, self.networks.conditioner))
         return self._with_pictures(batch, items, chosen) if items[0].branch else batch
 
-    def _with_pictures(self, batch: Batch, items: list[Item], chosen: list[Exercise]) -> Batch:
-        rows = [one.branches[item.branch] for item, one in zip(items, chosen, strict=True)]
-        references = [self.cache.references[item.index] for item in items] if rows[0].layout else []
+    def _with_pictures(self, batch: Batch, items: list[Item], chosen: list[Example]) -> Batch:
+        rows = [example.branches[item.branch] for item, example in zip(items, chosen, strict=True)]
+        references = [self.cache.references[item.index] for item in items] if rows[0].image_positions else []
         batch = replace(
             batch,
             latents=torch.stack([self.cache.latents[item.index] for item in items]),
@@ -104,7 +104,8 @@ class Feed:
             hidden = [self.cache.hidden[key].float() for key in keys]
             masks = [torch.tensor(row.image_mask[row.start :]) for row in rows]
             return replace(batch, context=objectives.make_context(self.networks, hidden, masks))
-        return replace(batch, reading=make_reading(rows, [one.images for one in chosen], self.networks.conditioner))
+        images = [example.images for example in chosen]
+        return replace(batch, context_tokens=make_token_batch(rows, images, self.networks.conditioner))
 
     # The cache
 
@@ -119,9 +120,9 @@ class Feed:
         return cache
 
     def _latents(self) -> tuple[dict[int, Tensor], dict[int, list[Tensor]]]:
-        """In a fixed order and grouping, so that a resumed run's are the same to the bit."""
-        wanted: dict[torch.Size, list[tuple[int, int, Tensor]]] = {}  # by size: (exercise, image or −1, pixels)
-        latents, references = {}, {index: [] for index, one in enumerate(self.exercises) if one.branches}
+        """Latents of pictures and of reference images, in a fixed order and grouping: equal to the bit in each run."""
+        groups: dict[torch.Size, list[tuple[int, int, Tensor]]] = {}  # by size: (example, image or -1, pixels)
+        latents, references = {}, {index: [] for index, example in enumerate(self.examples) if example.branches}
 
         def encode(group):
             pixels = torch.cat([pixels for _, _, pixels in group]).to(self.device)
@@ -133,17 +134,14 @@ class Feed:
             group.clear()
 
         for index in tqdm(references, "latents", leave=False):
-            one = self.exercises[index]
-            pixels = [
-                to_pixels([one.picture]),
-                *(reference_of(image, self.networks.conditioner) for image in one.images),
-            ]
+            example, conditioner = self.examples[index], self.networks.conditioner
+            pixels = [to_pixels([example.picture]), *(reference_of(image, conditioner) for image in example.images)]
             for image, each in enumerate(pixels, -1):
-                group = wanted.setdefault(each.shape, [])
+                group = groups.setdefault(each.shape, [])
                 group.append((index, image, each))
                 if len(group) == CHUNK:
                     encode(group)
-        for group in filter(None, wanted.values()):
+        for group in filter(None, groups.values()):
             encode(group)
         for images in references.values():
             images.sort(key=lambda numbered: numbered[0])
@@ -151,41 +149,42 @@ class Feed:
 
     def _hidden(self) -> dict[Key, Tensor]:
         rows = {}  # by key: the row, its images
-        for index, one in enumerate(self.exercises):
-            rows |= {hidden_key(row, index): (row, one.images) for row in one.branches.values()}
+        for index, example in enumerate(self.examples):
+            rows |= {hidden_key(row, index): (row, example.images) for row in example.branches.values()}
         keys = sorted(rows, key=lambda key: (key[1] >= 0, len(key[0])))
         hidden = {}
         dtype = torch.bfloat16 if self.stage.autocast else torch.float32
         for start in tqdm(range(0, len(keys), CHUNK), "hidden states", leave=False):
             chunk = keys[start : start + CHUNK]
-            reading = make_reading(*zip(*(rows[key] for key in chunk), strict=True), self.networks.conditioner)
-            context = objectives.read(self.networks, moved(reading, self.device))
+            tokens = make_token_batch(*zip(*(rows[key] for key in chunk), strict=True), self.networks.conditioner)
+            context = objectives.context_of(self.networks, to_device(tokens, self.device))
             for key, states, mask in zip(chunk, context.hidden, context.mask, strict=True):
                 hidden[key] = states[mask].to("cpu", dtype)
         return hidden
 
 
 def samples_of(stage: Stage, networks: Networks) -> Iterable[Sample]:
-    """A LoRA stage's samples are those of its folder; those of every other stage are synthetic."""
+    """The samples of a stage: those of its folder for a LoRA stage, synthetic ones for every other stage."""
     if isinstance(stage, LoraStage):
         return read_folder(Path(stage.pictures), networks.config.processor)
     mixture = repository_module("synthesis.mixture", "a stage on synthetic samples")
     return tqdm(mixture.samples(stage), "samples", stage.samples, leave=False)
 
 
-def hidden_key(row: Tokens, index: int) -> Key:
-    """A row with pictures is its exercise's own; one without is the same for all, whose index is then −1."""
+def hidden_key(row: TokenRow, index: int) -> Key:
+    """A row with images belongs to its example alone; equal rows without images share one entry, with the index -1."""
     return row.ids, index if any(row.image_mask) else -1
 
 
-def moved(value, device: torch.device):
-    """Tensors, and dataclasses and tuples of them, on a device. Position masks of a context stay on the CPU."""
+def to_device(value, device: torch.device):
+    """Move tensors, and the tensors in dataclasses and tuples. Position masks of a context stay on the CPU."""
     if isinstance(value, Tensor):
         return value.to(device, non_blocking=True)
     if isinstance(value, tuple):
-        return tuple(moved(each, device) for each in value)
-    if isinstance(value, Batch | Reading):
-        return replace(value, **{field.name: moved(getattr(value, field.name), device) for field in fields(value)})
+        return tuple(to_device(each, device) for each in value)
+    if isinstance(value, Batch | TokenBatch):
+        moved = {field.name: to_device(getattr(value, field.name), device) for field in fields(value)}
+        return replace(value, **moved)
     if isinstance(value, Context):
-        return replace(value, hidden=moved(value.hidden, device), mask=moved(value.mask, device))
+        return replace(value, hidden=to_device(value.hidden, device), mask=to_device(value.mask, device))
     return value

@@ -1,20 +1,20 @@
-"""A folder of pictures with texts as training samples.
+"""Training samples from a folder of pictures and texts.
 
-    NAME.png and NAME.txt                     a picture and its caption
-    NAME.png, NAME.txt and NAME.before.png    a picture, an instruction, and the picture that it was followed on
+    NAME.png, NAME.txt                     a picture and its caption
+    NAME.png, NAME.txt, NAME.before.png    an edit: the picture after it, the instruction, the picture before it
 
-A text may have several pictures before it: NAME.before.png, NAME.before2.png and so on. JPEG and WebP are read too.
+An edit may have several input pictures: NAME.before.png, NAME.before2.png and so on. JPEG and WebP are read too.
 """
 
 import re
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from internvlu_core.checkpoints.config import ProcessorConfig
 from internvlu_core.errors import InputError
-from internvlu_core.imaging import reference_size, resize_reference, to_rgb
+from internvlu_core.imaging import open_image, reference_size, resize_reference
 
 from .sample import Sample
 
@@ -22,13 +22,13 @@ ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
 
 
 def read_folder(folder: Path, config: ProcessorConfig) -> list[Sample]:
-    """Every text's sample, in the texts' order by name; pictures brought to the sizes that the model draws.
+    """One sample per text, in the order of their names. Pictures are resized to sizes that the model draws.
 
-    An edit's result takes the size of the first picture before it, as it does at inference. Raises InputError for a
-    folder without texts, a text that is empty, not in UTF-8 or has no picture, and a picture that cannot be read.
+    The result of an edit gets the size of its first input picture, as at inference. Raises InputError for a folder
+    without texts, a text that is empty, not in UTF-8 or without a picture, and a picture that cannot be read.
     """
     if not folder.is_dir():
-        raise InputError(f"{folder} is no folder")
+        raise InputError(f"{folder} is not a folder")
     texts = sorted(folder.glob("*.txt"))
     if not texts:
         raise InputError(f"{folder} has no NAME.txt; each picture NAME.png needs one, with its caption or instruction")
@@ -38,7 +38,7 @@ def read_folder(folder: Path, config: ProcessorConfig) -> list[Sample]:
 
 def _sample(text: Path, pictures: list[Path], config: ProcessorConfig) -> Sample:
     try:
-        prompt = text.read_text(encoding="utf-8-sig").strip()  # some editors put a mark before the text
+        prompt = text.read_text(encoding="utf-8-sig").strip()  # some editors write a byte order mark
     except UnicodeDecodeError as error:
         raise InputError(f"{text} is not in UTF-8: {error}") from error
     if not prompt:
@@ -48,8 +48,8 @@ def _sample(text: Path, pictures: list[Path], config: ProcessorConfig) -> Sample
         raise InputError(f"{text} needs one picture {text.stem}.png (or {', '.join(ENDINGS[1:])}), not {len(after)}")
     numbered = {file: re.fullmatch(r"\.before(\d*)", file.stem.removeprefix(text.stem)) for file in pictures}
     inputs = sorted((int(found[1] or 0), file) for file, found in numbered.items() if found)
-    before = [_read(file) for _, file in inputs]
-    picture = _read(after[0])
+    before = [open_image(file) for _, file in inputs]
+    picture = open_image(after[0])
     if before:
         height, width = reference_size(before[0].height, before[0].width, config)
         picture = picture.resize((width, height), Image.Resampling.BICUBIC)
@@ -57,11 +57,3 @@ def _sample(text: Path, pictures: list[Path], config: ProcessorConfig) -> Sample
         picture = resize_reference(picture, config)
     arrays = tuple(np.array(image) for image in before)
     return Sample("edit" if before else "draw", "", prompt, arrays, np.array(picture), "")
-
-
-def _read(file: Path) -> Image.Image:
-    try:
-        with Image.open(file) as image:
-            return to_rgb(ImageOps.exif_transpose(image))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise InputError(f"{file} cannot be read: {error}") from error

@@ -1,4 +1,4 @@
-"""One stage from its first step, or from where it was killed, to its checkpoint."""
+"""One run of a stage, from the first step or the last saved one to its checkpoint."""
 
 import hashlib
 import json
@@ -22,41 +22,41 @@ from internvlu_core.errors import InputError
 from . import objectives
 from .data import to_pixels
 from .feed import Feed
-from .lora import adapt, write_lora
+from .lora import add_adapters, write_lora
 from .plot import write_plot
 from .settings import HIDDEN_LAYERS, LoraStage, Stage, as_json
 from .storage import Networks, replaced, write_checkpoint
 
-EMA_WARMUP = 10  # steps; the average follows fast while there is little to average
-STATISTICS_PICTURES = 1024  # pictures from which the latents' mean and deviation are taken
+EMA_WARMUP = 10  # steps, after which the decay of the moving average is no longer reduced by much
+STATISTICS_PICTURES = 1024  # pictures from which the mean and standard deviation of latents are computed
 
 
 class Run:
-    """A stage in a folder: settings.json, state.pt, log.jsonl, loss.png and, in the end, checkpoint/.
+    """A stage and its folder, which has settings.json, state.pt, log.jsonl, loss.png and, at the end, checkpoint/.
 
-    A LoraStage's has lora.safetensors in place of the last.
+    The folder of a LoraStage has lora.safetensors instead of checkpoint/.
     """
 
     def __init__(self, stage: Stage, base: Path, folder: Path, dtype: torch.dtype = torch.float32):
-        """base: the checkpoint that the stage starts from; dtype: in which its result is written.
+        """base: the checkpoint to start from. dtype: of the weights that are written.
 
-        Raises InputError if the folder holds a run with other settings, or the base is not in the released layout, in
-        which the result is written.
+        Raises InputError if the folder has a run with other settings, or if the base is not in the released layout and
+        the stage has to write one.
         """
         self.stage, self.base, self.folder, self.dtype = stage, base, folder, dtype
-        # The others wait while the main process makes the cache: on GPUs for 10 minutes only, if nothing else is said.
+        # The others wait while the main process makes the cache; the default timeout on GPUs is 10 minutes.
         self.accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=1))])
         self.device = self.accelerator.device
-        self.autocast = stage.autocast and computes_bfloat16(self.device)
+        self.autocast = stage.autocast and bfloat16_is_fast(self.device)
         self.main = self.accelerator.is_main_process
-        self._claim()
+        self._claim_folder()
         self.networks = Networks(base, self.device)
         lora = isinstance(stage, LoraStage)
         if not lora and not (base / "vlm" / "config.json").is_file():
-            raise InputError(f"{base} is not in the released layout: make a folder of it (convert … --to folder)")
-        self.trained = adapt(self.networks, stage) if lora else freeze(self.networks, stage.trained)
+            raise InputError(f"{base} is not in the released layout: convert it to a folder (convert … --to folder)")
+        self.trained = add_adapters(self.networks, stage) if lora else freeze(self.networks, stage.trained)
         if stage.checkpointing:
-            recompute(self.networks)
+            checkpoint_activations(self.networks)
         self.ema = {name: parameter.detach().clone() for name, parameter in self.trained.items()}
         self.optimizers = make_optimizers(stage, self.trained)
         self.step = 0
@@ -64,6 +64,7 @@ class Run:
         self.feed = self._make_feed()
 
     def train(self):
+        """Take all steps that are left, and write the result."""
         if self.main:
             self._cut_log()
         bar = tqdm(total=self.stage.steps, initial=self.step, disable=not self.main)
@@ -84,9 +85,9 @@ class Run:
         self.accelerator.wait_for_everyone()
 
     def write(self):
-        """The checkpoint, or the adapters' file, with averaged weights, and the plot of the losses so far.
+        """Write the checkpoint, or the adapters, with averaged weights, and the plot of the losses so far.
 
-        Raises InputError if there are no steps yet.
+        Raises InputError if no step was saved yet.
         """
         if not self.step:
             raise InputError(f"{self.folder} has no saved step yet: the first is saved after {self.stage.save_every}")
@@ -96,7 +97,7 @@ class Run:
             return
         learnt = {name: parameter.detach().clone() for name, parameter in self.trained.items()}
         assign(self.trained, self.ema)
-        # Another decoder must not move the latents of MMDiTs that were trained before it.
+        # Training the decoder alone must not change the normalisation of latents, which MMDiTs were trained on.
         if any(name.startswith("vae.encoder.") for name in learnt):
             self.networks.config = replace(self.networks.config, vae=self._with_statistics())
         write_checkpoint(self.folder / "checkpoint", self.base, self.networks, self.stage.trained, self.dtype)
@@ -115,7 +116,7 @@ class Run:
             for gradient in gradients:
                 gradient.copy_(self.accelerator.reduce(gradient, "mean"))
         norm = float(nn.utils.clip_grad_norm_(self.trained.values(), stage.clip))
-        if not math.isfinite(parts["loss"] + norm):  # before it spoils the weights, and with them what is saved
+        if not math.isfinite(parts["loss"] + norm):  # before the weights, and what is saved, become NaN
             raise FloatingPointError(f"step {self.step + 1} has the loss {parts['loss']} and a gradient of {norm}")
         for optimizer in self.optimizers:
             optimizer.step()
@@ -125,13 +126,13 @@ class Run:
         return {"step": self.step, **parts, "lr": rate, "norm": norm, "seconds": round(seconds, 4)}
 
     def _accumulate(self) -> dict[str, float]:
-        """Gradients of this process's micro-batches; the step's losses, averaged over all processes.
+        """Compute the gradients of this process's micro-batches. Returns the losses, averaged over all processes.
 
-        The micro-batches of a step are numbered through, and processes take them in turn: their number and the batches
-        do not depend on who computes them.
+        The micro-batches of a step are numbered consecutively, and processes take them in turn, so that a batch does
+        not depend on which process computes it.
         """
         for parameter in self.trained.values():
-            parameter.grad = torch.zeros_like(parameter)  # all of them: what a batch does not use has a gradient of 0
+            parameter.grad = torch.zeros_like(parameter)  # for a parameter that no batch uses, too
         processes, accumulate = self.accelerator.num_processes, self.stage.accumulate
         first = self.step * accumulate * processes + self.accelerator.process_index
         sums: dict[str, list] = {"loss": []}
@@ -145,7 +146,7 @@ class Run:
         return self._gathered(sums)
 
     def _gathered(self, sums: dict[str, list]) -> dict[str, float]:
-        """Means weighted by size, of what occurred in the step on any process."""
+        """Mean losses over all processes, weighted by batch size; only those that occurred in this step."""
         names = ("loss", "text", "flow", "mse", "l1", "kl")
         totals = torch.tensor([[sum(v[i] for v in sums.get(name, [])) for i in (0, 1)] for name in names])
         totals = self.accelerator.reduce(totals.to(self.device), "sum").tolist()
@@ -153,23 +154,25 @@ class Run:
 
     @torch.no_grad()
     def _average(self):
+        """Update the exponential moving average of the weights."""
         decay = min(self.stage.ema, (1 + self.step) / (EMA_WARMUP + self.step))
         torch._foreach_lerp_(list(self.ema.values()), list(self.trained.values()), 1 - decay)
 
     # Files
 
-    def _claim(self):
+    def _claim_folder(self):
+        """Write the settings, unless the folder has a run with other ones."""
         file = self.folder / "settings.json"
         files = [self.base] if self.base.is_file() else self.base.glob("*/*.safetensors")
         settings = json.loads(as_json(self.stage)) | {"base": digest(files)}
         if isinstance(self.stage, LoraStage):
             settings["pictures"] = digest(Path(self.stage.pictures).glob("*"))
-        # One that failed before it made anything claims nothing.
+        # A run that failed before it made anything does not count.
         begun = file.exists() and any((self.folder / name).exists() for name in ("cache.pt", "state.pt"))
         found = json.loads(file.read_text(encoding="utf-8")) if begun else settings
         if other := sorted(key for key in settings.keys() | found.keys() if settings.get(key) != found.get(key)):
             raise InputError(
-                f"{self.folder} holds a run of other settings ({', '.join(other)}): remove it or go elsewhere"
+                f"{self.folder} has a run with other settings ({', '.join(other)}): remove it, or choose another folder"
             )
         self.accelerator.wait_for_everyone()
         if self.main:
@@ -178,7 +181,7 @@ class Run:
         self.accelerator.wait_for_everyone()
 
     def _make_feed(self) -> Feed:
-        """The main process makes the cache; the others then read it."""
+        """The main process makes the cache first; the others read it."""
         with self.accelerator.main_process_first():
             return Feed(self.networks, self.stage, self.device, self.folder / "cache.pt")
 
@@ -205,7 +208,7 @@ class Run:
                 optimizer.load_state_dict(saved)
 
     def _cut_log(self):
-        """Forget the steps after the saved one, which are taken again, and a line that was cut off."""
+        """Remove the lines of steps after the last saved one, which are repeated, and an incomplete line."""
         file = self.folder / "log.jsonl"
         lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
         with replaced(file) as new:
@@ -213,17 +216,17 @@ class Run:
 
     @torch.no_grad()
     def _with_statistics(self):
-        """The VAE's config with its latents' mean and deviation, by which normalised ones are about standard normal."""
+        """The VAE's config with the mean and standard deviation of its latents."""
         vae, latents = self.networks.vae, []
-        for one in self.feed.exercises[:STATISTICS_PICTURES]:
-            latents.append(vae.encode_raw(to_pixels([one.picture]).to(self.device))[0].flatten(1))
+        for example in self.feed.examples[:STATISTICS_PICTURES]:
+            latents.append(vae.encode_raw(to_pixels([example.picture]).to(self.device))[0].flatten(1))
         latents = torch.cat(latents, dim=1)  # [z, pixels]
         mean, deviation = latents.mean(1).tolist(), latents.std(1).clamp(min=1e-3).tolist()
         return replace(vae.config, latents_mean=tuple(mean), latents_std=tuple(deviation))
 
 
 def digest(files: Iterable[Path]) -> str:
-    """A checksum of weights or pictures: a run's cache and state are of no use with others."""
+    """A checksum of weights or pictures: with other ones, the cache and the state of a run are invalid."""
     total = hashlib.sha256()
     for file in sorted(file for file in files if file.is_file()):
         with file.open("rb") as stream:
@@ -233,10 +236,10 @@ def digest(files: Iterable[Path]) -> str:
 
 
 def make_optimizers(stage: Stage, trained: dict[str, nn.Parameter]) -> list[torch.optim.Optimizer]:
-    """AdamW for all that is trained; or Muon for matrices between hidden states, AdamW for the rest.
+    """AdamW for everything; or Muon for the matrices between hidden states, and AdamW for the rest.
 
-    Muon takes the learning rate and decay of AdamW, as its updates are scaled to the usual size of AdamW's
-    (arXiv 2502.16982). Raises InputError if this torch has none: it is there from 2.9 on.
+    Muon takes the learning rate and weight decay of AdamW, because its updates are scaled to the usual size of AdamW's
+    (arXiv 2502.16982). Raises InputError if this version of torch has no Muon, which came with 2.9.
     """
     hidden, decayed, plain = [], [], []
     for name, parameter in trained.items():
@@ -254,21 +257,21 @@ def make_optimizers(stage: Stage, trained: dict[str, nn.Parameter]) -> list[torc
 
 
 def freeze(networks: Networks, trained: tuple[str, ...]) -> dict[str, nn.Parameter]:
-    """The parameters whose names begin with one of `trained`, by name; all others get no gradient.
+    """Freeze all parameters except those whose names begin with one of `trained`, which are returned by name.
 
     Raises InputError for a prefix that no parameter has.
     """
     parameters = dict(networks.named_parameters())
     for prefix in trained:
         if not any(name.startswith(prefix) for name in parameters):
-            raise InputError(f"trained has {prefix!r}, with which no parameter's name begins")
+            raise InputError(f"trained has {prefix!r}, but no parameter's name begins with it")
     for name, parameter in parameters.items():
         parameter.requires_grad_(name.startswith(trained))
     return {name: parameter for name, parameter in parameters.items() if parameter.requires_grad}
 
 
-def recompute(networks: Networks):
-    """Keep a block's input only, and compute its inside again in the backward pass (arXiv 1604.06174)."""
+def checkpoint_activations(networks: Networks):
+    """Keep only the input of each block, and recompute its activations in the backward pass (arXiv 1604.06174)."""
     vlm = networks.vlm
     layers = vlm.vision_model.encoder["layers"], vlm.language_model.model["layers"]
     for block in chain(*layers, networks.mmdit.transformer_blocks):
@@ -276,18 +279,19 @@ def recompute(networks: Networks):
 
 
 def learning_rate(stage: Stage, step: int) -> float:
-    """Of the step from 0: warm-up, a plateau, linear decay."""
+    """The learning rate of a step, from 0: linear warm-up, constant, linear decay to 0."""
     warm = (step + 1) / stage.warmup if stage.warmup else 1.0
     left = (stage.steps - step) / (stage.decay * stage.steps) if stage.decay else 1.0
     return stage.learning_rate * min(1.0, warm, left)
 
 
-def computes_bfloat16(device: torch.device) -> bool:
-    """Whether it is worth it. A CPU whose widest vectors are AVX2's emulates it, at a fourth of float32's speed."""
+def bfloat16_is_fast(device: torch.device) -> bool:
+    """Whether bfloat16 is fast. A CPU with AVX2 at most emulates it, at a quarter of the speed of float32."""
     return device.type != "cpu" or torch.backends.cpu.get_cpu_capability() != "AVX2"
 
 
 @torch.no_grad()
 def assign(targets: dict[str, Tensor], values: dict[str, Tensor]):
+    """Copy values into the tensors of the same names."""
     for name, target in targets.items():
         target.copy_(values[name])

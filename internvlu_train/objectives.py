@@ -1,4 +1,4 @@
-"""The losses, as functions of a stage's settings and a batch."""
+"""The loss functions of the stages."""
 
 from dataclasses import dataclass
 
@@ -9,20 +9,21 @@ from torch import Tensor
 from internvlu_core.models.vae import VAE
 from internvlu_core.sampling import sigma_to_timestep
 
-from .data import Batch, Context, Reading
+from .data import Batch, Context, TokenBatch
 from .settings import PictureStage, Stage, TextStage, VAEStage
 from .storage import Networks
 
 
 @dataclass(frozen=True)
 class Losses:
-    """total: what is minimised. parts: its terms before their weights, by name."""
+    """total: what is minimised. parts: its terms before weighting, by name."""
 
     total: Tensor
     parts: dict[str, Tensor]
 
 
 def losses(networks: Networks, batch: Batch, stage: Stage, step: int) -> Losses:
+    """The loss of a micro-batch. step: from 0, for losses that are ramped up."""
     if isinstance(stage, VAEStage):
         return vae_loss(networks.vae, batch, stage, step)
     if isinstance(stage, TextStage):
@@ -42,7 +43,11 @@ def losses(networks: Networks, batch: Batch, stage: Stage, step: int) -> Losses:
 
 
 def vae_loss(vae: VAE, batch: Batch, stage: VAEStage, step: int) -> Losses:
-    """The decoder alone is trained near the encoder's mode, which is what it will be given; else on a sample of it."""
+    """Reconstruction and KL loss (see VAEStage).
+
+    The whole VAE is trained on samples of the posterior. The decoder alone is trained on its mode, optionally with
+    noise, because that is what it decodes at inference.
+    """
     pixels = batch.pixels
     whole = any(parameter.requires_grad for parameter in vae.encoder.parameters())
     mean, log_variance = vae.quant_conv(vae.encoder(pixels)).float().chunk(2, dim=1)
@@ -53,7 +58,7 @@ def vae_loss(vae: VAE, batch: Batch, stage: VAEStage, step: int) -> Losses:
         deviation = mean.new_tensor(vae.config.latents_std)[:, None, None]
         strength = stage.noise * torch.rand(len(mean), 1, 1, 1, generator=batch.generator).to(mean.device)
         latents = mean + strength * deviation * noise_like(mean, batch.generator)
-    difference = vae.decoder(vae.post_quant_conv(latents)).float() - pixels  # not clamped: a clamp has no gradient
+    difference = vae.decoder(vae.post_quant_conv(latents)).float() - pixels  # no clamp: it has no gradient outside
     parts = {"mse": difference.square().mean(), "l1": difference.abs().mean()}
     ramp = min(1.0, (step + 1) / stage.l1_ramp)
     total = stage.mse * parts["mse"] + stage.l1 * ramp * parts["l1"]
@@ -63,34 +68,34 @@ def vae_loss(vae: VAE, batch: Batch, stage: VAEStage, step: int) -> Losses:
     return Losses(total, parts)
 
 
-# Words
+# Text
 
 
-def text_loss(networks: Networks, reading: Reading) -> Tensor:
-    """Cross entropy of the trained tokens, each given all before it; the mean over them."""
+def text_loss(networks: Networks, tokens: TokenBatch) -> Tensor:
+    """Mean cross-entropy of the trained tokens, each predicted from all tokens before it."""
     language = networks.vlm.language_model
-    (hidden,) = language(embed(networks, reading), (language.config.num_layers,))
-    trained = reading.trained[:, 1:]
+    (hidden,) = language(embed(networks, tokens), (language.config.num_layers,))
+    trained = tokens.trained[:, 1:]
     logits = language.logits(hidden[:, :-1][trained])
-    return F.cross_entropy(logits.float(), reading.ids[:, 1:][trained])
+    return F.cross_entropy(logits.float(), tokens.ids[:, 1:][trained])
 
 
-def embed(networks: Networks, reading: Reading) -> Tensor:
-    """Embeddings [B, T, C] of rows, with the ViT's tokens where image_mask says."""
-    x = networks.vlm.embed(reading.ids, networks.conditioner.tokenizer.special_ids.to(reading.ids.device))
-    if reading.tiles is None:
+def embed(networks: Networks, tokens: TokenBatch) -> Tensor:
+    """Input embeddings [B, T, C]: of the ids, and ViT tokens at the positions of image_mask."""
+    x = networks.vlm.embed(tokens.ids, networks.conditioner.tokenizer.special_ids.to(tokens.ids.device))
+    if tokens.tiles is None:
         return x
-    features = networks.vlm.image_features(reading.tiles).to(x.dtype)
-    return x.masked_scatter(reading.image_mask[..., None], features.flatten(0, 1))
+    features = networks.vlm.image_features(tokens.tiles).to(x.dtype)
+    return x.masked_scatter(tokens.image_mask[..., None], features.flatten(0, 1))
 
 
 # Pictures
 
 
 def flow_loss(networks: Networks, batch: Batch, stage: PictureStage) -> Tensor:
-    """Mean squared error of the velocity noise − latents, at x = (1 − σ)·latents + σ·noise."""
+    """Mean squared error of the predicted velocity against noise − latents, at x = (1 − σ)·latents + σ·noise."""
     latents = batch.latents
-    context = batch.context or read(networks, batch.reading)
+    context = batch.context or context_of(networks, batch.context_tokens)
     sigma = noise_levels(len(latents), stage, batch.generator).to(latents.device)
     noise = noise_like(latents, batch.generator)
     at = sigma[:, None, None, None]
@@ -107,7 +112,10 @@ def flow_loss(networks: Networks, batch: Batch, stage: PictureStage) -> Tensor:
 
 
 def noise_levels(count: int, stage: PictureStage, generator: torch.Generator) -> Tensor:
-    """σ [count]: the sigmoid of a normal, or for a share of them uniform, moved towards noise as the sampler's are."""
+    """σ [count]: the sigmoid of a normal variable, or, for the share stage.even, uniform in [0, 1].
+
+    They are then shifted towards noise, as the sampler's schedule is.
+    """
     sigma = torch.randn(count, generator=generator).sigmoid()
     even = torch.rand(count, generator=generator) < stage.even
     sigma = torch.where(even, torch.rand(count, generator=generator), sigma)
@@ -115,23 +123,24 @@ def noise_levels(count: int, stage: PictureStage, generator: torch.Generator) ->
 
 
 def noise_like(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Standard normal, drawn on the CPU, so that it is the same on every device."""
+    """Standard normal noise of the shape of x, drawn on the CPU: the same on every device."""
     return torch.randn(x.shape, generator=generator).to(x.device)
 
 
-def read(networks: Networks, reading: Reading) -> Context:
-    """Rows → what of their hidden states conditions the MMDiT."""
-    states = networks.vlm.language_model(embed(networks, reading), networks.config.mmdit.select_layers)
+def context_of(networks: Networks, tokens: TokenBatch) -> Context:
+    """Run the language model on token rows, and take the hidden states that condition the MMDiT."""
+    states = networks.vlm.language_model(embed(networks, tokens), networks.config.mmdit.select_layers)
     hidden = torch.cat(states, dim=-1)
-    rows = [row[start:end] for row, start, end in zip(hidden, reading.starts, reading.lengths, strict=True)]
-    masks = [
-        row[start:end] for row, start, end in zip(reading.image_mask, reading.starts, reading.lengths, strict=True)
-    ]
+    rows = [row[start:end] for row, start, end in zip(hidden, tokens.starts, tokens.lengths, strict=True)]
+    masks = [row[start:end] for row, start, end in zip(tokens.image_mask, tokens.starts, tokens.lengths, strict=True)]
     return make_context(networks, rows, masks)
 
 
 def make_context(networks: Networks, rows: list[Tensor], image_masks: list[Tensor]) -> Context:
-    """Hidden states [T_i, C] of each row, whose ViT positions (image_masks [T_i]) are in the same places."""
+    """Pad the hidden states [T_i, C] of several rows to one batch.
+
+    image_masks: [T_i] of each row; the ViT tokens have the same positions in every row.
+    """
     hidden = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
     lengths = torch.tensor([len(row) for row in rows], device=hidden.device)
     mask = torch.arange(hidden.shape[1], device=hidden.device) < lengths[:, None]
@@ -142,7 +151,7 @@ def make_context(networks: Networks, rows: list[Tensor], image_masks: list[Tenso
 
 
 def joint_mask(networks: Networks, latents: Tensor, references, context: Tensor) -> Tensor:
-    """Which keys are there [B, tokens], in the order of the MMDiT's attention: latents, references, context."""
+    """Attention mask [B, tokens], False for padding, in the MMDiT's order of tokens: latents, references, context."""
     patch = networks.config.mmdit.patch_size**2
     count = sum(x.shape[-2] * x.shape[-1] // patch for x in (latents, *references))
     return torch.cat([context.new_ones(len(context), count), context], dim=1)

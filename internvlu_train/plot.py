@@ -1,4 +1,4 @@
-"""The loss log as a picture."""
+"""A plot of the losses in a log."""
 
 import json
 import math
@@ -8,11 +8,11 @@ from PIL import Image, ImageDraw
 
 WIDTH, HEIGHT, MARGIN = 800, 480, 56
 COLOURS = {"loss": "black", "text": "#c0392b", "flow": "#2471a3", "mse": "#2471a3", "l1": "#1e8449", "kl": "#b9770e"}
-POINTS = 200  # of a curve; each is a mean
+POINTS = 200  # per curve; each is the mean of several steps
 
 
 def write_plot(log: Path, file: Path):
-    """Curves of every loss in a log of JSON lines with a line at least, on a logarithmic axis."""
+    """Plot every loss of a JSON-lines log against the steps, on a logarithmic axis. The log must not be empty."""
     entries = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
     curves = {name: curve(entries, name) for name in COLOURS}
     curves = {name: points for name, points in curves.items() if points}
@@ -38,7 +38,7 @@ def write_plot(log: Path, file: Path):
 
 
 def curve(entries: list[dict], name: str) -> list[tuple[float, float]]:
-    """(step, mean loss) of at most POINTS stretches; steps without that loss, and zeros, are left out."""
+    """At most POINTS pairs (step, mean loss). Steps without that loss, and zeros, are left out."""
     found = [(entry["step"], entry[name]) for entry in entries if entry.get(name, 0) > 0]
     stretch = max(1, math.ceil(len(found) / POINTS))
     parts = [found[i : i + stretch] for i in range(0, len(found), stretch)]

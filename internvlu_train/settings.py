@@ -8,23 +8,31 @@ from dataclasses import asdict, dataclass, fields, replace
 
 from internvlu_core.errors import InputError
 
-# Objects are what the toy GenEval, edits and questions are judged on; words take the longest to learn.
+# Shares of the synthetic domains. Most scores of the toy model are about objects; words take longest to learn.
 DOMAINS = (("objects", 5), ("text", 3), ("science", 1), ("spatial", 1), ("humour", 1), ("reasoning", 3))
-HIDDEN_LAYERS = (".attn.", "_mlp.", ".self_attn.", ".mlp.")  # parts of names: attention and MLPs of both networks
+HIDDEN_LAYERS = (
+    ".attn.",
+    "_mlp.",
+    ".self_attn.",
+    ".mlp.",
+)  # parts of parameter names: attention and MLPs of both networks
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """What every stage has.
+    """The settings that every stage has.
 
-    trained: prefixes of the parameters that learn; all others are frozen. tasks: (task of a sample, its share), in
-    whole numbers; domains: likewise, of those that have the task, unless it names one: "edit/objects"; kinds: of their
-    truths, in turn ("" for any).
-    sides: picture sizes (width, height), taken in turn.
-    samples: how many are made; an epoch is one pass over them. batch: samples a micro-batch; accumulate: micro-batches
-    per process and step. muon: attention's and MLPs' matrices learn by Muon, all else by AdamW (torch's Muon computes
-    in bfloat16, which makes it 18 times as slow on a CPU that emulates it). warmup: steps; decay: the last fraction of
-    all steps, in which the learning rate falls to 0.
+    trained: prefixes of the names of parameters that are trained; all others are frozen.
+
+    Synthetic samples: tasks has pairs (task, share), domains pairs (domain, share), shares being whole numbers. A task
+    takes its samples from the domains that have it, or from the one it names, as in "edit/objects". kinds: kinds of
+    samples, taken in turn; "" for any. sides: picture sizes (width, height), taken in turn. samples: how many are made;
+    an epoch is one pass over them.
+
+    batch: samples per micro-batch. accumulate: micro-batches per process and step. muon: optimise the matrices of
+    attention and MLPs with Muon, everything else with AdamW (torch's Muon computes in bfloat16, which makes it 18 times
+    as slow on a CPU that emulates it). warmup: steps. decay: the final fraction of all steps, in which the learning
+    rate falls to 0. clip: maximal norm of the gradient. ema: decay of the moving average of the weights.
     """
 
     trained: tuple[str, ...]
@@ -44,8 +52,8 @@ class Stage:
     decay: float = 0.45
     clip: float = 1.0
     ema: float = 0.998
-    autocast: bool = True  # bfloat16 where torch thinks it safe and the device has it; weights stay float32
-    checkpointing: bool = False  # recompute activations instead of keeping them
+    autocast: bool = True  # bfloat16 where torch considers it safe and it is fast; weights stay float32
+    checkpointing: bool = False  # recompute activations in the backward pass instead of keeping them
     seed: int = 0
     save_every: int = 200  # steps
 
@@ -55,18 +63,19 @@ class Stage:
                 raise InputError(f"{name} is {getattr(self, name)}; it must be at least 1")
 
     def learns(self, network: str) -> bool:
-        """Whether any parameter of "vae", "vlm" or "mmdit" is trained."""
+        """Whether any parameter of a network is trained. network: "vae", "vlm" or "mmdit"."""
         return any(prefix.partition(".")[0] == network for prefix in self.trained)
 
 
 @dataclass(frozen=True, kw_only=True)
 class VAEStage(Stage):
-    """Pixels → latents → pixels. Loss: mse · MSE + l1 · ramp · L1 + kl · KL, all means over elements.
+    """Reconstruction of pictures. Loss: mse · MSE + l1 · ramp · L1 + kl · KL, each a mean over elements.
 
-    The L1 term grows from 0 to its weight over l1_ramp steps: from the start it would hold pictures at a grey.
-    negatives: the share of pictures that is shown as negatives, since a background that is rare gets latents far from
-    all others, which the MMDiT then cannot draw. noise: where the decoder is trained alone, its input gets noise of a
-    deviation between 0 and this many of the latents': what the MMDiT draws is not exact either.
+    The ramp grows from 0 to 1 over l1_ramp steps: with the full L1 term from the start, all pictures stay grey.
+    negatives: the share of pictures whose colours are inverted. Otherwise rare backgrounds get latents far from all
+    others, which the MMDiT cannot draw. noise: when the decoder is trained alone, noise is added to its input, with a
+    standard deviation between 0 and this multiple of the latents' own, because the latents that the MMDiT draws are not
+    exact either.
     """
 
     mse: float = 10.0
@@ -79,16 +88,17 @@ class VAEStage(Stage):
 
 @dataclass(frozen=True, kw_only=True)
 class TextStage(Stage):
-    """Next-token loss on answers and thoughts, and, for samples without either, on the prompts themselves."""
+    """Next-token loss on answers and reasoning; for samples without either, on the prompts."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PictureStage(Stage):
-    """Velocity loss on pictures and, with a text_weight, next-token loss on answers and thoughts.
+    """Velocity loss on pictures; if the language model is trained too, next-token loss on answers and reasoning.
 
-    flow_weight, text_weight: of the losses. shift: of the noise levels σ = sigmoid(normal). even: the share of pictures
-    whose levels are those of the sampler instead, uniform before the shift: the normal hardly ever reaches the first
-    ones. drop_prompt: the share of pictures that is trained with the branch `partial`; drop_all: with `unconditional`.
+    flow_weight, text_weight: weights of the two losses. shift: of the noise levels σ = sigmoid(normal). even: the share
+    of pictures whose σ is uniform before the shift, as in the sampler's schedule; sigmoid(normal) hardly ever reaches
+    the first levels of a schedule. drop_prompt: the share of pictures that is trained with the partial branch.
+    drop_all: with the unconditional branch.
     """
 
     text_weight: float = 1.0
@@ -101,10 +111,10 @@ class PictureStage(Stage):
 
 @dataclass(frozen=True, kw_only=True)
 class LoraStage(PictureStage):
-    """Velocity loss on the user's pictures, by adapters beside frozen layers. See lora.adapt and folder.read_folder.
+    """Velocity loss on a user's pictures, training adapters beside frozen layers (lora.add_adapters).
 
-    trained: prefixes of the networks' layers. layers: parts of names, of which a layer must have one. pictures: the
-    folder. tasks, domains, kinds, sides and samples are without meaning.
+    pictures: the folder (folder.read_folder). trained: prefixes of the names of layers that get an adapter. layers:
+    parts of names, of which a layer must have one. tasks, domains, kinds, sides and samples have no effect.
     """
 
     tasks: tuple[tuple[str, int], ...] = ()
@@ -126,13 +136,13 @@ LORA["gpu"] = replace(
 
 
 def changed(settings, changes: list[str]):
-    """Settings with "name=JSON" texts applied. Raises InputError for an unknown name or a value of another type."""
+    """Apply changes "name=JSON". Raises InputError for an unknown name or a value of another type."""
     names = {field.name for field in fields(settings)}
     values = {}
     for change in changes:
         name, _, text = change.partition("=")
         if name not in names:
-            raise InputError(f"{name!r} is no setting; there are {', '.join(sorted(names))}")
+            raise InputError(f"there is no setting {name!r}; there are {', '.join(sorted(names))}")
         values[name] = _parsed(name, text, getattr(settings, name))
     return replace(settings, **values)
 

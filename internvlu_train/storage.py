@@ -1,4 +1,4 @@
-"""Networks from and to folders in the released layout, whole or not at all."""
+"""Read networks from a checkpoint, and write them in the released layout, as a whole or not at all."""
 
 import json
 import os
@@ -14,18 +14,13 @@ from internvlu_core.checkpoints import load as weights
 from internvlu_core.checkpoints.config import Config
 from internvlu_core.checkpoints.files import open_source
 from internvlu_core.conditioning import Conditioner
-from internvlu_core.models.mmdit import MMDiT
-from internvlu_core.models.vae import VAE
-from internvlu_core.models.vlm import VLM
 from internvlu_core.prompt import Tokenizer
 
 from .attention import masked_attention
 
-LAYOUTS = {"vlm": weights.VLM_NAMES, "generation_decoder": weights.MMDIT_NAMES, "vae": weights.VAE_NAMES}
-
 
 class Networks(nn.Module):
-    """A checkpoint's three networks in float32, made to be trained, with the conditioner of its prompts."""
+    """The three networks of a checkpoint in float32, ready to be trained, and their conditioner."""
 
     def __init__(self, folder: Path, device: str | torch.device = "cpu"):
         """Raises CheckpointError as InternVLU.from_pretrained does."""
@@ -34,45 +29,46 @@ class Networks(nn.Module):
         self.config = Config.read(source)
         with source.tokenizer_folder() as processor:
             tokenizer = Tokenizer(processor)
-        with torch.device("meta"):
-            self.vlm = VLM(self.config, attention=masked_attention)
-            self.mmdit = MMDiT(self.config.mmdit, attention=masked_attention)
-            self.vae = VAE(self.config.vae)
-        layouts = {**LAYOUTS, "vlm": weights.tensor_names(self.config, "vlm")}
-        for name, network in self.stored().items():
-            state = weights.load_state_dict(source, layouts[name], network, dtype=torch.float32, device=device)
-            # Tensors may be views of mapped files, which learning must not write to.
-            network.load_state_dict({key: tensor.clone() for key, tensor in state.items()}, assign=True)
+        networks = weights.load_networks(
+            source, self.config, dtype=torch.float32, device=device, attention=masked_attention
+        )
+        self.vlm, self.mmdit, self.vae = networks
+        for parameter in self.parameters():
+            parameter.data = parameter.data.clone()  # it may be a view of a memory-mapped file
+        self.requires_grad_(True).train()
         self.conditioner = Conditioner(self.vlm, tokenizer, self.config)
 
     def stored(self) -> dict[str, nn.Module]:
-        """{folder in a checkpoint: network}."""
+        """The networks by the names of their folders in a checkpoint."""
         return {"vlm": self.vlm, "generation_decoder": self.mmdit, "vae": self.vae}
 
 
-def write_network(folder: Path, name: str, network: nn.Module, dtype: torch.dtype):
-    """Write one network's weights under their released names and in their released shapes."""
-    layout, tensors = LAYOUTS[name], {}
+def write_network(folder: Path, config: Config, name: str, network: nn.Module, dtype: torch.dtype):
+    """Write the weights of one network, under the released names and in the released shapes."""
+    names, tensors = weights.tensor_names(config, name), {}
     for key, tensor in network.state_dict().items():
-        tensors |= _released(name, layout.file_name(key), tensor.detach().to("cpu", dtype))
+        tensors |= _released(name, names.file_name(key), tensor.detach().to("cpu", dtype))
     if name == "generation_decoder":
         tensors["encoder_padding_token"] = torch.zeros(network.config.joint_size, dtype=dtype)
     if name == "vae":
         tensors |= _between_frames(tensors, json.loads((folder / "vae/config.json").read_text(encoding="utf-8")))
     (folder / name).mkdir(parents=True, exist_ok=True)
     tensors = {key: tensor.contiguous() for key, tensor in tensors.items()}
-    save_file(tensors, folder / name / f"{layout.stem}.safetensors", {"format": "pt"})
+    save_file(tensors, folder / name / f"{names.stem}.safetensors", {"format": "pt"})
 
 
 def _released(name: str, key: str, tensor: Tensor) -> dict[str, Tensor]:
-    """A network's tensor in its released shape: vectors without rows, kernels with their taps in time."""
+    """A tensor of a network in its released shape.
+
+    Vectors that are rows of an Embedding here lose that axis; kernels of the VAE get their time axis.
+    """
     if name == "vlm" and key.endswith((".ls1", ".ls2")):
         tensor = tensor[0]
     elif name == "vlm" and key.endswith(("class_embedding", "position_embedding")):
         tensor = tensor[None]
     elif name == "vae" and "resample" not in key and "attentions" not in key:
         if tensor.ndim == 4:
-            earlier = [torch.zeros_like(tensor)] * (tensor.shape[-1] - 1)  # which a single frame never meets
+            earlier = [torch.zeros_like(tensor)] * (tensor.shape[-1] - 1)  # a single frame uses the last tap only
             tensor = torch.stack([*earlier, tensor], dim=2)
         elif key.endswith("gamma"):
             tensor = tensor[..., None]
@@ -80,7 +76,7 @@ def _released(name: str, key: str, tensor: Tensor) -> dict[str, Tensor]:
 
 
 def _between_frames(tensors: dict[str, Tensor], config: dict) -> dict[str, Tensor]:
-    """Zeros for the video VAE's layers between frames, which loaders of the released layout expect."""
+    """Zeros for the layers between frames of the video VAE, which loaders of the released layout expect."""
     flags, added = config["temperal_downsample"], {}
     for half, on, growth in (("encoder", flags, 1), ("decoder", flags[::-1], 2)):
         resamplers = [key for key in tensors if key.startswith(half) and key.endswith("resample.1.weight")]
@@ -92,28 +88,28 @@ def _between_frames(tensors: dict[str, Tensor], config: dict) -> dict[str, Tenso
 
 
 def write_checkpoint(folder: Path, base: Path, networks: Networks, trained: tuple[str, ...], dtype: torch.dtype):
-    """The checkpoint `base` with the trained networks in place of its own; `folder` is replaced as a whole.
+    """Write to `folder` a copy of the checkpoint `base` in which the trained networks are replaced.
 
-    trained: prefixes of parameter names. Latent statistics are those of networks.config.
+    trained: prefixes of parameter names. The mean and deviation of latents are those of networks.config.
     """
     with replaced(folder) as new:
         shutil.copytree(base, new, dirs_exist_ok=True)
-        names = {"vlm": "vlm", "mmdit": "generation_decoder", "vae": "vae"}
-        for name in {names[prefix.partition(".")[0]] for prefix in trained}:
+        folders = {"vlm": "vlm", "mmdit": "generation_decoder", "vae": "vae"}
+        for name in {folders[prefix.partition(".")[0]] for prefix in trained}:
             for old in (new / name).glob("*.safetensors*"):
                 old.unlink()
-            write_network(new, name, networks.stored()[name], dtype)
+            write_network(new, networks.config, name, networks.stored()[name], dtype)
         file = new / "vae/config.json"
         values = json.loads(file.read_text(encoding="utf-8"))
         values |= {key: list(getattr(networks.config.vae, key)) for key in ("latents_mean", "latents_std")}
         if any(prefix.startswith("vae.") for prefix in trained):
-            values.pop("latent_preview", None)  # it was fitted to what the VAE was
+            values.pop("latent_preview", None)  # it was fitted to the old VAE
         file.write_text(json.dumps(values, indent=2), encoding="utf-8")
 
 
 @contextmanager
 def replaced(path: Path):
-    """A new path to write a file or a folder to, which takes the place of `path` once it is whole."""
+    """A context: a temporary path to write a file or folder to, which replaces `path` when the block ends."""
     path.parent.mkdir(parents=True, exist_ok=True)
     new, old = (path.with_name(f".{path.name}.{ending}") for ending in ("new", "old"))
     for stale in (new, old):

@@ -4,6 +4,7 @@ from comfy_api.latest import io
 
 from ..internvlu_core.conversation import Turn, as_history, pictures_of, read_turns, write_turns
 from ..internvlu_core.errors import InputError
+from ..internvlu_core.requests import TextRequest
 from .comfy.clip import as_vlm
 from .comfy.stream import TextStream
 from .schema import (
@@ -13,7 +14,6 @@ from .schema import (
     decoding_inputs,
     image_inputs,
     prompt_input,
-    settings,
     split,
     system_input,
     vlm_input,
@@ -41,7 +41,7 @@ class InternVLUAsk(io.ComfyNode):
                     min=1,
                     max=12,
                     optional=True,
-                    tooltip="Into how many tiles a picture may be cut, so that small print can be read.",
+                    tooltip="The most tiles that a picture is cut into. More make small print readable.",
                 ),
                 *image_inputs("A picture to ask about."),
                 system_input(),
@@ -55,8 +55,8 @@ class InternVLUAsk(io.ComfyNode):
                     display_name="continue the conversation",
                     default=False,
                     optional=True,
-                    tooltip="On: a new question continues the conversation in this node. The pictures belong to its "
-                    "first question.",
+                    tooltip="On: a new question continues the conversation in this node. The pictures belong to "
+                    "its first question.",
                 ),
                 io.String.Input(
                     "conversation",
@@ -84,18 +84,17 @@ class InternVLUAsk(io.ComfyNode):
         return True
 
     @classmethod
-    def execute(
-        cls, vlm, question, max_tiles=1, system_prompt="", history=None, go_on=False, conversation="", **inputs
-    ) -> io.NodeOutput:
+    def execute(cls, vlm, question, max_tiles=1, history=None, go_on=False, conversation="", **inputs) -> io.NodeOutput:
         vlm = as_vlm(vlm)
-        pictures, options = split(inputs)
+        pictures, settings = split(inputs)
         here = read_turns(conversation, pictures) if go_on else ()
         pictures = [] if here else pictures
         history = as_history(history) + here
-        tiles = vlm.see(pictures_of(history) + pictures, min(max_tiles, vlm.config.processor.max_tiles))
-        chat = vlm.conditioner.prompts.chat(question, [len(t) for t in tiles], system_prompt or None, history)
+        request = TextRequest(question, pictures, max_tiles=max_tiles, history=history, **settings)
+        tiles = vlm.see([*pictures_of(request.history), *request.images], request.max_tiles)
+        chat = vlm.conditioner.prompts.chat(question, [len(t) for t in tiles], request.system_prompt, history)
         stream = TextStream(cls.hidden.unique_id, question=question)
-        answer = vlm.decode(vlm.write(chat, tiles, settings(**options), stream).token_ids)
+        answer = vlm.decode(vlm.write(chat, tiles, request.settings, stream).token_ids)
         turn = Turn(question, answer, pictures)
         conversation = write_turns((*here, turn))
         return io.NodeOutput(answer, (*history, turn), ui=stream.ui(answer) | {"conversation": [conversation]})

@@ -26,7 +26,7 @@ class InternVLUBoxes(io.ComfyNode):
                     "answer",
                     multiline=True,
                     default="",
-                    tooltip="From InternVL-U Ask. Without boxes in it, the mask is empty, and the node says so.",
+                    tooltip="From InternVL-U Ask. If it has no boxes, the mask is empty and the node says so.",
                 ),
                 io.Image.Input("image", tooltip="The picture that was asked about."),
             ],

@@ -12,6 +12,7 @@ from ..internvlu_core.errors import InputError
 from .comfy.clip import as_vlm
 from .comfy.images import from_pil, to_pil
 from .comfy.latents import empty_latent
+from .comfy.vae import encode_reference
 from .schema import CATEGORY, EditType, aliases, vlm_input
 
 
@@ -31,21 +32,23 @@ class InternVLUEdit(io.ComfyNode):
             display_name="InternVL-U Fit Picture for Editing",
             **aliases("inpaint", "mask", "image edit", "fit size", "resize", "scale image"),
             category=CATEGORY,
-            description="Brings a picture to the size at which the model edits best, and remembers how to undo that.",
+            description="Scales a picture to the size at which the model edits best. Restore Size undoes it.",
             inputs=[
                 vlm_input(),
                 io.Vae.Input("vae", tooltip="From InternVL-U Load."),
                 io.Image.Input("image", tooltip="The picture to edit."),
                 io.Mask.Input(
-                    "mask", optional=True, tooltip="Where the picture may change. The rest stays bit by bit."
+                    "mask",
+                    optional=True,
+                    tooltip="Where the picture may change. Every other pixel stays exactly as it is.",
                 ),
             ],
             outputs=[
                 io.Image.Output(display_name="image", tooltip="The picture at the model's size, for VAE Encode."),
                 io.Latent.Output(display_name="latent", tooltip="For the sampler."),
                 EditType.Output(display_name="edit", tooltip="For InternVL-U Restore Size."),
-                io.Int.Output(display_name="width", tooltip="Of the latent, in pixels."),
-                io.Int.Output(display_name="height", tooltip="Of the latent, in pixels."),
+                io.Int.Output(display_name="width", tooltip="The size of the latent, in pixels."),
+                io.Int.Output(display_name="height", tooltip="The size of the latent, in pixels."),
             ],
         )
 
@@ -56,13 +59,17 @@ class InternVLUEdit(io.ComfyNode):
                 f"{len(image)} pictures are connected to InternVL-U Fit Picture for Editing; it takes one at a time"
             )
         vlm = as_vlm(vlm)
-        resized = from_pil(imaging.resize_reference(to_pil(image[0]), vlm.config.processor))
+        picture, processor = to_pil(image[0]), vlm.config.processor
+        resized = from_pil(imaging.resize_reference(picture, processor))
         height, width = resized.shape[1:3]
         if mask is None:
             latent = empty_latent(width, height)
         else:
             mask = fit_mask(mask, image.shape[1:3])
-            latent = {"samples": vae.encode(resized), "noise_mask": fit_mask(mask, (height, width))}
+            latent = {
+                "samples": encode_reference(vae, picture, processor),
+                "noise_mask": fit_mask(mask, (height, width)),
+            }
         edit = Edit(image[..., :3], mask)
         return io.NodeOutput(resized, latent, edit, width, height)
 
@@ -75,12 +82,12 @@ class InternVLUEditRestore(io.ComfyNode):
             display_name="InternVL-U Restore Size",
             **aliases("paste back", "composite", "original size"),
             category=CATEGORY,
-            description="Brings an edited picture back to the original's size; outside the mask it is the original.",
+            description="Scales an edited picture back to the original's size. Outside the mask it is the original.",
             inputs=[
                 EditType.Input("edit", display_name="edit info", tooltip="From InternVL-U Fit Picture for Editing."),
                 io.Image.Input("image", tooltip="The edited picture, from VAE Decode."),
             ],
-            outputs=[io.Image.Output(tooltip="At the original's size.")],
+            outputs=[io.Image.Output(tooltip="The picture at the size of the original.")],
         )
 
     @classmethod

@@ -15,11 +15,11 @@ class InternVLUEmptyLatent(io.ComfyNode):
             display_name="InternVL-U Empty Latent",
             **aliases("size", "aspect ratio", "resolution", "latent image"),
             category=CATEGORY,
-            description="A blank latent to draw on.",
+            description="An empty latent for a new picture.",
             inputs=[
-                io.Int.Input("width", default=1024, min=GRID, max=MAX_SIDE, step=GRID, tooltip="Pixels."),
-                io.Int.Input("height", default=1024, min=GRID, max=MAX_SIDE, step=GRID, tooltip="Pixels."),
-                io.Int.Input("batch_size", default=1, min=1, max=4096, tooltip="How many pictures."),
+                io.Int.Input("width", default=1024, min=GRID, max=MAX_SIDE, step=GRID, tooltip="In pixels."),
+                io.Int.Input("height", default=1024, min=GRID, max=MAX_SIDE, step=GRID, tooltip="In pixels."),
+                io.Int.Input("batch_size", default=1, min=1, max=4096, tooltip="The number of pictures."),
             ],
             outputs=[io.Latent.Output(tooltip="For InternVL-U Sample or a stock sampler.")],
         )

@@ -15,8 +15,8 @@ def dtype_input() -> io.Combo.Input:
         "weight_dtype",
         options=list(DTYPES),
         default="auto",
-        tooltip="How weights are kept. auto: what ComfyUI prefers on this device. fp8_e4m3fn: 60% of bf16's memory, "
-        "for a slightly different picture.",
+        tooltip="The format of the weights in memory. auto: what ComfyUI prefers on this device. fp8_e4m3fn: 60% of "
+        "the memory of bf16, for a slightly different picture.",
     )
 
 
@@ -41,7 +41,7 @@ class InternVLULoader(io.ComfyNode):
             display_name="InternVL-U Load",
             **aliases("loader", "internvl", "load checkpoint", "unified", "multimodal", "any2any", "any to any"),
             category=CATEGORY,
-            description="Loads an InternVL-U checkpoint from models/internvl_u. If you choose so, downloads it first.",
+            description="Loads an InternVL-U checkpoint from models/internvl_u, or downloads it if you choose that.",
             inputs=[
                 io.Combo.Input(
                     "checkpoint",
@@ -54,7 +54,7 @@ class InternVLULoader(io.ComfyNode):
             outputs=[
                 model_output(),
                 vlm_output(),
-                io.Vae.Output(display_name="VAE", tooltip="Pixels to latents and back."),
+                io.Vae.Output(display_name="VAE", tooltip="Encodes pictures as latents, and decodes latents."),
             ],
         )
 

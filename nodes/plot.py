@@ -1,4 +1,4 @@
-"""Pictures that explain: the guidance of each step, and boxes on a picture."""
+"""Plots: the guidance of each step, and boxes on a picture."""
 
 from PIL import Image, ImageDraw, ImageFont
 

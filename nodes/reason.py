@@ -1,8 +1,9 @@
-"""InternVL-U Reason: the model thinks in words about the picture to draw."""
+"""InternVL-U Reason: the model reasons in words about the picture to draw."""
 
 from comfy_api.latest import io
 
 from ..internvlu_core.errors import InputError
+from ..internvlu_core.requests import TextRequest
 from .comfy import metadata
 from .comfy.clip import as_vlm
 from .comfy.stream import TextStream
@@ -14,7 +15,6 @@ from .schema import (
     decoding_inputs,
     image_inputs,
     prompt_input,
-    settings,
     split,
     system_input,
     vlm_input,
@@ -31,7 +31,7 @@ class InternVLUReason(io.ComfyNode):
             display_name="InternVL-U Reason",
             **aliases("think", "thinking", "chain of thought", "cot", "reasoning", "multimodal"),
             category=CATEGORY,
-            description="Lets the model think in words about the picture to draw. Connect the result to Encode.",
+            description="The model reasons in words about the picture to draw. Connect the result to Encode.",
             is_output_node=True,
             hidden=[io.Hidden.unique_id, io.Hidden.prompt, io.Hidden.extra_pnginfo],
             inputs=[
@@ -45,7 +45,7 @@ class InternVLUReason(io.ComfyNode):
                     multiline=True,
                     default="",
                     optional=True,
-                    tooltip="The reasoning. Edit it, and the picture is drawn from your own words.",
+                    tooltip="The reasoning. If you edit it, the picture is drawn from your own words.",
                 ),
                 io.Boolean.Input(
                     "pinned",
@@ -67,18 +67,19 @@ class InternVLUReason(io.ComfyNode):
         return EMPTY_PIN if pinned is True and text is not None and not text.strip() else True
 
     @classmethod
-    def execute(cls, vlm, prompt, system_prompt="", text="", pinned=False, **inputs) -> io.NodeOutput:
+    def execute(cls, vlm, prompt, text="", pinned=False, **inputs) -> io.NodeOutput:
         vlm = as_vlm(vlm)
         if pinned and not text.strip():
             raise InputError(EMPTY_PIN)
-        pictures, options = split(inputs)
+        pictures, settings = split(inputs)
         if pinned:
             result = vlm.as_generated(text)
             ui = {"text": [text], "tokens": [len(result.token_ids) - 1]}
         else:
-            full = vlm.conditioner.prompts.full(prompt, len(pictures), system_prompt or None)
+            request = TextRequest(prompt, pictures, **settings)
+            full = vlm.conditioner.prompts.full(prompt, len(pictures), request.system_prompt)
             stream = TextStream(cls.hidden.unique_id)
-            result = vlm.write(full, vlm.see(pictures), settings(**options), stream, keep=True)
+            result = vlm.write(full, vlm.see(pictures), request.settings, stream, keep=True)
             ui = stream.ui(result.text)
         metadata.add(cls.hidden.prompt, cls.hidden.extra_pnginfo, cls.hidden.unique_id, result.text)
         return io.NodeOutput(Thought(result, prompt, tuple(pictures)), result.text, ui=ui)

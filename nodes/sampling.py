@@ -1,16 +1,12 @@
 """The official sampling: as one node, as its parts for stock samplers, and as a patch on the MODEL."""
 
-import comfy.model_management
-import comfy.sample
 import comfy.samplers
-import comfy.utils
-import latent_preview
 from comfy_api.latest import io, ui
 from comfy_execution.graph import ExecutionBlocker
 
 from .comfy.guider import AUTOMATIC, DualGuider, patch_model
 from .comfy.images import from_pil
-from .comfy.sampler import denoise_sigmas, sample_dpmpp_2m, shift_of
+from .comfy.sampler import denoise_sigmas, sample_dpmpp_2m, sample_latent, shift_of
 from .plot import plot_guidance
 from .schema import CATEGORY, MAX_SEED, aliases
 
@@ -21,15 +17,15 @@ def scale_inputs() -> list[io.Float.Input]:
         io.Float.Input(
             "all_scale",
             display_name="prompt strength",
-            tooltip="How strongly the prompt guides. Below 0 automatic: the checkpoint's own value (the released one's "
-            "is 4.5, after reasoning 3.5).",
+            tooltip="The guidance scale of the prompt. Below 0 it is automatic: the checkpoint's own value (4.5 in the "
+            "released one, 3.5 with reasoning).",
             **limits,
         ),
         io.Float.Input(
             "partial_scale",
             display_name="image strength",
-            tooltip="How strongly the pictures guide. Below 0 automatic: the checkpoint's own value (the released "
-            "one's is 2, after reasoning 1.5). No effect without pictures.",
+            tooltip="The guidance scale of the pictures. Below 0 it is automatic: the checkpoint's own value (2 in the "
+            "released one, 1.5 with reasoning). No effect without pictures.",
             **limits,
         ),
     ]
@@ -49,14 +45,20 @@ def model_input() -> io.Model.Input:
 
 def schedule_inputs() -> list:
     return [
-        io.Int.Input("steps", default=20, min=1, max=1000, tooltip="Steps of the sampler. More are slower and finer."),
+        io.Int.Input(
+            "steps",
+            default=20,
+            min=1,
+            max=1000,
+            tooltip="Steps of the sampler. More steps take longer and give finer detail.",
+        ),
         io.Float.Input(
             "denoise",
             default=1.0,
             min=0.0,
             max=1.0,
             step=0.01,
-            tooltip="Below 1, the latent is only changed by so much.",
+            tooltip="How much of the latent is drawn anew: 1 all of it, less keeps more of it.",
         ),
     ]
 
@@ -76,7 +78,12 @@ class InternVLUSampler(io.ComfyNode):
                 *conditioning_inputs(),
                 io.Latent.Input("latent_image", tooltip="Its size is the size of the picture."),
                 io.Int.Input(
-                    "seed", default=0, min=0, max=MAX_SEED, control_after_generate=True, tooltip="Of the noise."
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=MAX_SEED,
+                    control_after_generate=True,
+                    tooltip="The seed of the noise.",
                 ),
                 steps,
                 *scale_inputs(),
@@ -92,51 +99,24 @@ class InternVLUSampler(io.ComfyNode):
             outputs=[
                 io.Latent.Output(tooltip="For VAE Decode."),
                 io.Image.Output(
-                    display_name="guidance_plot", tooltip="The plot; while it is off, nodes behind it are skipped."
+                    display_name="guidance_plot", tooltip="The plot. While it is off, nodes that use it are skipped."
                 ),
             ],
         )
 
     @classmethod
-    def execute(
-        cls,
-        model,
-        full,
-        partial,
-        unconditional,
-        latent_image,
-        seed,
-        steps,
-        all_scale,
-        partial_scale,
-        denoise,
-        guidance_plot=False,
-    ) -> io.NodeOutput:
-        guider = DualGuider(model)
-        guider.trace = [] if guidance_plot else None
-        guider.set_conds(full, partial, unconditional, all_scale, partial_scale)
-        sigmas = denoise_sigmas(steps, shift_of(model.get_model_object("model_sampling")), denoise)
-
-        samples = comfy.sample.fix_empty_latent_channels(model, latent_image["samples"])
-        noise = comfy.sample.prepare_noise(samples, seed, latent_image.get("batch_index"))
-        result = guider.sample(
-            noise,
-            samples,
-            comfy.samplers.KSAMPLER(sample_dpmpp_2m),
-            sigmas,
-            denoise_mask=latent_image.get("noise_mask"),
-            callback=latent_preview.prepare_callback(model, len(sigmas) - 1),
-            disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
-            seed=seed,
-        )
-        latent = {**latent_image, "samples": result.to(comfy.model_management.intermediate_device())}
-        if not guidance_plot:
+    def execute(cls, model, full, partial, unconditional, latent_image, guidance_plot=False, **inputs) -> io.NodeOutput:
+        guider, trace = DualGuider(model), [] if guidance_plot else None
+        scales = inputs["all_scale"], inputs["partial_scale"]
+        guider.set_conds(full, partial, unconditional, *scales, trace)
+        shift = shift_of(model.get_model_object("model_sampling"))
+        sigmas = denoise_sigmas(inputs["steps"], shift, inputs["denoise"])
+        latent = sample_latent(guider, latent_image, sigmas, inputs["seed"])
+        if trace is None:
             return io.NodeOutput(latent, ExecutionBlocker(None))
-        plot = from_pil(
-            plot_guidance(
-                [pair.tolist() for pair in guider.trace], sigmas.tolist(), guider.all_scale, guider.partial_scale
-            )
-        )
+        used = guider.guidance
+        strengths = [pair.tolist() for pair in trace]
+        plot = from_pil(plot_guidance(strengths, sigmas.tolist(), used.all_scale, used.partial_scale))
         return io.NodeOutput(latent, plot, ui=ui.PreviewImage(plot, cls=cls))
 
 
@@ -168,8 +148,8 @@ class InternVLUGuidance(io.ComfyNode):
             display_name="InternVL-U Guidance",
             **aliases("cfg", "patch model", "ksampler guidance"),
             category=CATEGORY,
-            description="Gives a stock KSampler or CFGGuider the three-branch guidance: connect positive and negative "
-            "of InternVL-U Encode there; its cfg is the prompt strength.",
+            description="Gives a stock KSampler or CFGGuider the three-branch guidance. Connect positive and negative "
+            "of InternVL-U Encode to it; its cfg is the prompt strength.",
             inputs=[
                 model_input(),
                 conditioning_inputs()[1],
@@ -221,7 +201,7 @@ class InternVLUSamplerSelect(io.ComfyNode):
             display_name="InternVL-U Sampler Select",
             **aliases("dpm++ 2m", "dpmpp_2m", "sampler"),
             category=CATEGORY,
-            description="The official sampler, DPM-Solver++(2M) in the flow's own time, for SamplerCustomAdvanced.",
+            description="The official sampler, DPM-Solver++(2M) for flow models, for SamplerCustomAdvanced.",
             inputs=[],
             outputs=[io.Sampler.Output(tooltip="For SamplerCustomAdvanced.")],
         )

@@ -3,8 +3,9 @@
 from dataclasses import fields
 
 from comfy_api.latest import io
+from PIL import Image
 
-from ..internvlu_core.decoding import MAX_SEED, TextSettings
+from ..internvlu_core.errors import MAX_SEED
 from .comfy.images import MAX_IMAGES, collect
 
 CATEGORY = "InternVL-U"
@@ -16,20 +17,20 @@ EditType = io.Custom("INTERNVLU_EDIT")
 
 
 def advanced(socket: io.Input) -> io.Input:
-    """The input, marked as one that few people need: newer frontends fold these away, others show them as ever."""
-    socket.extra_dict = {**socket.extra_dict, "advanced": True}  # not every ComfyUI's inputs have an argument for it
+    """The input, marked as advanced: newer frontends hide such inputs at first, others show them like the rest."""
+    socket.extra_dict = {**socket.extra_dict, "advanced": True}  # older versions of ComfyUI have no argument for it
     return socket
 
 
 def aliases(*names: str) -> dict:
-    """Other words under which a node is found, as an argument of io.Schema, where this ComfyUI's has one."""
+    """Other words that find a node in the search, as an argument of io.Schema; {} where it has none."""
     known = "search_aliases" in {field.name for field in fields(io.Schema)}
     return {"search_aliases": list(names)} if known else {}
 
 
 def vlm_input() -> io.MultiType.Input:
     return io.MultiType.Input(
-        "vlm", types=[Vlm, io.Clip], tooltip="From InternVL-U Load; or its CLIP, with LoRAs applied."
+        "vlm", types=[Vlm, io.Clip], tooltip="From InternVL-U Load, or from InternVL-U CLIP with LoRAs."
     )
 
 
@@ -53,7 +54,7 @@ def system_input() -> io.String.Input:
             multiline=True,
             default="",
             optional=True,
-            tooltip="Replaces the system text that the model was trained with. Leave empty to keep that.",
+            tooltip="Replaces the system prompt that the model was trained with. Leave it empty to keep that one.",
         )
     )
 
@@ -66,7 +67,7 @@ def decoding_inputs(max_new_tokens: int) -> list:
             default=max_new_tokens,
             min=1,
             max=8192,
-            tooltip="The text is cut after so many tokens.",
+            tooltip="The text ends after this many tokens at the latest.",
         ),
         io.Int.Input(
             "seed",
@@ -74,7 +75,7 @@ def decoding_inputs(max_new_tokens: int) -> list:
             min=0,
             max=MAX_SEED,
             control_after_generate=True,
-            tooltip="Of the sampling; without effect at temperature 0.",
+            tooltip="The seed of random sampling. No effect at temperature 0.",
         ),
         io.Float.Input(
             "temperature",
@@ -83,7 +84,7 @@ def decoding_inputs(max_new_tokens: int) -> list:
             max=5.0,
             step=0.05,
             optional=True,
-            tooltip="0 always takes the likeliest token; higher is more varied.",
+            tooltip="0 always takes the most likely token. Higher values give more varied text.",
         ),
         advanced(
             io.Float.Input(
@@ -93,7 +94,7 @@ def decoding_inputs(max_new_tokens: int) -> list:
                 max=1.0,
                 step=0.01,
                 optional=True,
-                tooltip="Sample among the likeliest tokens that make up this share. 1: all.",
+                tooltip="Sample only from the most likely tokens whose probabilities add up to this. 1: from all.",
             )
         ),
         advanced(
@@ -103,7 +104,7 @@ def decoding_inputs(max_new_tokens: int) -> list:
                 min=0,
                 max=1000,
                 optional=True,
-                tooltip="Sample among so many likeliest tokens. 0: all.",
+                tooltip="Sample only from this many of the most likely tokens. 0: from all.",
             )
         ),
         advanced(
@@ -114,16 +115,15 @@ def decoding_inputs(max_new_tokens: int) -> list:
                 min=1,
                 max=16,
                 optional=True,
-                tooltip="Beam search over so many candidates; needs temperature 0.",
+                tooltip="The number of beams of a beam search, which needs temperature 0. 1: no beam search.",
             )
         ),
     ]
 
 
-def settings(max_new_tokens, seed, temperature=0.0, top_p=1.0, top_k=0, num_beams=1) -> TextSettings:
-    return TextSettings(max_new_tokens, num_beams, temperature, top_p, top_k, seed)
-
-
-def split(inputs: dict) -> tuple[list, dict]:
-    """Connected pictures, and the decoding settings."""
-    return collect(inputs), {name: value for name, value in inputs.items() if not name.startswith("image")}
+def split(inputs: dict) -> tuple[list[Image.Image], dict]:
+    """The pictures of the image sockets, and the other inputs as settings of the core. No system prompt is None."""
+    settings = {name: value for name, value in inputs.items() if not name.startswith("image")}
+    if "system_prompt" in settings:
+        settings["system_prompt"] = settings["system_prompt"] or None
+    return collect(inputs), settings

@@ -15,52 +15,19 @@ import json
 import multiprocessing
 import os
 import sys
-import weakref
 from itertools import product
 from pathlib import Path
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from internvlu_core.checkpoints.config import RELEASED_VAE
-from internvlu_core.models.vae import VAE
+from internvlu_core.checkpoints.config import RELEASED_VAE  # noqa: E402
+from internvlu_core.models.vae import VAE  # noqa: E402
+from support.live_tensors import LiveTensors  # noqa: E402
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-class LiveTensors(TorchDispatchMode):
-    """Counts the bytes of tensors that operations make inside it: `live` now, and at their `peak`."""
-
-    def __init__(self):
-        super().__init__()
-        self.live = self.peak = 0
-        self.storages = set()
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        known = {
-            leaf.untyped_storage()._cdata for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)
-        }
-        result = function(*args, **(kwargs or {}))
-        for leaf in tree_leaves(result):
-            if isinstance(leaf, torch.Tensor):
-                storage = leaf.untyped_storage()
-                if storage._cdata not in known | self.storages:
-                    self._add(storage)
-        return result
-
-    def _add(self, storage: torch.UntypedStorage):
-        key, size = storage._cdata, storage.nbytes()
-        self.storages.add(key)
-        self.live += size
-        self.peak = max(self.peak, self.live)
-        weakref.finalize(storage, self._drop, key, size)
-
-    def _drop(self, key: int, size: int):
-        self.storages.discard(key)
-        self.live -= size
 
 
 def random_vae(dtype: torch.dtype, device: str) -> VAE:

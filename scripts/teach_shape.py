@@ -23,7 +23,7 @@ from internvlu_core import InternVLU  # noqa: E402
 from internvlu_train import __main__ as training  # noqa: E402
 from internvlu_train.evaluation.sampling import Order, Settings, draw_all  # noqa: E402
 from internvlu_train.evaluation.toy import share  # noqa: E402
-from internvlu_train.synthesis import NEW_SHAPES, SHAPES, Chance, check  # noqa: E402
+from internvlu_train.synthesis import NEW_SHAPES, SHAPES, Choices, check  # noqa: E402
 from internvlu_train.synthesis.objects import single  # noqa: E402
 from support import toy  # noqa: E402
 
@@ -34,9 +34,9 @@ def plans(shapes: tuple[str, ...], count: int, odd: int) -> list:
     """Single objects of these shapes. odd: 1 for what is never trained on."""
     found, seed = [], odd
     while len(found) < count:
-        chance = Chance("teach", seed, SIZE)
-        plan, seed = single(chance, shapes), seed + 2
-        if chance.wants(plan.keys):
+        choices = Choices("teach", seed, SIZE)
+        plan, seed = single(choices, shapes), seed + 2
+        if choices.wants(plan.keys):
             found.append(plan)
     return found
 

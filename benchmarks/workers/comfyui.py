@@ -1,8 +1,8 @@
-"""The pack inside ComfyUI as a worker: its nodes' own code in this process, under ComfyUI's memory management.
+"""A worker with the pack in ComfyUI: the code of the nodes in this process, under ComfyUI's memory management.
 
     python comfyui.py COMFYUI DEVICE      the folder that has main.py; cpu or cuda
 
-Also ComfyUI's own Wan VAE with the same weights, which is what a user would decode with otherwise.
+Also ComfyUI's own Wan VAE with the same weights, with which a user could decode as well.
 """
 
 import importlib

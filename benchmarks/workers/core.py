@@ -1,4 +1,4 @@
-"""The core as a worker: the public interface of internvlu_core, and what the floors are measured with."""
+"""A worker with the core, which also measures the speed of the machine for the floors."""
 
 import sys
 import time
@@ -17,7 +17,7 @@ from internvlu_core.decoding import TextSettings, generate_tokens  # noqa: E402
 from internvlu_core.quantization.float8 import quantise  # noqa: E402
 from internvlu_core.sampling import flow_sigmas  # noqa: E402
 
-# Of the square matrices whose product, and of the buffer whose copy, tells what the machine can do.
+# Sizes for measuring the machine: side of the square matrices to multiply, bytes of the buffer to copy.
 PROBES = {"cpu": (2048, 2**27), "cuda": (8192, 2**30)}
 
 
@@ -34,7 +34,7 @@ def _kept(weight: torch.Tensor) -> torch.Tensor:
     return values.float() * scale[:, None]
 
 
-# What a matrix is after 8 bits.
+# 8-bit schemes: what a matrix becomes when it is stored and read back.
 SCHEMES = {
     "plain cast": lambda w: w.to(FP8).float(),
     "a factor a matrix": lambda w: _scaled(w, w.abs().max()),
@@ -59,7 +59,7 @@ class Core:
     # Stages, as in official.py
 
     def forget(self):
-        """Pictures that an earlier round has seen would be remembered; each round is to be as good as the first."""
+        """Empty the cache of image features, so that every round computes the same."""
         self.model.conditioner.seen.clear()
 
     def see(self, pixels: str, out: str) -> dict:
@@ -72,7 +72,7 @@ class Core:
         return cost
 
     def context(self, prompt: str, images: list[str], out: str) -> dict:
-        """hidden states of the three branches; and the tokens of each, from which the floors are computed."""
+        """The hidden states of the three branches, and their numbers of tokens for the floors."""
         self.forget()
         context, cost = measured(lambda: self.model.encode(prompt, _pictures(images)), self.device)
         branches = context.full, context.partial, context.unconditional
@@ -111,7 +111,7 @@ class Core:
         return cost | {"tokens": list(result.token_ids)}
 
     def chat_ids(self, prompt: str) -> dict:
-        """The token ids that text() continues."""
+        """The token ids of the prompt that text() continues."""
         return {"ids": list(self.model.conditioner.prompts.chat(prompt, [], None).ids)}
 
     def generate(self, prompt: str, images: list[str], size: int, steps: int, seed: int, reason: int, out: str) -> dict:
@@ -131,7 +131,7 @@ class Core:
     # Text alone
 
     def continue_ids(self, ids: list[int], tokens: int) -> dict:
-        """Greedy text of exactly this many tokens behind ids, none of which is special."""
+        """Decode exactly this many tokens after ids, greedily. None of the ids is special."""
 
         def run():
             prompt = self.model.vlm.embed_generated(torch.tensor([ids], device=self.device))
@@ -144,7 +144,7 @@ class Core:
 
     @torch.inference_mode()
     def forward(self, height: int, width: int, context: int, batch: int, references: int, repeats: int) -> dict:
-        """The MMDiT alone on noise: seconds of each forward. height, width: of the latents and of each reference."""
+        """Seconds of each forward pass of the MMDiT on noise. height, width: of the latents and of each reference."""
         config = self.model.config
         generator = torch.Generator().manual_seed(0)
 
@@ -167,9 +167,10 @@ class Core:
 
     @torch.inference_mode()
     def fp8(self, spread: float) -> dict:
-        """Relative errors of the MMDiT's block matrices in 8 bits, and of a first velocity with them, by scheme.
+        """Relative errors of the MMDiT's block matrices in 8 bits, and of the first velocity, for each scheme.
 
-        spread: of the logarithms of factors that each matrix's rows get first, since trained ones are not alike.
+        spread: the rows of each matrix are first scaled by factors whose logarithms have this standard deviation,
+        because the rows of trained matrices differ in size.
         """
         matrices = [
             module.weight
@@ -208,8 +209,8 @@ class Core:
     # Floors
 
     def floor(self) -> dict:
-        """What the machine reaches now: FLOP/s of a matrix product in the weights' dtype, bytes/s of a copy (read and
-        written ones)."""
+        """The speed of the machine: FLOP/s of a matrix product in the weights' dtype, bytes/s of a copy (read plus
+        written)."""
         side, nbytes = PROBES[self.device.partition(":")[0]]
         a, b = (torch.randn(side, side, device=self.device, dtype=self.dtype) for _ in range(2))
         source = torch.ones(nbytes, dtype=torch.uint8, device=self.device)

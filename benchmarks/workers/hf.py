@@ -1,4 +1,4 @@
-"""transformers' Qwen3 on a checkpoint's language model, as a worker: `generate` with its defaults."""
+"""A worker with transformers' Qwen3 on the language model of a checkpoint: `generate` with its defaults."""
 
 import json
 from pathlib import Path
@@ -37,7 +37,7 @@ class Transformers:
         return cost | {"weights": sum(weights.values()), "attention": self.model.config._attn_implementation}
 
     def continue_ids(self, ids: list[int], tokens: int) -> dict:
-        """Greedy text of exactly this many tokens behind ids."""
+        """Decode exactly this many tokens after ids, greedily."""
         prompt = torch.tensor([ids], device=self.device)
         result, cost = measured(
             lambda: self.model.generate(

@@ -1,9 +1,9 @@
-"""The official pipeline as a worker. Runs in an environment of its own: `python -m benchmarks setup`.
+"""A worker with the official pipeline, in an environment of its own (`python -m benchmarks setup`).
 
     python official.py CHECKOUT      the folder that has internvlu/
 
-It runs as it is, but for what cannot run otherwise (BENCHMARKS.md, "What is compared"): its processor rounds pixels to
-bfloat16, which float32 weights do not take, so pixels are made in the weights' dtype.
+The code is unchanged but for one thing (BENCHMARKS.md, "What is compared"): its processor rounds pixels to bfloat16,
+which float32 weights cannot process, so pixels get the dtype of the weights.
 """
 
 import sys
@@ -20,7 +20,7 @@ from internvlu import InternVLUPipeline, processing_internvlu
 
 
 class TorchWithOtherBfloat16(ModuleType):
-    """torch, but for its bfloat16."""
+    """torch, with another dtype in place of bfloat16."""
 
     def __init__(self, dtype: torch.dtype):
         super().__init__("torch")
@@ -55,14 +55,14 @@ class Official:
 
     @torch.no_grad()
     def see(self, pixels: str, out: str) -> dict:
-        """Normalised tiles → projected tokens."""
+        """Normalised tiles → image features."""
         tiles = self._read(pixels)
         features, cost = measured(lambda: self.pipeline.vlm.extract_feature(tiles), self.device)
         save_file({"value": features.float().flatten(0, 1).contiguous()}, out)
         return cost
 
     def context(self, prompt: str, images: list[str], out: str) -> dict:
-        """From a prompt to the conditioning of three branches."""
+        """From a prompt to the conditioning of the three branches."""
         inputs, cost = measured(lambda: self._conditioning(prompt, images, 512), self.device)
         hidden = inputs["encoder_hidden_states"]
         save_file({str(i): branch.float().contiguous() for i, branch in enumerate(hidden)}, out)
@@ -96,15 +96,15 @@ class Official:
         )
 
     def steps(self, prompt: str, images: list[str], size: int, seed: int, steps: int, out: str) -> dict:
-        """Sampler steps on encoded references: seconds of each but the first."""
+        """Sampling steps with encoded references: the seconds of each step but the first."""
         inputs = self._conditioning(prompt, images, size)
         sampler, clock = self.pipeline.image_pipeline, StepClock(self.device)
         encode = sampler.pixels_to_latents
-        if images:  # both branches have the same one
+        if images:  # both branches with a reference have the same one
             encoded = encode(torch.cat(inputs["conditional_image"])[:1])
             sampler.pixels_to_latents = lambda pixels: encoded.repeat(len(pixels), 1, 1, 1)
 
-        # Its own callback cannot be used: the pipeline reads a variable that it never sets.
+        # The pipeline's own callback cannot be used: it reads a variable that is never set.
         scheduler_step = sampler.scheduler.step
 
         def step(*args, **options):
@@ -133,7 +133,7 @@ class Official:
         return cost | {"seconds": clock.intervals()}
 
     def vae_encode(self, pixels: str, out: str) -> dict:
-        """One reference picture, as an edit encodes it: once for each of the two branches that use it."""
+        """Encode one reference picture as an edit does: once for each of the two branches that use it."""
         x = self._read(pixels).repeat(2, 1, 1, 1)
         z, cost = measured(lambda: self.pipeline.image_pipeline.pixels_to_latents(x), self.device)
         save_file({"value": z[:1].float().contiguous()}, out)
@@ -146,7 +146,7 @@ class Official:
         return cost
 
     def text(self, prompt: str, images: list[str], tokens: int) -> dict:
-        """Greedy text of exactly this many tokens."""
+        """Decode exactly this many tokens, greedily."""
         result, cost = measured(
             lambda: (
                 self.pipeline(
@@ -165,7 +165,7 @@ class Official:
     # End to end
 
     def generate(self, prompt: str, images: list[str], size: int, steps: int, seed: int, reason: int, out: str) -> dict:
-        """A picture; after `reason` tokens of thought where that is not 0."""
+        """Draw a picture, after `reason` tokens of reasoning if that is not 0."""
         words = {"max_new_tokens": reason, "do_sample": False} if reason else {}
         result, cost = measured(
             lambda: self.pipeline(

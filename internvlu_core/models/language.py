@@ -1,4 +1,7 @@
-"""Qwen3, the language model (arXiv 2505.09388): hidden states for the generator, logits for text."""
+"""Qwen3, the language model: hidden states for the MMDiT, logits for text.
+
+Source: docs/model.md, "Language model"; Qwen3, arXiv 2505.09388.
+"""
 
 import math
 
@@ -12,9 +15,12 @@ from .rope import rope_table_1d, rotate_half
 
 
 class KVCache:
-    """Keys and values [batch, kv_heads, capacity, head_dim] of every layer, of the `length` tokens read so far."""
+    """Keys and values [batch, kv_heads, capacity, head_dim] of each layer, for the `length` tokens read so far.
 
-    mask: Tensor | None = None  # which keys a new token sees; None: all that extend returns
+    mask: added to the attention scores of a new token; None: it attends to all that extend returns.
+    """
+
+    mask: Tensor | None = None
 
     def __init__(self, config: LanguageConfig, batch: int, capacity: int, *, dtype, device):
         self.config, self.length = config, 0
@@ -24,12 +30,12 @@ class KVCache:
         self.rope = rope_table(config, capacity, dtype, device)
 
     def begin(self, tokens: int) -> tuple[Tensor, Tensor]:
-        """The rotary table of the next tokens, which extend then gets layer by layer, until advance."""
+        """The rows of the rotary table for the next tokens. extend takes these for each layer, then advance counts."""
         cos, sin = self.rope
         return cos.narrow(0, self.length, tokens), sin.narrow(0, self.length, tokens)
 
     def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Store the keys and values of new tokens; return those of all tokens so far."""
+        """Store a layer's keys and values [batch, kv_heads, tokens, head_dim]. Returns those of all tokens so far."""
         return self._append(self.keys[layer], k), self._append(self.values[layer], v)
 
     def _append(self, stored: Tensor, new: Tensor) -> Tensor:
@@ -37,19 +43,20 @@ class KVCache:
         return stored.narrow(2, 0, self.length + new.shape[2])
 
     def advance(self, tokens: int):
+        """Count the new tokens, after the last layer has stored them."""
         self.length += tokens
 
     def select(self, rows: Tensor):
-        """Make batch row i continue the text of row rows[i] (beams; also widens the batch)."""
+        """Let batch row i continue the text of row rows[i]; the number of rows may change. For beam search."""
         for tensors in (self.keys, self.values):
             for layer, tensor in enumerate(tensors):
                 if len(rows) != len(tensor):
                     tensors[layer] = tensor[rows]
-                else:  # in place: a captured step keeps the addresses
+                else:  # in place, without a copy of the spare capacity
                     tensor[:, :, : self.length] = tensor[rows, :, : self.length]
 
     def copy(self, length: int, capacity: int, device) -> "KVCache":
-        """The first tokens in a cache of its own."""
+        """A new cache with the first `length` tokens of this one."""
         first = self.keys[0]
         other = KVCache(self.config, len(first), capacity, dtype=first.dtype, device=device)
         for mine, its in zip((*self.keys, *self.values), (*other.keys, *other.values), strict=True):
@@ -92,7 +99,7 @@ class FixedStep:
 
 
 class Linear(nn.Linear):
-    """nn.Linear, by oneDNN for a single float32 row on a CPU: F.linear leaves that product to one thread."""
+    """nn.Linear, but with oneDNN for a single float32 row on a CPU, where F.linear uses only one thread."""
 
     by_rows = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
 
@@ -104,13 +111,17 @@ class Linear(nn.Linear):
 
 
 class Operations:
-    """The layers that the language model is made of where no host gives others."""
+    """The layers of the language model, unless a host gives its own."""
 
     Linear, Embedding, RMSNorm = Linear, nn.Embedding, nn.RMSNorm
 
 
 class Qwen3(nn.Module):
-    """Embeddings [B, T, C] → hidden states; see forward. attention takes q, k, v and is_causal."""
+    """Embeddings [B, T, C] → hidden states; see forward. Its parameter names are those of the checkpoint.
+
+    operations: a namespace of layers, torch.nn or a host's own. attention: a function of q, k, v [B, heads, T,
+    head_dim] with an option is_causal. factory: dtype and device of the parameters.
+    """
 
     def __init__(self, config: LanguageConfig, operations=nn, attention=F.scaled_dot_product_attention, **factory):
         super().__init__()
@@ -128,10 +139,11 @@ class Qwen3(nn.Module):
             self.lm_head = operations.Linear(config.hidden_size, config.vocab_size, bias=False, **factory)
 
     def forward(self, x: Tensor, select: tuple[int, ...], cache: "KVCache | FixedStep | None" = None) -> list[Tensor]:
-        """Hidden states [B, T, C] at each index of [input of layer 0, …, input of the last layer, final norm].
+        """The hidden states [B, T, C] that select names.
 
-        Layers' inputs are float32 where x is float16, whose range they can leave. With a cache, x continues the cached
-        tokens: either the whole prompt (into an empty cache) or one token.
+        select: indices of [input of layer 0, …, input of the last layer, output of the final norm]. Inputs of layers
+        are float32 where x is float16, since they can leave its range. cache: x continues its tokens; either x is a
+        whole prompt and the cache is empty, or x is one token.
         """
         tokens, dtype = x.shape[1], x.dtype
         rope = cache.begin(tokens) if cache else rope_table(self.config, tokens, dtype, x.device)
@@ -150,7 +162,7 @@ class Qwen3(nn.Module):
         return [states[index] for index in select]
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Normed hidden states [..., C] → next-token logits [..., vocabulary], float32."""
+        """Output of the final norm [..., C] → logits of the next token [..., vocabulary], float32."""
         if self.config.tied_head:
             table = self.model["embed_tokens"].weight
             return F.linear(hidden, table.to(hidden.device, hidden.dtype)).float()
@@ -158,6 +170,8 @@ class Qwen3(nn.Module):
 
 
 class Layer(nn.Module):
+    """Pre-norm transformer layer for a residual stream [B, T, C]. dtype: in which it computes (see float16.py)."""
+
     def __init__(self, config: LanguageConfig, index: int, operations, attention, **factory):
         super().__init__()
         self.input_layernorm = operations.RMSNorm(config.hidden_size, eps=config.norm_eps, **factory)
@@ -171,7 +185,7 @@ class Layer(nn.Module):
 
 
 class Attention(nn.Module):
-    """Causal grouped-query attention with RMSNorm on each head's queries and keys."""
+    """Causal grouped-query attention of x [B, T, C], with RMSNorm on the queries and keys of each head."""
 
     def __init__(self, config: LanguageConfig, index: int, operations, attention, **factory):
         super().__init__()
@@ -198,19 +212,20 @@ class Attention(nn.Module):
         return project_to_residual(self.o_proj, self.attend(q, k, v, mask).transpose(1, 2).flatten(2), x.dtype)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        """q [B, heads, T, D], k and v [B, kv_heads, T′, D] → [B, heads, T, D]. mask: as in KVCache; T is 1 with it."""
         groups = self.config.num_heads // self.config.num_kv_heads
         if q.shape[2] == 1:
-            # One new token sees everything, so the heads that share keys can stand in for query positions and the
-            # cache need not be repeated for each of them.
+            # A new token attends to all keys. The query heads that share keys therefore pass as query positions of one
+            # head, and the cache need not be repeated for each of them.
             grouped = q.view(len(q), -1, groups, q.shape[-1])
-            masked = {} if mask is None else {"attn_mask": mask}  # of a captured step, hence never with a host
+            masked = {} if mask is None else {"attn_mask": mask}  # hosts' attention functions never get one
             return self.attention(grouped, k, v, **masked).reshape(q.shape)
         k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
         return self.attention(q, k, v, is_causal=True)
 
 
 class MLP(nn.Module):
-    """SwiGLU (arXiv 2002.05202)."""
+    """SwiGLU (arXiv 2002.05202) of x [B, T, C]."""
 
     def __init__(self, config: LanguageConfig, operations, **factory):
         super().__init__()

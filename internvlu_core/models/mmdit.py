@@ -1,7 +1,9 @@
 """The generation decoder: a two-stream diffusion transformer with gated attention (docs/model.md, "MMDiT").
 
-Latent tokens (generated and reference) form the image stream, context tokens the text stream. A token only ever meets
-its own stream's weights; the streams meet in one full attention per block.
+Latent tokens (generated and reference) form the image stream, context tokens the text stream. Each stream has weights
+of its own; in each block both take part in one full attention.
+
+Official code, commit 018a59c: `internvlu/diffusion/internvlu_transformer.py`.
 """
 
 import math
@@ -24,11 +26,11 @@ NORM_EPS = 1e-6
 
 @dataclass(frozen=True)
 class SequenceLayout:
-    """Where the tokens of one or several branches lie in the two streams, and how they are rotated.
+    """The order of the tokens of one or several branches in the two streams, and their rotary tables.
 
-    Image stream: the generated tokens of every branch (`generated` each), then the references of every branch
-    (`references[i]`). Text stream: the context of every branch (`texts[i]`). img_rope, txt_rope: the rotary tables of
-    these tokens [tokens, head_dim / 2, 2]. What is written [B, T, …] below has the tokens of a whole stream as T.
+    Image stream: the generated tokens of each branch (`generated` of them), then the reference tokens of each branch
+    (`references[i]`). Text stream: the context tokens of each branch (`texts[i]`). img_rope, txt_rope: the tables of
+    these tokens [tokens, head_dim / 2, 2]. Below, T in [B, T, …] counts the tokens of a whole stream.
     """
 
     generated: int
@@ -39,6 +41,7 @@ class SequenceLayout:
 
     @property
     def all_generated(self) -> int:
+        """The number of generated tokens of all branches."""
         return self.generated * len(self.texts)
 
     def join(self, img: Tensor, txt: Tensor) -> list[Tensor]:
@@ -58,9 +61,9 @@ class SequenceLayout:
 
 @dataclass(frozen=True)
 class Prepared:
-    """What of one or several branches is the same in every step of a run.
+    """What is the same in all sampling steps, for one or several branches.
 
-    references, txt: their tokens as they enter the streams [1 or B, tokens, size], laid out as layout says.
+    references, txt: the tokens that enter the streams [1 or B, tokens, size], in the order of layout.
     """
 
     references: Tensor
@@ -69,9 +72,9 @@ class Prepared:
 
 
 def pack(branches: list[Prepared]) -> Prepared:
-    """Several branches as one, for pictures of one size: their linear layers then run, and are read, once a step.
+    """Several branches of one picture size as one, so that each linear layer runs, and is read, once in a step.
 
-    Nothing is padded: only the attention is computed branch by branch.
+    Nothing is padded; the attention alone is computed branch by branch.
     """
     layouts = [branch.layout for branch in branches]
     generated = layouts[0].generated
@@ -88,17 +91,17 @@ def pack(branches: list[Prepared]) -> Prepared:
 
 
 class MMDiT(nn.Module):
-    """Velocity of noisy latents, given one branch's conditioning. See forward.
+    """The velocity of noisy latents, given the conditioning of one branch; see forward.
 
-    operations is a namespace of layers (torch.nn, or a host's casting twins); attention is a function of
-    q, k, v [B, heads, T, head_dim].
+    operations: a namespace of layers, torch.nn or a host's own. attention: a function of q, k, v [B, heads, T,
+    head_dim]. factory: dtype and device of the parameters.
     """
 
     def __init__(self, config: MMDiTConfig, operations=nn, attention=F.scaled_dot_product_attention, **factory):
         super().__init__()
         self.config, self.rope = config, partial(rope_tables, config)
         size = config.hidden_size
-        if config.projector == "mlp2x_gelu":  # the name notwithstanding, its activation is SiLU
+        if config.projector == "mlp2x_gelu":  # its activation is SiLU, in spite of the name
             self.decoder_projector = nn.Sequential(
                 operations.Linear(config.context_size, 3 * config.joint_size, **factory),
                 nn.SiLU(),
@@ -143,7 +146,7 @@ class MMDiT(nn.Module):
         image_grids: list[Grid],
         references: list[Tensor] = (),
     ) -> Prepared:
-        """What forward needs of one branch in every step, for latents of a grid of patches. Arguments as in forward."""
+        """What one branch needs in all steps, for latents of this grid of patches. Other arguments as in forward."""
         grids = (grid, *(self.grid(latent) for latent in references))
         img_rope, txt_rope = self.rope(
             grids, tuple(image_mask.tolist()), tuple(map(tuple, image_grids)), context.device
@@ -160,7 +163,7 @@ class MMDiT(nn.Module):
     def velocities(
         self, x: Tensor | Sequence[Tensor], timestep: Tensor, prepared: Prepared, **attention_options
     ) -> list[Tensor]:
-        """forward's velocity in each prepared branch, of one x, or one for each, at one timestep."""
+        """The velocity [B, C, h, w] of each prepared branch, in order. x: for all branches, or one for each."""
         layout = prepared.layout
         latents = [x] if isinstance(x, Tensor) else x
         x, batch = latents[0], len(latents[0])
@@ -177,18 +180,20 @@ class MMDiT(nn.Module):
     def run_block(
         self, index: int, img: Tensor, txt: Tensor, temb: Tensor, layout: SequenceLayout, **attention_options
     ):
-        """Both streams [B, T, size] after block `index`; after the last one only what is read. A host may override."""
+        """Both streams [B, T, size] after a block; after the last, only the generated tokens. Hosts may override."""
         last = index == len(self.transformer_blocks) - 1
         return self.transformer_blocks[index](img, txt, temb, layout, generated_only=last, **attention_options)
 
     def bound_context(self, context: Tensor) -> Tensor:
-        """Hidden states [..., T, C] within float16's range, which a language model's can leave; for forward the same.
+        """Hidden states [..., T, C] scaled into float16's range, without effect on the velocity.
 
-        The first thing that happens to them is a norm. A projector in front of it would see a difference.
+        Their first layer is a norm, which does not see a factor. A projector in front of it would, so then they are
+        left as they are.
         """
         return scale_down(context, 2**15)[0] if isinstance(self.decoder_projector, nn.Identity) else context
 
     def grid(self, latent: Tensor) -> Grid:
+        """The grid of patches of a latent [..., h, w]. Raises InputError if a side is no multiple of the patch size."""
         h, w = latent.shape[-2:]
         p = self.config.patch_size
         if h % p or w % p:
@@ -196,10 +201,12 @@ class MMDiT(nn.Module):
         return 1, h // p, w // p
 
     def patchify(self, latent: Tensor) -> Tensor:
+        """[B, C, h, w] → [B, patches, C·p²], row by row."""
         p = self.config.patch_size
         return rearrange(latent, "b c (h ph) (w pw) -> b (h w) (c ph pw)", ph=p, pw=p)
 
     def unpatchify(self, tokens: Tensor, grid: Grid) -> Tensor:
+        """The inverse of patchify."""
         p = self.config.patch_size
         return rearrange(tokens, "b (h w) (c ph pw) -> b c (h ph) (w pw)", h=grid[1], w=grid[2], ph=p, pw=p)
 
@@ -207,7 +214,7 @@ class MMDiT(nn.Module):
 def rope_tables(
     config: MMDiTConfig, grids: tuple[Grid, ...], image_mask: tuple[bool, ...], image_grids: tuple[Grid, ...], device
 ) -> tuple[Tensor, Tensor]:
-    """Rotary tables of one branch's image stream and text stream, see SequenceLayout. grids: of its latents."""
+    """The rotary tables (img_rope, txt_rope) of one branch, see SequenceLayout. grids: those of its latents."""
     mask = torch.tensor(image_mask, dtype=torch.bool)
     positions = joint_positions(grids, mask, image_grids, config.latent_scale, config.vit_scale)
     table = rope_table_3d(positions, config.rope_axes)
@@ -233,20 +240,21 @@ class TimeEmbedding(nn.Module):
         return mlp["linear_2"](F.silu(mlp["linear_1"](self.sinusoids(timestep, dtype).to(dtype))))
 
     def sinusoids(self, timestep: Tensor, dtype: torch.dtype) -> Tensor:
-        # The rounding to the compute dtype is part of the model, and so is the order of these float32 operations:
-        # arguments reach 1e6, where one rounding more or less changes the first velocity by 2e-3 to 5e-3.
+        """timestep [B] → [B, channels], float32."""
+        # The rounding to the compute dtype and the order of these float32 operations are part of the model: arguments
+        # reach 1e6, where one more rounding changes the first velocity by 2e-3 to 5e-3.
         angles = 1000 * (timestep.to(dtype).float()[:, None] * self.frequencies(timestep.device))
         return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
     def frequencies(self, device: torch.device | None = None) -> Tensor:
-        """Of the sinusoids [channels / 2], in radians for a thousandth of a timestep, falling."""
+        """Of the sinusoids [channels / 2], in radians for a thousandth of a timestep, in descending order."""
         half = self.channels // 2
         exponent = -math.log(10000) * torch.arange(half, dtype=torch.float32, device=device) / half
         return torch.exp(exponent)
 
 
 class Block(nn.Module):
-    """One two-stream block; the img_ and txt_ (to_ and add_) weights belong to their stream alone."""
+    """One block with two streams. img_ and to_ weights belong to the image stream, txt_ and add_ to the text stream."""
 
     def __init__(self, config: MMDiTConfig, operations, attention, **factory):
         super().__init__()
@@ -266,7 +274,7 @@ class Block(nn.Module):
         generated_only: bool = False,
         **attention_options,
     ) -> tuple[Tensor, Tensor]:
-        """Both streams [B, T, size] after this block; with generated_only the generated tokens, and txt as it was."""
+        """Both streams [B, T, size] after this block; with generated_only the generated tokens, and txt unchanged."""
         img_shift1, img_scale1, img_gate1, *img_mod2 = modulation(self.img_mod, temb)
         txt_shift1, txt_scale1, txt_gate1, *txt_mod2 = modulation(self.txt_mod, temb)
         img_attn, txt_attn = self.attn(
@@ -284,7 +292,7 @@ class Block(nn.Module):
 
 
 class GatedAttention(nn.Module):
-    """Full attention over both streams; each output is gated after its projection (arXiv 2505.06708)."""
+    """Full attention over both streams, with a gate on each output after its projection (arXiv 2505.06708)."""
 
     def __init__(self, config: MMDiTConfig, operations, attention, **factory):
         super().__init__()
@@ -310,9 +318,9 @@ class GatedAttention(nn.Module):
         return gated(self.to_out[0], img, img_gate), gated(self.to_add_out, txt, txt_gate)
 
     def attend(self, img: Tensor, txt: Tensor, layout: SequenceLayout, generated_only: bool, **attention_options):
-        """What the queries of each branch [B, tokens, heads·D] find, and the gates of both streams.
+        """The attention output of each branch [B, tokens, heads·D], and the gates of both streams.
 
-        Apart from forward, so that queries, keys and values are gone when the output is projected.
+        A method of its own, so that queries, keys and values are freed before the output is projected.
         """
         keys, values = self.keys(img, txt, layout)
         queries, *gates = self.queries(img, txt, layout, generated_only)
@@ -348,25 +356,27 @@ class GatedAttention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """MLP of width 4 with tanh-GELU, in its modulated residual branch."""
+    """A modulated residual branch: MLP of four times the width, with tanh-GELU."""
 
     def __init__(self, size: int, operations, **factory):
         super().__init__()
         self.net = nn.ModuleList(
             [
                 nn.ModuleDict({"proj": operations.Linear(size, 4 * size, **factory)}),
-                nn.Identity(),  # the released names count a dropout layer here
+                nn.Identity(),  # in place of dropout, which the released names count
                 operations.Linear(4 * size, size, **factory),
             ]
         )
 
     def forward(self, x: Tensor, shift: Tensor, scale: Tensor, gate: Tensor) -> Tensor:
-        # In place, which F.gelu does not offer: there is no larger tensor in the network.
+        # In place, which F.gelu cannot: no tensor in the network is larger.
         hidden = torch.ops.aten.gelu_(self.net[0]["proj"](modulate(x, shift, scale)), approximate="tanh")
         return torch.addcmul(x, gate, project_to_residual(self.net[2], hidden, hidden.dtype))
 
 
 class OutputNorm(nn.Module):
+    """LayerNorm of the image stream [B, T, size], scaled and shifted by the timestep; computed in float32."""
+
     def __init__(self, size: int, operations, **factory):
         super().__init__()
         self.linear = operations.Linear(size, 2 * size, **factory)
@@ -382,11 +392,11 @@ def modulation(mod: nn.Module, temb: Tensor) -> tuple[Tensor, ...]:
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """A stream's LayerNorm, computed in float32, shifted and scaled; in the dtype of these two."""
-    normed = F.layer_norm(x, x.shape[-1:], eps=NORM_EPS)  # its kernels compute in float32 whatever the dtype of x
+    """LayerNorm of a stream [B, T, size], computed in float32, then scaled and shifted, in the dtype of these two."""
+    normed = F.layer_norm(x, x.shape[-1:], eps=NORM_EPS)  # its kernels compute in float32 for every dtype
     return torch.addcmul(shift, normed, 1 + scale).to(scale.dtype)
 
 
 def gated(linear: nn.Module, x: Tensor, gate: Tensor) -> Tensor:
-    """A stream's attention output, projected, then gated."""
+    """The attention output of a stream [B, T, size], projected, then gated."""
     return project_to_residual(linear, x, x.dtype) * gate.sigmoid()

@@ -13,7 +13,7 @@ Grid = tuple[int, int, int]  # frames, rows, columns
 
 
 def grid_positions(grid: Grid, scale: float = 1.0, first_frame: int = 0) -> Tensor:
-    """Positions [f·h·w, 3], rows and columns centred on 0, stretched by 1 / scale. float32."""
+    """Positions [f·h·w, 3] of a grid, float32. Rows and columns are centred on 0 and stretched by 1 / scale."""
     frames, h, w = grid
     axes = torch.arange(first_frame, first_frame + frames, dtype=torch.float32), _axis(h, scale), _axis(w, scale)
     return torch.cartesian_prod(*axes).view(-1, 3)
@@ -35,10 +35,11 @@ def joint_positions(
     latent_scale: float,
     vit_scale: float,
 ) -> Tensor:
-    """Positions [tokens, 3] of [generated latent | references | context].
+    """Positions [tokens, 3] of the sequence [generated latent | references | context], float32.
 
-    latent_grids: the generated grid, then one per reference, in patches. image_mask [T] marks the ViT tokens of the
-    context, which come grid by grid as image_grids says; every other context token is text.
+    latent_grids: that of the generated latent, then one for each reference, in patches; the index is the frame.
+    image_mask [T]: which context tokens are ViT tokens; the others are text. image_grids: the grids of the ViT tokens,
+    in order. latent_scale, vit_scale: see grid_positions.
     """
     latents = torch.cat([grid_positions(grid, latent_scale, frame) for frame, grid in enumerate(latent_grids)])
     parts, now = [latents], _after(latents)
@@ -61,7 +62,7 @@ def joint_positions(
 
 
 def _after(block: Tensor) -> int:
-    """The running number that follows a block."""
+    """The first number behind all positions of a block."""
     return int(block.max().item()) + 1
 
 

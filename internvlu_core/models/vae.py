@@ -1,7 +1,9 @@
-"""Qwen-Image VAE for single pictures (arXiv 2508.02324; the video VAE of Wan 2.1, arXiv 2503.20314).
+"""The VAE of Qwen-Image (arXiv 2508.02324) for single pictures; its network is Wan 2.1's (arXiv 2503.20314).
 
-The original is a causal 3-D network for video. On one frame every causal convolution sees nothing but its last
-temporal tap, so 2-D convolutions with that tap give the same result; the temporal layers are never reached.
+The original is a causal 3-D network for video. On a single frame only the last temporal tap of a causal convolution has
+any effect, so 2-D convolutions with that tap give the same result. The layers between frames are never used.
+
+Source: docs/model.md, "VAE".
 """
 
 from itertools import pairwise
@@ -14,7 +16,10 @@ from ..checkpoints.config import VAEConfig
 
 
 class VAE(nn.Module):
-    """Pixels in [-1, 1] ↔ normalised latents, both [N, C, H, W]."""
+    """Pixels in [-1, 1] ↔ normalised latents, both [N, C, H, W].
+
+    operations: a namespace of layers, torch.nn or a host's own. factory: dtype and device of the parameters.
+    """
 
     def __init__(self, config: VAEConfig, operations=nn, **factory):
         super().__init__()
@@ -26,7 +31,7 @@ class VAE(nn.Module):
         self.decoder = Decoder(config, operations, **factory)
 
     def encode(self, pixels: Tensor) -> Tensor:
-        """Pixels [N, 3, H, W] in [-1, 1] → normalised latents [N, z, H / 8, W / 8]: the distribution's mode."""
+        """Pixels [N, 3, H, W] in [-1, 1] → normalised latents [N, z, H / 8, W / 8], the mode of the distribution."""
         mode = self.encode_raw(pixels)
         return (mode - self._channels("latents_mean", mode)) / self._channels("latents_std", mode)
 
@@ -37,11 +42,11 @@ class VAE(nn.Module):
         )
 
     def encode_raw(self, pixels: Tensor) -> Tensor:
-        """As encode, without the normalisation."""
+        """Pixels → latents, as encode but without normalising them."""
         return self.quant_conv(self.encoder(_laid_out(pixels))).chunk(2, dim=1)[0].contiguous()
 
     def decode_raw(self, latents: Tensor) -> Tensor:
-        """As decode, from latents without the normalisation."""
+        """Latents → pixels, as decode but from latents that are not normalised."""
         return self.decoder(self.post_quant_conv(_laid_out(latents))).clamp(-1, 1).contiguous()
 
     def _channels(self, name: str, like: Tensor) -> Tensor:
@@ -49,12 +54,14 @@ class VAE(nn.Module):
 
 
 def _laid_out(x: Tensor) -> Tensor:
-    """In the memory layout that all layers then keep: on a CPU, channels last makes them a fifth faster."""
-    # Not on a GPU, where it has not been measured.
+    """x in the memory layout that all layers then keep. On a CPU, channels last makes them a fifth faster."""
+    # A GPU was not measured.
     return x.contiguous(memory_format=torch.channels_last) if x.device.type == "cpu" else x
 
 
 class Encoder(nn.Module):
+    """Pixels [N, 3, H, W] → mean and log variance of the latents [N, 2z, H / 8, W / 8], before quant_conv."""
+
     def __init__(self, config: VAEConfig, operations, **factory):
         super().__init__()
         sizes = [config.base_channels * m for m in (1, *config.multipliers)]
@@ -79,6 +86,8 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
+    """Latents [N, z, h, w], after post_quant_conv → pixels [N, 3, 8h, 8w], not clamped."""
+
     def __init__(self, config: VAEConfig, operations, **factory):
         super().__init__()
         sizes = [config.base_channels * m for m in (config.multipliers[-1], *reversed(config.multipliers))]
@@ -97,12 +106,14 @@ class Decoder(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.mid_block(self.conv_in(x))
         for block in self.up_blocks:
-            for layer in (*block.resnets, *block.upsamplers):  # not in a forward of its own, which would keep its x
+            for layer in (*block.resnets, *block.upsamplers):  # a forward of the block would keep its input
                 x = layer(x)
         return self.conv_out(self.norm_out(x))
 
 
 class UpBlock(nn.Module):
+    """The layers of one level of the decoder. Decoder.forward runs them, so that no input outlives its layer."""
+
     def __init__(self, size_in: int, size_out: int, num_resnets: int, upsample: bool, operations, **factory):
         super().__init__()
         sizes = [size_in] + [size_out] * num_resnets
@@ -111,6 +122,8 @@ class UpBlock(nn.Module):
 
 
 class MidBlock(nn.Module):
+    """Attention between two residual blocks, at the lowest resolution."""
+
     def __init__(self, size: int, operations, **factory):
         super().__init__()
         self.resnets = nn.ModuleList(ResBlock(size, size, operations, **factory) for _ in range(2))
@@ -121,6 +134,8 @@ class MidBlock(nn.Module):
 
 
 class ResBlock(nn.Module):
+    """Two normalised convolutions beside a shortcut: [N, size_in, h, w] → [N, size_out, h, w]."""
+
     def __init__(self, size_in: int, size_out: int, operations, **factory):
         super().__init__()
         self.norm1 = ChannelNorm(size_in, **factory)
@@ -132,12 +147,12 @@ class ResBlock(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        # Nothing has a name that the next layer does not need: a picture's activations are gigabytes.
+        # Intermediate results have no names, so that each is freed at once: a picture's activations are gigabytes.
         return self.conv2(self.norm2(self.conv1(self.norm1(x)))).add_(self.conv_shortcut(x))
 
 
 class Attention(nn.Module):
-    """Single-head self-attention over all pixels."""
+    """Single-head self-attention over all pixels of x [N, C, h, w]."""
 
     def __init__(self, size: int, operations, **factory):
         super().__init__()
@@ -146,16 +161,18 @@ class Attention(nn.Module):
         self.proj = operations.Conv2d(size, size, 1, **factory)
 
     def forward(self, x: Tensor) -> Tensor:
-        # Contiguous, as fused attention kernels ask: without one, H·W × H·W weights take gigabytes at 1024 × 1024.
+        # Fused attention kernels need contiguous tensors. Others take gigabytes for H·W × H·W weights at 1024 × 1024.
         qkv = self.to_qkv(self.norm(x)).flatten(2).transpose(1, 2).contiguous()[:, None]  # [N, 1, H·W, 3C]
         out = F.scaled_dot_product_attention(*qkv.chunk(3, dim=-1))
         return x + self.proj(out[:, 0].transpose(1, 2).view_as(x))
 
 
 class Downsample(nn.Module):
+    """[N, size, h, w] → [N, size, h / 2, w / 2] by a convolution."""
+
     def __init__(self, size: int, operations, **factory):
         super().__init__()
-        # The released names count the padding layer.
+        # The padding is a layer of its own because the released names count it.
         self.resample = nn.Sequential(nn.ZeroPad2d((0, 1, 0, 1)), operations.Conv2d(size, size, 3, stride=2, **factory))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -163,6 +180,8 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
+    """[N, size, h, w] → [N, size / 2, 2h, 2w], by nearest neighbours and a convolution."""
+
     def __init__(self, size: int, operations, **factory):
         super().__init__()
         self.resample = nn.Sequential(
@@ -175,7 +194,7 @@ class Upsample(nn.Module):
 
 
 class ChannelNorm(nn.Module):
-    """RMSNorm over the channels of every pixel, then SiLU unless activation is False."""
+    """RMSNorm over the channels of each pixel, then SiLU unless activation is False."""
 
     def __init__(self, size: int, activation: bool = True, **factory):
         super().__init__()
@@ -183,6 +202,6 @@ class ChannelNorm(nn.Module):
         self.activation = activation
 
     def forward(self, x: Tensor) -> Tensor:
-        # A host may have left the scale on another device (partial loading).
+        # A host that loads weights partially can have gamma on another device.
         x = F.normalize(x, dim=1).mul_(x.shape[1] ** 0.5 * self.gamma.to(x))
         return F.silu(x, inplace=True) if self.activation else x

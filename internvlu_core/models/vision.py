@@ -1,4 +1,8 @@
-"""InternViT, the picture encoder, up to its folded tokens (arXiv 2603.09877; InternVL, arXiv 2312.14238)."""
+"""InternViT, the vision encoder, up to its folded tokens.
+
+Source: docs/model.md, "Vision encoder"; InternVL, arXiv 2312.14238; InternVL-U, arXiv 2603.09877; official code, commit
+018a59c, `internvlu/vlm/modeling_intern_vit.py`.
+"""
 
 import torch
 import torch.nn.functional as F
@@ -9,10 +13,10 @@ from .float16 import project_to_residual, scale_for_norm, to_residual_dtype
 
 
 class InternViT(nn.Module):
-    """Pixels [N, 3, S, S] → tokens [N, T, token_size]; T = (S / patch / fold)².
+    """Normalised pixels [N, 3, S, S] → tokens [N, T, token_size], where T = (S / patch / fold)².
 
-    operations is a namespace of layers (torch.nn, or a host's casting twins); attention is a function of
-    q, k, v [N, heads, T, head_dim].
+    operations: a namespace of layers, torch.nn or a host's own. attention: a function of q, k, v [N, heads, T,
+    head_dim]. factory: dtype and device of the parameters.
     """
 
     def __init__(self, config: VisionConfig, operations=nn, attention=F.scaled_dot_product_attention, **factory):
@@ -32,13 +36,13 @@ class InternViT(nn.Module):
 
 
 class Embeddings(nn.Module):
-    """Patches and the class token, with learned positions."""
+    """Pixels [N, 3, H, W] → the class token and the patches, with learned positions [N, 1 + h·w, C]."""
 
     def __init__(self, config: VisionConfig, operations, **factory):
         super().__init__()
         self.config = config
         self.grid = config.image_size // config.patch_size
-        # Free-standing vectors are one-row tables: hosts cast, patch and offload leaf modules, not bare parameters.
+        # Single vectors are tables of one row, since hosts cast, patch and offload leaf modules, not bare parameters.
         self.class_embedding = operations.Embedding(1, config.hidden_size, **factory)
         self.position_embedding = operations.Embedding(self.grid**2 + 1, config.hidden_size, **factory)
         self.patch_embedding = operations.Conv2d(
@@ -55,7 +59,7 @@ class Embeddings(nn.Module):
         return torch.cat([class_token.expand(len(x), 1, -1), x], dim=1)
 
     def resize(self, positions: Tensor, h: int, w: int) -> Tensor:
-        """Positions [grid², C] for a grid of h × w patches, interpolated in float32."""
+        """Positions [grid², C] → [h·w, C] for h × w patches, by bicubic interpolation in float32."""
         if (h, w) == (self.grid, self.grid):
             return positions
         table = positions.float().unflatten(0, (self.grid, self.grid)).permute(2, 0, 1)[None]
@@ -64,7 +68,10 @@ class Embeddings(nn.Module):
 
 
 class Layer(nn.Module):
-    """Pre-norm transformer layer with layer scale (arXiv 2103.17239)."""
+    """Pre-norm transformer layer with layer scale (arXiv 2103.17239), for a residual stream [N, T, C].
+
+    dtype: in which it computes; that of the stream can be wider (see float16.py).
+    """
 
     def __init__(self, config: VisionConfig, operations, attention, **factory):
         super().__init__()
@@ -83,13 +90,15 @@ class Layer(nn.Module):
 
 
 class Attention(nn.Module):
+    """Full self-attention of x [N, T, C], with RMSNorm over all channels of queries and keys if the config says so."""
+
     def __init__(self, config: VisionConfig, operations, attention, **factory):
         super().__init__()
         self.num_heads, self.attention = config.num_heads, attention
         self.qkv = operations.Linear(config.hidden_size, 3 * config.hidden_size, bias=config.qkv_bias, **factory)
         self.proj = operations.Linear(config.hidden_size, config.hidden_size, **factory)
         self.qk_norm = config.qk_norm
-        if config.qk_norm:  # over the whole width, not per head
+        if config.qk_norm:  # over all channels, not per head
             self.q_norm = operations.RMSNorm(config.hidden_size, eps=config.norm_eps, **factory)
             self.k_norm = operations.RMSNorm(config.hidden_size, eps=config.norm_eps, **factory)
 
@@ -102,6 +111,8 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
+    """Two linear layers with GELU between them, for x [N, T, C]."""
+
     def __init__(self, config: VisionConfig, operations, **factory):
         super().__init__()
         self.fc1 = operations.Linear(config.hidden_size, config.mlp_size, **factory)

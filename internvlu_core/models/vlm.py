@@ -1,4 +1,8 @@
-"""The vision-language model: InternViT and Qwen3 joined by a projector (`vlm/` of a checkpoint)."""
+"""The vision-language model: InternViT and Qwen3, joined by a projector (`vlm/` of a checkpoint).
+
+Source: docs/model.md, "Vision encoder" and "Language model"; official code, commit 018a59c,
+`internvlu/vlm/modeling_internvlu_chat.py`.
+"""
 
 import torch
 import torch.nn.functional as F
@@ -25,7 +29,11 @@ SPECIAL_TOKENS = (
 
 
 class VLM(nn.Module):
-    """Token ids and pictures → embeddings for its language model."""
+    """Token ids and pictures → embeddings for its language model.
+
+    Arguments as in InternViT. compute_dtype: the dtype of embeddings, and so of all that follows; None: that of the
+    table. A host that stores weights in another dtype sets it.
+    """
 
     def __init__(self, config: Config, operations=nn, attention=F.scaled_dot_product_attention, **factory):
         super().__init__()
@@ -39,20 +47,19 @@ class VLM(nn.Module):
         )
         self.language_model = Qwen3(language, operations, attention, **factory)
         self.special_token_embedding = operations.Embedding(len(SPECIAL_TOKENS), language.hidden_size, **factory)
-        # Embeddings decide the dtype of all that follows; a host that stores weights in another one sets this.
         self.compute_dtype: torch.dtype | None = None
 
     def image_features(self, pixels: Tensor) -> Tensor:
-        """Normalised tiles [N, 3, S, S] → projected tokens [N, T, hidden]."""
+        """Normalised tiles [N, 3, S, S] → tokens for the language model [N, T, hidden]."""
         return self.mlp1(scale_for_norm(self.vision_model(pixels), pixels.dtype))
 
     def embed(
         self, ids: Tensor, special_ids: Tensor, image_mask: Tensor | None = None, features: Tensor | None = None
     ) -> Tensor:
-        """Embeddings [B, T, hidden] of text that is read (as opposed to being generated).
+        """Embeddings [B, T, hidden] of a prompt, in which special tokens have a table of their own.
 
-        ids [B, T]. special_ids [10]: ids of SPECIAL_TOKENS, which take rows of their own table. The positions that
-        image_mask [T] marks take the rows of features [sum of mask, hidden] in order.
+        ids [B, T]. special_ids [10]: ids of SPECIAL_TOKENS. Positions that image_mask [T] marks take the rows of
+        features [sum of mask, hidden] in order.
         """
         x = self.embed_generated(ids)
         hits = ids[..., None] == special_ids  # [B, T, 10]
@@ -63,5 +70,5 @@ class VLM(nn.Module):
         return x
 
     def embed_generated(self, ids: Tensor) -> Tensor:
-        """Embeddings [B, T, hidden] of tokens while the model is generating them: the plain table."""
+        """Embeddings [B, T, hidden] of generated tokens [B, T]: special tokens too have those of the main table."""
         return self.language_model.model["embed_tokens"](ids).to(dtype=self.compute_dtype)

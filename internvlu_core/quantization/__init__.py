@@ -5,7 +5,7 @@ To add a weight format:
 2. `quantise` turns a matrix [out, in] into the tensors that are stored instead of it, by their names in the layer.
 3. `dequantise` turns these tensors back into the matrix, whenever the layer is used. `multiply` may do without.
 4. `for_layer` says which layers are stored in the format, and in which variant of it. The others stay in 16 bits.
-5. Add an instance to FORMATS below. The loader, `--dtype` and tests/core/test_quantization.py take it from there.
+5. Add an instance to WEIGHT_FORMATS below: the loader, `--dtype` and tests/core/test_quantization.py find it there.
 """
 
 import torch
@@ -13,10 +13,10 @@ import torch
 from .float8 import Float8
 from .formats import QuantisedLinear, WeightFormat, layer_formats, quantise_network, repeated_blocks
 
-FORMATS: dict[str, WeightFormat] = {weight_format.name: weight_format for weight_format in (Float8(),)}
+WEIGHT_FORMATS: dict[str, WeightFormat] = {weight_format.name: weight_format for weight_format in (Float8(),)}
 
 __all__ = [
-    "FORMATS",
+    "WEIGHT_FORMATS",
     "QuantisedLinear",
     "WeightFormat",
     "find_format",
@@ -28,4 +28,4 @@ __all__ = [
 
 def find_format(dtype: torch.dtype | str) -> WeightFormat | None:
     """The weight format that a user names: by its name, such as "fp8", or by torch's dtype; None if it is neither."""
-    return next((found for found in FORMATS.values() if dtype in (found.name, found.torch_dtype)), None)
+    return next((found for found in WEIGHT_FORMATS.values() if dtype in (found.name, found.torch_dtype)), None)

@@ -31,10 +31,15 @@ class Float8(WeightFormat):
         return dequantise(stored["weight"], stored["scale"], dtype)
 
 
+def row_scales(weight: Tensor) -> Tensor:
+    """The scale [out] of each row of a matrix [out, in], float32: a power of two that fills float8's range."""
+    largest = weight.float().abs().amax(dim=1).clamp(min=2**-15)  # of zeros too; the scale is then float16's least
+    return torch.exp2(torch.ceil(torch.log2(largest / torch.finfo(DTYPE).max)))
+
+
 def quantise(weight: Tensor) -> tuple[Tensor, Tensor]:
     """A matrix [out, in] → (float8 [out, in], scales [out] in its own dtype): weight ≈ float8 · scale, row by row."""
-    largest = weight.float().abs().amax(dim=1).clamp(min=2**-15)  # of zeros too; the scale is then float16's least
-    scale = torch.exp2(torch.ceil(torch.log2(largest / torch.finfo(DTYPE).max)))
+    scale = row_scales(weight)
     return (weight.float() / scale[:, None]).to(DTYPE), scale.to(weight.dtype)
 
 

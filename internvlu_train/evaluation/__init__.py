@@ -1,4 +1,4 @@
-"""How well a checkpoint draws, edits, answers and thinks: on the toy world, and on the files of public benchmarks."""
+"""Evaluation of a checkpoint: scores on the synthetic world, and outputs for public benchmarks."""
 
 from .benchmarks import BENCHMARKS
 from .toy import TASKS, evaluate

@@ -1,6 +1,7 @@
-"""`python -m internvlu_train.evaluation CHECKPOINT`: toy scores as JSON, or a public benchmark's pictures and answers.
+"""`python -m internvlu_train.evaluation CHECKPOINT`: scores on the synthetic world as JSON, or outputs for a public
+benchmark.
 
-Scores go to standard output or --out, progress to standard error. Exit code 2 and one line on bad input.
+Scores go to standard output or to --out, progress to standard error. Bad input gives one line and the exit code 2.
 """
 
 import argparse
@@ -37,7 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def check(options):
-    """What would otherwise be found after the model was loaded, or after all was drawn."""
+    """Refuse what would otherwise fail only after the model was loaded, or after everything was drawn."""
     if options.count < 1:
         raise InputError(f"--count is {options.count}; it must be at least 1")
     if options.benchmark and not options.out:
@@ -99,23 +100,23 @@ def parser() -> argparse.ArgumentParser:
     root = argparse.ArgumentParser(prog="python -m internvlu_train.evaluation", description=__doc__.splitlines()[0])
     root.add_argument("checkpoint")
     root.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    root.add_argument("--dtype", choices=RUN_DTYPES, default="auto", help="of the weights; auto: as they are")
-    root.add_argument("--out", type=Path, help="the JSON file; with --benchmark the folder (ocrbench: the file)")
+    root.add_argument("--dtype", choices=RUN_DTYPES, default="auto", help="of the weights; auto: the stored one")
+    root.add_argument("--out", type=Path, help="the JSON file; with --benchmark a folder (ocrbench: a file)")
     root.add_argument("--steps", type=int, default=20)
     root.add_argument("--width", type=int)
     root.add_argument("--height", type=int)
-    toy = root.add_argument_group("toy world")
+    toy = root.add_argument_group("synthetic world")
     toy.add_argument("--tasks", nargs="+", choices=list(TASKS), default=list(TASKS))
-    toy.add_argument("--count", type=int, default=500, help="unseen samples of each task, kind or domain")
-    toy.add_argument("--batch", type=int, default=50, help="pictures at once")
+    toy.add_argument("--count", type=int, default=500, help="held-out samples of each task, kind or domain")
+    toy.add_argument("--batch", type=int, default=50, help="pictures that are drawn at once")
     toy.add_argument("--all-scale", type=float)
     toy.add_argument("--partial-scale", type=float)
     public = root.add_argument_group("public benchmarks")
     public.add_argument("--benchmark", nargs=2, metavar=("NAME", "FILES"), help=f"one of {', '.join(BENCHMARKS)}")
-    public.add_argument("--images", type=Path, help="the folder of the questions' pictures, if it is another")
-    public.add_argument("--samples", type=int, default=4, help="pictures a prompt")
+    public.add_argument("--images", type=Path, help="the folder of the pictures, if it is not that of the questions")
+    public.add_argument("--samples", type=int, default=4, help="pictures per prompt")
     public.add_argument("--seed", type=int, default=0)
-    public.add_argument("--max-tiles", type=int, default=1, help="ViT tiles a picture; 12 for documents")
+    public.add_argument("--max-tiles", type=int, default=1, help="ViT tiles per picture; 12 for documents")
     return root
 
 

@@ -1,7 +1,7 @@
-"""Real weights on public benchmarks: their prompt or question files in, pictures or answers in their own layout out.
+"""Public benchmarks: read their files of prompts or questions, and write pictures or answers in their own layouts.
 
-Nothing is downloaded and nothing is scored that the project's own script scores; what is already there is not made
-again, so that a run can be continued. Layouts as read by:
+Nothing is downloaded, and scoring is left to the scripts of each benchmark. Outputs that exist are not made again, so
+that an interrupted run can continue. The layouts are those that these scripts read:
   GenEval    djghosh13/geneval, evaluation/evaluate_images.py
   DPG-Bench  TencentQQGYLab/ELLA, dpg_bench/compute_dpg_bench.py
   OCRBench   Yuliang-Liu/MultimodalOCR, OCRBench/scripts
@@ -19,6 +19,7 @@ from pathlib import Path
 from PIL import Image
 
 from internvlu_core.errors import InputError
+from internvlu_core.imaging import open_image
 from internvlu_core.pipeline import InternVLU
 
 OPTION_PROMPT = "Answer with the option's letter from the given choices directly."
@@ -28,9 +29,10 @@ MOST_MMMU_IMAGES = 7
 
 @dataclass(frozen=True)
 class Run:
-    """Where a benchmark is read and written. images: the folder of its pictures, where it has them apart.
+    """What to read and write. images: the folder of the pictures, if it is not that of the questions.
 
-    size: (width, height) of a picture or None for the checkpoint's. samples: pictures a prompt. seed: of the first.
+    size: (width, height) of drawn pictures; None for the checkpoint's own. samples: pictures per prompt. seed: of a
+    prompt's noise.
     """
 
     source: Path
@@ -44,11 +46,13 @@ class Run:
     max_new_tokens: int = 512
 
     def pictures(self, model: InternVLU, prompt: str) -> list[Image.Image]:
+        """Draw the samples of one prompt."""
         width, height = self.size
         settings = {"width": width, "height": height, "steps": self.steps, "seed": self.seed}
         return model.generate(prompt, num_images=self.samples, **settings).images
 
     def answer(self, model: InternVLU, question: str, images: list[Image.Image]) -> str:
+        """Answer one question, greedily."""
         return model.answer(question, images, max_tiles=self.max_tiles, max_new_tokens=self.max_new_tokens).text.strip()
 
 
@@ -69,9 +73,9 @@ def geneval(model: InternVLU, run: Run):
 
 
 def dpg(model: InternVLU, run: Run):
-    """A folder of prompts, NAME.txt → OUT/NAME.png: four pictures as a grid of two rows (one, if samples is 1)."""
+    """A folder of prompts NAME.txt → OUT/NAME.png: a grid of four pictures, or one picture if samples is 1."""
     if run.samples not in (1, 4):
-        raise InputError(f"samples is {run.samples}; DPG-Bench reads 1 or 4 pictures a prompt")
+        raise InputError(f"samples is {run.samples}; DPG-Bench reads 1 or 4 pictures per prompt")
     for prompt in files(run.source, "*.txt"):
         path = run.out / f"{prompt.stem}.png"
         if not path.exists():
@@ -79,7 +83,7 @@ def dpg(model: InternVLU, run: Run):
 
 
 def grid(pictures: list[Image.Image]) -> Image.Image:
-    """Up to four pictures of one size, row by row in two columns."""
+    """Up to four pictures of equal size, row by row in two columns; a single picture as it is."""
     width, height = pictures[0].size
     if len(pictures) == 1:
         return pictures[0]
@@ -111,7 +115,7 @@ def key(record: dict) -> tuple:
 
 
 def mmmu(model: InternVLU, run: Run):
-    """Questions (parquet or JSON; a file, or a folder of them) → OUT/SUBJECT/output.json, a list of answers each."""
+    """Questions (a parquet or JSON file, or a folder of them) → OUT/SUBJECT/output.json, each a list of answers."""
     answers: dict[Path, list[dict]] = {}
     for path in [run.source] if run.source.is_file() else files(run.source, "*.parquet", "*.json"):
         for record in read_records(path):
@@ -128,12 +132,12 @@ def subject(identity: str) -> str:
     """ "validation_Computer_Science_3" → "Computer_Science"."""
     match = re.fullmatch(r"[^_]+_(\w+)_\d+", identity)
     if not match:
-        raise InputError(f"the id {identity!r} is not of MMMU's form SPLIT_SUBJECT_NUMBER")
+        raise InputError(f"the id {identity!r} does not have MMMU's form SPLIT_SUBJECT_NUMBER")
     return match.group(1)
 
 
 def answer_mmmu(model: InternVLU, run: Run, record: dict, place: Path) -> dict:
-    """One entry of output.json. place: the file of the record."""
+    """One entry of output.json. place: the file that the record is from."""
     options = listed(record.get("options") or [], place)
     choices = {chr(ord("A") + i): option for i, option in enumerate(options)}
     lines = [field(record, "question", place), *(f"({letter}) {option}" for letter, option in choices.items())]
@@ -142,7 +146,7 @@ def answer_mmmu(model: InternVLU, run: Run, record: dict, place: Path) -> dict:
     images = [record_image(record.get(f"image_{n}"), run.images or place.parent) for n in numbers]
     answer = record.get("answer")
     if not choices and isinstance(answer, str) and answer.startswith("["):
-        answer = listed(answer, place)  # several right ones: the script that scores wants a list, the data have a text
+        answer = listed(answer, place)  # the scoring script expects a list of right answers; the data have its text
     entry = {
         "id": str(record["id"]),
         "question_type": "multiple-choice" if choices else "short-answer",
@@ -154,15 +158,15 @@ def answer_mmmu(model: InternVLU, run: Run, record: dict, place: Path) -> dict:
 
 
 def listed(value, place: Path) -> list:
-    """A list, or the text of one in Python's spelling."""
+    """A list, or the text of a list in Python syntax, as a list."""
     try:
         return list(ast.literal_eval(value) if isinstance(value, str) else value)
     except (ValueError, SyntaxError, TypeError) as error:
-        raise InputError(f"an entry of {place} has {value!r}, which is no list") from error
+        raise InputError(f"an entry of {place} has {value!r}, which is not a list") from error
 
 
 def numbered_images(text: str) -> tuple[str, list[int]]:
-    """MMMU's `<image 2>` as `<image>`, and the numbers in the order in which they are read."""
+    """Replace MMMU's `<image 2>` by `<image>`. Also returns the numbers, in the order of the text."""
     pattern = r"<image\s+(\d+)>"
     numbers = [int(number) for number in re.findall(pattern, text)]
     wrong = [number for number in numbers if not 1 <= number <= MOST_MMMU_IMAGES]
@@ -172,7 +176,7 @@ def numbered_images(text: str) -> tuple[str, list[int]]:
 
 
 def record_image(value, folder: Path) -> Image.Image:
-    """A picture of a record: {"bytes": …} as parquet holds it, or a file's name."""
+    """A picture of a record, which is {"bytes": …} in parquet files, or the name of a file."""
     if isinstance(value, dict) and value.get("bytes"):
         return open_image(io.BytesIO(value["bytes"]))
     name = value.get("path") if isinstance(value, dict) else value
@@ -185,14 +189,17 @@ def read_records(path: Path) -> list[dict]:
     if path.suffix != ".parquet":
         return parse_json(read_text(path), path)
     try:
-        from pyarrow import parquet  # needed for this file format alone, so no requirement of the pack
+        from pyarrow import parquet  # only this file format needs it, so it is not a requirement
     except ImportError as error:
         raise InputError(f"{path} is parquet: `pip install pyarrow`, or give the questions as JSON") from error
     return parquet.read_table(path).to_pylist()
 
 
 def mme(model: InternVLU, run: Run):
-    """A folder of SUBTASK.txt (picture ⇥ question ⇥ right answer) → OUT/SUBTASK.txt with ⇥ the model's answer added."""
+    """A folder of SUBTASK.txt → OUT/SUBTASK.txt with the model's answer as a fourth column.
+
+    The columns are picture, question and right answer, separated by tabs.
+    """
     for questions in files(run.source, "*.txt"):
         path = run.out / questions.name
         if path.exists():
@@ -201,7 +208,7 @@ def mme(model: InternVLU, run: Run):
         for number, line in enumerate(read_text(questions).splitlines(), 1):
             parts = line.split("\t")
             if len(parts) < 3:
-                raise InputError(f"{questions}, line {number}: picture, question and answer must be set apart by tabs")
+                raise InputError(f"{questions}, line {number}: picture, question and answer must be separated by tabs")
             name, question, truth = parts[:3]
             said = run.answer(model, question, [open_image(mme_image(run, questions.stem, name))])
             lines.append("\t".join([name, question, truth, " ".join(said.split())]))
@@ -209,7 +216,7 @@ def mme(model: InternVLU, run: Run):
 
 
 def mme_image(run: Run, task: str, name: str) -> Path:
-    """MME keeps a subtask's pictures in its folder, or in `images` in it."""
+    """The pictures of a subtask are in its folder, or in a subfolder `images`."""
     folder = picture_folder(run)
     places = [folder / task / name, folder / task / "images" / name, folder / name]
     return next((place for place in places if place.exists()), places[0])
@@ -249,17 +256,9 @@ def field(record: dict, name: str, place):
     return record[name]
 
 
-def open_image(source: Path | io.BytesIO) -> Image.Image:
-    try:
-        with Image.open(source) as image:
-            return image.convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise InputError(f"cannot read the picture {source}: {error}") from error
-
-
 def write_text(path: Path, text: str):
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")  # what a killed run leaves must not be taken for a whole file
+    part = path.with_name(path.name + ".part")  # an interrupted run must not leave an incomplete file under this name
     part.write_text(text, encoding="utf-8")
     part.replace(path)
 

@@ -1,4 +1,4 @@
-"""Many pictures at once: prompts of equal length go through the MMDiT as one batch."""
+"""Draw many pictures at once: prompts whose contexts have the same lengths go through the MMDiT as one batch."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -7,18 +7,19 @@ import numpy as np
 import torch
 from PIL import Image
 
-from internvlu_core import guidance, imaging
+from internvlu_core import imaging
 from internvlu_core.checkpoints.config import MMDiTConfig
 from internvlu_core.conditioning import Branch, Context, TextResult
 from internvlu_core.pipeline import InternVLU
-from internvlu_core.sampling import dpmpp_2m, flow_sigmas, sigma_to_timestep
+from internvlu_core.sampling import flow_sigmas
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Sampling of all pictures. size: (width, height), multiples of the model's size factor. batch: pictures at once.
+    """How all pictures are sampled.
 
-    all_scale, partial_scale: guidance, None for what InternVLU.generate takes.
+    size: (width, height) in pixels, multiples of the model's size factor. batch: pictures at once. all_scale,
+    partial_scale: guidance; None for the checkpoint's own.
     """
 
     size: tuple[int, int]
@@ -28,12 +29,13 @@ class Settings:
     partial_scale: float | None = None
 
     def scales(self, config: MMDiTConfig, reasoned: bool) -> tuple[float, float]:
+        """(all_scale, partial_scale) that are used, with or without reasoning."""
         return config.guidance(reasoned, self.all_scale, self.partial_scale)
 
 
 @dataclass(frozen=True)
 class Order:
-    """One picture to make: arguments of InternVLU.generate. seed: of its noise."""
+    """A picture to draw, by arguments of InternVLU.generate. images: uint8 [H, W, 3] each."""
 
     prompt: str
     images: tuple[np.ndarray, ...] = ()
@@ -42,24 +44,27 @@ class Order:
 
 
 def draw_all(model: InternVLU, orders: list[Order], settings: Settings) -> list[np.ndarray]:
-    """The orders' pictures, uint8 [H, W, 3], as generate draws them one by one (to rounding), in their order."""
+    """The pictures of the orders, uint8 [H, W, 3], in their order. Up to rounding they equal those of generate."""
     pictures: list[np.ndarray | None] = [None] * len(orders)
+    width, height = settings.size
+    sigmas = flow_sigmas(settings.steps, model.config.mmdit.flow_shift)
     for numbers, contexts in batches(model, orders, settings.batch):
-        noise = torch.cat([model._noise(*settings.size[::-1], orders[i].seed, 1, None) for i in numbers])
+        noise = torch.cat([model.noise(height, width, orders[i].seed) for i in numbers])
         scales = settings.scales(model.config.mmdit, orders[numbers[0]].reasoning is not None)
-        latents = sample(model, contexts, noise, settings.steps, *scales)
+        latents = model.sample(stacked(contexts), noise, sigmas, *scales)
         for i, picture in zip(numbers, imaging.to_pictures(model.decode(latents)), strict=True):
             pictures[i] = np.asarray(picture)
     return pictures
 
 
 def batches(model: InternVLU, orders: list[Order], most: int) -> Iterator[tuple[list[int], list[Context]]]:
-    """Orders that can share a batch: (their numbers, their contexts), at most `most` at once."""
+    """Group orders that can share a batch of at most `most`: (their numbers, their contexts)."""
     waiting: dict[tuple, tuple[list[int], list[Context]]] = {}
     for i, order in enumerate(orders):
         images = [Image.fromarray(image) for image in order.images]
         context = model.encode(order.prompt, images, reasoning=order.reasoning)
-        key = (order.reasoning is not None, *(form(b) for b in (context.full, context.partial, context.unconditional)))
+        branches = context.full, context.partial, context.unconditional
+        key = order.reasoning is not None, *map(batch_key, branches)
         numbers, contexts = waiting.setdefault(key, ([], []))
         numbers.append(i)
         contexts.append(context)
@@ -68,52 +73,30 @@ def batches(model: InternVLU, orders: list[Order], most: int) -> Iterator[tuple[
     yield from waiting.values()
 
 
-def form(branch: Branch) -> tuple:
-    """What branches must have in common to share a batch."""
+def batch_key(branch: Branch) -> tuple:
+    """What branches must have in common to share a batch: length, positions of ViT tokens, sizes of references."""
     return tuple(branch.image_mask.tolist()), tuple(reference.shape for reference in branch.references)
 
 
+def stacked(contexts: list[Context]) -> Context:
+    """Contexts with equal keys as one context with a batch axis, as InternVLU.sample takes it."""
+    full = stack([context.full for context in contexts])
+    unconditional = stack([context.unconditional for context in contexts])
+    if contexts[0].partial is contexts[0].unconditional:  # then sample evaluates the two as one branch
+        return Context(full, unconditional, unconditional)
+    return Context(full, stack([context.partial for context in contexts]), unconditional)
+
+
 def stack(branches: list[Branch]) -> Branch:
-    """Branches of one form as one, whose tensors have a batch axis: hidden [B, T, C], references [B, z, h, w]."""
+    """Branches with equal keys as one: hidden [B, T, C], references [B, z, h, w]."""
     first = branches[0]
     references = [torch.cat(references) for references in zip(*(b.references for b in branches), strict=True)]
     return Branch(torch.stack([b.hidden for b in branches]), first.image_mask, first.image_grids, references)
 
 
 @torch.inference_mode()
-def sample(
-    model: InternVLU, contexts: list[Context], noise: torch.Tensor, steps: int, all_scale: float, partial_scale: float
-) -> torch.Tensor:
-    """Noise [B, z, h, w] → normalised latents, each under its own context."""
-    full, unconditional = (stack([getattr(c, name) for c in contexts]) for name in ("full", "unconditional"))
-    drawn = contexts[0].partial is contexts[0].unconditional
-    partial = unconditional if drawn else stack([context.partial for context in contexts])
-
-    def velocity(branch: Branch, x: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
-        return model.mmdit(
-            x.to(model.dtype),
-            timestep.to(model.device).expand(len(x)),
-            model.mmdit.bound_context(branch.hidden).to(model.dtype),
-            branch.image_mask,
-            branch.image_grids,
-            [reference.to(model.dtype) for reference in branch.references],
-        ).float()
-
-    def denoise(x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
-        timestep = sigma_to_timestep(sigma)
-        v_full, v_unconditional = velocity(full, x, timestep), velocity(unconditional, x, timestep)
-        v_partial = v_unconditional if drawn else velocity(partial, x, timestep)
-        return x - sigma * guidance.combine(
-            v_full, v_partial, v_unconditional, all_scale, partial_scale, float(timestep)
-        )
-
-    sigmas = flow_sigmas(steps, model.config.mmdit.flow_shift)
-    return dpmpp_2m(denoise, noise.to(model.device, torch.float32), sigmas)
-
-
-@torch.inference_mode()
 def reconstruct(model: InternVLU, picture: np.ndarray) -> np.ndarray:
-    """The picture, uint8 [H, W, 3], after the VAE alone."""
+    """The picture, uint8 [H, W, 3], encoded and decoded by the VAE."""
     pixels = torch.from_numpy(picture.copy()).permute(2, 0, 1).float()[None] / 127.5 - 1
     latents = model.vae.encode(pixels.to(model.device, model.dtype)).float()
     return np.asarray(imaging.to_pictures(model.decode(latents))[0])

@@ -1,4 +1,4 @@
-"""Scores on the toy world's unseen prompts (odd seeds), judged by its checker."""
+"""Scores on held-out prompts of the synthetic world (odd seeds), judged by its checker."""
 
 from collections import defaultdict
 from collections.abc import Callable
@@ -13,16 +13,18 @@ from ..synthesis import Sample, Verdict, check, check_answer, make
 from .sampling import Order, Settings, draw_all, reconstruct
 
 GENEVAL = ("single", "two", "counting", "colours", "position", "attribution")
-NEAR_EDGE = 4  # pixels around what an edit changes that are not counted as unchanged
-MAX_WORDS = 64  # tokens of an answer or a thought
+NEAR_EDGE = 4  # pixels around a change of an edit that do not count as unchanged
+MAX_TOKENS = 64  # of an answer or a reasoning
 Progress = Callable[[str], None]
 
 
 def unseen(domain: str, task: str, count: int, settings: Settings, kind: str | None = None) -> list[Sample]:
+    """The first `count` held-out samples of a task."""
     return [make(domain, task, 2 * i + 1, settings.size, kind) for i in range(count)]
 
 
 def draw(model: InternVLU, samples: list[Sample], settings: Settings, thoughts=None) -> list[np.ndarray]:
+    """The picture of each sample, whose number is the seed. thoughts: the reasoning of each, if any."""
     thoughts = thoughts or [None] * len(samples)
     orders = [
         Order(sample.prompt, sample.images, thought, seed)
@@ -32,7 +34,7 @@ def draw(model: InternVLU, samples: list[Sample], settings: Settings, thoughts=N
 
 
 def summary(samples: list[Sample], verdicts: list[Verdict]) -> dict:
-    """Shares of right ones: of all, by kind, by part of the verdict, and of those with held-out pairs."""
+    """Accuracy over all samples, by kind, by part of the verdict, and over samples with held-out pairs."""
     kinds, parts = defaultdict(list), defaultdict(list)
     for sample, verdict in zip(samples, verdicts, strict=True):
         kinds[sample.truth.kind].append(verdict.right)
@@ -49,6 +51,7 @@ def summary(samples: list[Sample], verdicts: list[Verdict]) -> dict:
 
 
 def share(rights) -> float:
+    """The fraction of True, rounded."""
     return round(float(np.mean(rights)), 4)
 
 
@@ -57,7 +60,10 @@ def judge(pictures: list[np.ndarray], samples: list[Sample]) -> list[Verdict]:
 
 
 def geneval(model: InternVLU, count: int, settings: Settings) -> dict:
-    """The six kinds, `count` prompts each, and their mean. "shuffled": pictures judged by other prompts of the kind."""
+    """`count` prompts of each of the six kinds, and the mean of the kinds.
+
+    "shuffled": the score of pictures judged by another prompt of the same kind, which is the score of chance.
+    """
     tasks = {}
     for kind in GENEVAL:
         samples = unseen("objects", "draw", count, settings, kind)
@@ -68,7 +74,7 @@ def geneval(model: InternVLU, count: int, settings: Settings) -> dict:
 
 
 def edit(model: InternVLU, count: int, settings: Settings) -> dict:
-    """Edits of objects. psnr: decibels of what an edit leaves alone, against the VAE's own reconstruction of it."""
+    """Edits of objects. psnr: in decibels, of the unchanged area, against the VAE's reconstruction of the input."""
     samples = unseen("objects", "edit", count, settings)
     pictures = draw(model, samples, settings)
     levels = [unchanged_psnr(model, s, p) for s, p in zip(samples, pictures, strict=True)]
@@ -86,13 +92,13 @@ def unchanged_psnr(model: InternVLU, sample: Sample, picture: np.ndarray) -> flo
 
 
 def unchanged(before: np.ndarray, after: np.ndarray) -> np.ndarray:
-    """Mask [H, W] of the pixels that an edit leaves alone, away from those it changes."""
+    """Mask [H, W] of the pixels that an edit does not change, away from those that it changes."""
     changed = Image.fromarray(((before != after).any(-1) * 255).astype(np.uint8))
     return np.asarray(changed.filter(ImageFilter.MaxFilter(2 * NEAR_EDGE + 1))) == 0
 
 
 def ask(model: InternVLU, count: int, settings: Settings) -> dict:
-    """Questions of each domain; the score is of the questions on objects."""
+    """Questions of each domain; the score is that of the questions about objects."""
     domains = {}
     for domain, tasks in DOMAIN_TASKS.items():
         if "ask" in tasks:
@@ -104,18 +110,18 @@ def ask(model: InternVLU, count: int, settings: Settings) -> dict:
 
 def reply(model: InternVLU, sample: Sample) -> str:
     images = [Image.fromarray(image) for image in sample.images]
-    return model.answer(sample.prompt, images, max_new_tokens=MAX_WORDS).text
+    return model.answer(sample.prompt, images, max_new_tokens=MAX_TOKENS).text
 
 
 def words(model: InternVLU, count: int, settings: Settings) -> dict:
-    """Words of three letters that were never trained on; right when they are read back letter by letter."""
+    """Held-out words of three letters; a picture is right if every letter is read back."""
     samples = unseen("text", "draw", count, settings, "word")
     result = summary(samples, judge(draw(model, samples, settings), samples))
     return result | {"score": result["parts"]["word"], "with_colour": result["score"]}
 
 
 def reason(model: InternVLU, count: int, settings: Settings) -> dict:
-    """Pictures with the model's own thoughts before them, and without any; how often the thoughts are right ones."""
+    """Pictures with and without the model's own reasoning before them, and the share of right reasonings."""
     samples = unseen("reasoning", "reason", count, settings)
     thoughts = [think(model, sample) for sample in samples]
     reasoned = summary(samples, judge(draw(model, samples, settings, thoughts), samples))
@@ -127,11 +133,11 @@ def reason(model: InternVLU, count: int, settings: Settings) -> dict:
 
 def think(model: InternVLU, sample: Sample):
     images = [Image.fromarray(image) for image in sample.images]
-    return model.reason(sample.prompt, images, max_new_tokens=MAX_WORDS)
+    return model.reason(sample.prompt, images, max_new_tokens=MAX_TOKENS)
 
 
 def domains(model: InternVLU, count: int, settings: Settings) -> dict:
-    """Drawing and editing of every domain."""
+    """Drawing and editing in every domain."""
     results = {}
     for domain, tasks in DOMAIN_TASKS.items():
         for task in set(tasks) & {"draw", "edit"}:
@@ -144,7 +150,10 @@ TASKS = {"geneval": geneval, "edit": edit, "ask": ask, "words": words, "reason":
 
 
 def evaluate(model: InternVLU, tasks: tuple[str, ...], count: int, settings: Settings, on_task: Progress | None = None):
-    """Scores by task, ready for JSON. count: unseen samples of each task, kind or domain."""
+    """Scores by task, ready for JSON.
+
+    count: held-out samples of each task, kind or domain. on_task(name) is called before each task.
+    """
     results = {}
     for task in tasks:
         if on_task:

@@ -1,9 +1,9 @@
-"""A toy world of flat shapes: exercises of the report's five domains, each with a truth that a program can judge.
+"""Synthetic samples of flat shapes: the report's five domains and objects, each with a truth that a program can judge.
 
-Samples follow from (domain, task, seed, size) alone. Even seeds are for training, odd ones for evaluation: the drawing
-prompt of an odd seed (of the text domain: every word) is in no even seed's sample of its domain, by its checksum, and
-may name shape-colour pairs (HELD_OUT_PAIRS) and use sentence forms that training never shows. Two of the thirty words
-that memes have in both splits are among evaluation's of the text domain.
+A sample is a function of (domain, task, seed, size, kind). Even seeds are for training, odd ones for evaluation. The
+drawing prompt of an odd seed (in the text domain: each word) occurs in no even seed's sample of its domain, which its
+checksum decides. It may name shape-colour pairs (HELD_OUT_PAIRS) and use sentence forms that training never shows. Two
+of the thirty words of memes, which both splits have, are among the held-out words of the text domain.
 """
 
 from dataclasses import replace
@@ -12,7 +12,7 @@ from ..sample import Sample
 from . import humour, objects, reasoning, science, spatial, text
 from .canvas import COLOURS, NEW_SHAPES, SHAPES
 from .check import Verdict, check, check_answer
-from .scene import HELD_OUT_PAIRS, Chance, Label, Placed, Thing, Truth, draw
+from .scene import HELD_OUT_PAIRS, Choices, Label, Placed, Thing, Truth, draw
 
 KINDS = {  # by domain and task
     "objects": objects.KINDS,
@@ -24,12 +24,12 @@ KINDS = {  # by domain and task
 }
 DOMAINS = tuple(KINDS)
 TASKS = {domain: tuple(kinds) for domain, kinds in KINDS.items()}
-TRIES = 10_000  # plans that are drawn before a kind is taken not to exist
-LEAST_SIDE = 48  # pixels; below it shapes cannot be told apart
+TRIES = 10_000  # plans that are drawn before a kind counts as not existing
+LEAST_SIDE = 48  # pixels; in smaller pictures shapes cannot be distinguished
 
 
 def make(domain: str, task: str, seed: int, size: tuple[int, int] = (64, 64), kind: str | None = None) -> Sample:
-    """One sample. size: (width, height) in pixels. kind: only this kind (Truth.kind) of the task's; else any.
+    """One sample. size: (width, height) in pixels. kind: a kind of the task (Truth.kind); None for any.
 
     Raises ValueError for a domain, task or kind that does not exist, and for a size too small.
     """
@@ -38,16 +38,16 @@ def make(domain: str, task: str, seed: int, size: tuple[int, int] = (64, 64), ki
         raise ValueError(f"no samples of {domain}/{task}; there are {known}")
     if min(size) < LEAST_SIDE:
         raise ValueError(f"a picture of {size[0]} × {size[1]} is too small; the least side is {LEAST_SIDE}")
-    chance = Chance(f"{domain}/{task}", seed, size)
-    plan_of = chance.pick(KINDS[domain][task])
+    choices = Choices(f"{domain}/{task}", seed, size)
+    plan_of = choices.pick(KINDS[domain][task])
     for _ in range(TRIES):
-        plan = plan_of(chance)
+        plan = plan_of(choices)
         if kind not in (None, plan.truth.kind):
-            plan_of = chance.pick(KINDS[domain][task])
-        elif chance.wants(plan.keys):
+            plan_of = choices.pick(KINDS[domain][task])
+        elif choices.wants(plan.keys):
             images, picture = plan.paint()
             truth = plan.truth
-            if images and picture is not None:  # an edit: whatever else it changes, the background stays
+            if images and picture is not None:  # an edit keeps the background, whatever else it changes
                 truth = replace(truth, background="white")
             return Sample(task, domain, plan.prompt, images, picture, plan.words, truth)
     raise ValueError(f"no samples of {domain}/{task} of the kind {kind!r}")

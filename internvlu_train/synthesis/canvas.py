@@ -4,7 +4,7 @@ from functools import lru_cache
 
 import numpy as np
 
-# RGB. Any two are at least 95 apart, so that a VAE's shift of a few levels makes none another.
+# RGB. Any two are at least 95 apart, so that small errors of a VAE do not turn one into another.
 COLOURS = {
     "red": (200, 15, 45),
     "orange": (240, 100, 20),
@@ -65,7 +65,7 @@ def _moon(x, y):
 
 
 def _arrow(x, y):
-    """Points right."""
+    """An arrow to the right."""
     shaft = (abs(y) <= 0.25) & (x >= -0.95) & (x <= 0.1)
     return shaft | ((x >= 0) & (abs(y) <= 0.8 * (0.95 - x) / 0.95))
 
@@ -76,12 +76,12 @@ def _half_square(x, y):
 
 
 def _right_triangle(x, y):
-    """The same with a square mark left open in the right angle."""
+    """The same, with a square hole in the right angle."""
     return _half_square(x, y) & ~((x >= -0.6) & (x <= -0.15) & (y >= 0.15) & (y <= 0.6))
 
 
 def _face(x, y):
-    """A disc with two eyes left open."""
+    """A disc with holes for two eyes."""
     return _circle(x, y) & ((abs(x) - 0.38) ** 2 + (y + 0.3) ** 2 >= 0.18**2)
 
 
@@ -115,8 +115,8 @@ OUTLINES = {
     "surprised face": _surprised_face,
 }
 SHAPES = ("circle", "square", "triangle", "diamond", "star", "cross", "heart", "ring")
-NEW_SHAPES = ("moon",)  # in no domain's samples: what a LoRA can be taught
-TURNED = ("arrow", "right triangle", "half square")  # shapes that come in four quarter turns, clockwise from 0
+NEW_SHAPES = ("moon",)  # in no sample: a shape for LoRA training to teach
+TURNED = ("arrow", "right triangle", "half square")  # shapes that are drawn in four quarter turns, clockwise
 
 
 def blank(size: tuple[int, int], background: str) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Judges a picture, or an answer, by what the sample says must be in it."""
+"""Judge a picture, or an answer, by the truth of its sample."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -6,26 +6,26 @@ from dataclasses import dataclass
 import numpy as np
 
 from .figures import FIGURES
-from .reading import Seen, background_name, background_of, objects_in
+from .reading import Detection, background_name, background_of, objects_in
 from .scene import RELATIONS, Thing, Truth, bands, place_of
 from .words import read_word
 
-MOVED = 0.07  # of the picture's side: how far an object may stray from where it must have stayed
-RESIZED = 0.25  # of its radius: how much larger or smaller it may be than the one that it must have kept
-SMALL, LARGE = 0.1425, 0.22  # radii, between those that are drawn
-MOST_OBJECTS = 12  # a picture with more is wrong, whatever they are
+MOVED = 0.07  # largest distance of an unmoved object from its place, as a fraction of the picture's side
+RESIZED = 0.25  # largest change of the radius of an object that must keep it, as a fraction of the radius
+SMALL, LARGE = 0.1425, 0.22  # limits between the radii that are drawn
+MOST_OBJECTS = 12  # a picture with more is wrong in any case
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """right: everything that was asked for is there, and nothing else. parts: the same by name, each on its own."""
+    """right: the picture shows everything that was asked for, and nothing else. parts: each aspect on its own."""
 
     right: bool
     parts: dict[str, bool]
 
 
 def check(picture: np.ndarray, truth: Truth) -> Verdict:
-    """Whether a picture, uint8 [H, W, 3], shows what the truth says."""
+    """Judge a picture, uint8 [H, W, 3]."""
     background = background_of(picture)
     parts = {}
     if truth.background:
@@ -46,7 +46,7 @@ def judge_figure(picture: np.ndarray, background: np.ndarray, truth: Truth) -> d
 
 
 def judge_label(picture: np.ndarray, background: np.ndarray, truth: Truth) -> dict[str, bool]:
-    """A word, and the objects in the rest of the picture."""
+    """Judge the word, and the objects in the rest of the picture."""
     height, width = picture.shape[:2]
     top, bottom = bands(truth.label.where, height)
     word, colour = read_word(picture[top:bottom], background)
@@ -58,10 +58,10 @@ def judge_label(picture: np.ndarray, background: np.ndarray, truth: Truth) -> di
     return parts
 
 
-def judge_things(seen: list[Seen], truth: Truth, size: tuple[int, int]) -> dict[str, bool]:
-    """Parts of the verdict on objects; "together" says that they hold of the same objects."""
+def judge_things(seen: list[Detection], truth: Truth, size: tuple[int, int]) -> dict[str, bool]:
+    """Judge objects. The part "together" says that all other parts hold for the same assignment of objects."""
     things = truth.things
-    tests: dict[str, Callable[[Thing, Seen], bool]] = {
+    tests: dict[str, Callable[[Thing, Detection], bool]] = {
         "shape": lambda thing, one: not thing.shape or thing.shape == one.shape,
         "colour": lambda thing, one: bool(one.colour) and thing.colour in ("", one.colour),
         "place": lambda thing, one: is_at(thing, one, size),
@@ -87,24 +87,24 @@ def judge_things(seen: list[Seen], truth: Truth, size: tuple[int, int]) -> dict[
     return parts
 
 
-def is_at(thing: Thing, one: Seen, size: tuple[int, int]) -> bool:
+def is_at(thing: Thing, one: Detection, size: tuple[int, int]) -> bool:
     if thing.at:
         return max(abs(one.x - thing.at[0]), abs(one.y - thing.at[1])) <= MOVED
     return not thing.place or place_of(one.x * size[0], one.y * size[1], size) == thing.place
 
 
-def has_size(thing: Thing, one: Seen) -> bool:
+def has_size(thing: Thing, one: Detection) -> bool:
     if thing.radius:
         return abs(one.radius - thing.radius) <= RESIZED * thing.radius
     return thing.size in ("", size_of(one))
 
 
-def size_of(one: Seen) -> str:
+def size_of(one: Detection) -> str:
     return "small" if one.radius < SMALL else "large" if one.radius > LARGE else ""
 
 
 def assign(things, seen, fits, relations=(), size=(1, 1)) -> bool:
-    """Whether every thing can have an object of its own that fits(thing, object), with the relations true of them."""
+    """Whether objects can be assigned to all things one to one, so that each fits and all relations hold."""
 
     def extend(chosen: tuple[int, ...]) -> bool:
         number = len(chosen)
@@ -116,15 +116,15 @@ def assign(things, seen, fits, relations=(), size=(1, 1)) -> bool:
     return extend(())
 
 
-def holds(one: Seen, relation: str, other: Seen, size: tuple[int, int]) -> bool:
-    """Whether, say, one is left of the other: more so than it is above or below it."""
+def holds(one: Detection, relation: str, other: Detection, size: tuple[int, int]) -> bool:
+    """Whether the relation holds: "left of", for example, if it is further left than it is above or below."""
     dx, dy = RELATIONS[relation]
     x, y = (one.x - other.x) * size[0], (one.y - other.y) * size[1]
     return dx * x + dy * y > abs(dy * x + dx * y)
 
 
 def check_answer(answer: str, truth: Truth) -> Verdict:
-    """Whether an answer is one of the right ones; letter case, a full stop, and spaces around it are of no matter."""
+    """Whether an answer is right, ignoring letter case, final punctuation and surrounding spaces."""
     said = answer.strip().rstrip(".!").strip().casefold()
     right = said in [known.casefold() for known in truth.answers]
     return Verdict(right, {"answer": right})

@@ -1,4 +1,4 @@
-"""Diagrams that mean numbers: each is drawn from its values and colours, and read back from a picture.
+"""Diagrams of numbers: each is drawn from its values and colours, and read back from a picture.
 
 A reader returns (values, colours) as they were given to draw, or None for a picture that is not such a diagram. Lengths
 are fractions of the picture's width or height.
@@ -11,10 +11,10 @@ import numpy as np
 
 from . import canvas
 from .canvas import COLOURS
-from .reading import box_of, colour_of, ink, parts_of, see, soft_part
+from .reading import box_of, colour_of, detect, ink, parts_of, soft_part
 
 Read = tuple[tuple[int, ...], tuple[str, ...]] | None
-STRAIGHT = 0.3  # how far a measured number may be from a whole one
+STRAIGHT = 0.3  # largest distance of a measured number from an integer
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Figure:
 
 
 def whole(number: float, low: int, high: int) -> int | None:
-    """The whole number that a measurement stands for, None if it is between two or out of bounds."""
+    """The nearest integer of a measurement; None if it is between two, or out of bounds."""
     nearest = round(number)
     return nearest if abs(number - nearest) <= STRAIGHT and low <= nearest <= high else None
 
@@ -37,13 +37,13 @@ def numbers(measured, low: int, high: int) -> tuple[int, ...] | None:
 
 
 def coloured(picture, background) -> tuple[list, list]:
-    """(black parts, parts of other colours with their names), each as masks; the latter as (mask, name)."""
+    """(masks of black parts, (mask, colour's name) of the other parts)."""
     named = [(part, colour_of(picture, part, background)) for part in parts_of(picture, background)]
     return [part for part, name in named if name == "black"], [(p, name) for p, name in named if name != "black"]
 
 
 def extent(part: np.ndarray) -> tuple[float, float, float, float]:
-    """A part's box (left, top, right, bottom) as fractions of the picture."""
+    """The box of a part (left, top, right, bottom), as fractions of the picture."""
     left, top, right, bottom = box_of(part)
     height, width = part.shape
     return left / width, top / height, right / width, bottom / height
@@ -84,7 +84,7 @@ def read_bars(picture, background) -> Read:
 
 
 def upright(alpha: np.ndarray, box: tuple[int, int, int, int]) -> tuple[float, float] | None:
-    """(width, height) in pixels, finer than the box, of an upright rectangle; None if it is none."""
+    """(width, height) of an upright rectangle, to fractions of a pixel; None if the part is not a rectangle."""
     left, top, right, bottom = box
     part = alpha[max(0, top - 2) : bottom + 2, max(0, left - 2) : right + 2]
     sides = []
@@ -97,7 +97,7 @@ def upright(alpha: np.ndarray, box: tuple[int, int, int, int]) -> tuple[float, f
 
 
 def bar_height(alpha: np.ndarray, box: tuple[int, int, int, int]) -> float | None:
-    """Height of a rectangle that stands on the base line, as a fraction of the picture's; None if it is none."""
+    """Height of a rectangle on the base line, as a fraction of the picture's; None if the part is not one."""
     sides = upright(alpha, box)
     return sides[1] / len(alpha) if sides and abs(box[3] / len(alpha) - BASE) <= 0.05 else None
 
@@ -123,7 +123,7 @@ def draw_line(values, colours, size):
 
 def read_line(picture, background) -> Read:
     black, rest = coloured(picture, background)
-    if len(black) == 2:  # the circle is black too: it is above the line
+    if len(black) == 2:  # the circle is black too, and above the line
         black.sort(key=lambda part: -extent(part)[3])
         rest, black = [(black[1], "black"), *rest], black[:1]
     if len(black) != 1 or len(rest) != 1 or not rest[0][1]:
@@ -133,7 +133,7 @@ def read_line(picture, background) -> Read:
     if len(ticks) != LAST_NUMBER + 1:
         return None
     apart = abs(np.array(ticks) / picture.shape[1] - np.linspace(*LINE, LAST_NUMBER + 1)).max()
-    one = see(picture, rest[0][0], background)
+    one = detect(picture, rest[0][0], background)
     if right - left < 0.75 or bottom - top > 0.25 or apart > 0.05 or one.shape != "circle" or one.y > top:
         return None
     values = numbers([(one.x - LINE[0]) / (LINE[1] - LINE[0]) * LAST_NUMBER], 0, LAST_NUMBER)
@@ -141,7 +141,7 @@ def read_line(picture, background) -> Read:
 
 
 def row_runs(row: np.ndarray) -> list[float]:
-    """The middles of the runs of True in a row, in pixels."""
+    """The centres of the runs of True in a row, in pixels."""
     edges = np.flatnonzero(np.diff(np.pad(row.astype(int), 1)))
     return [(start + end) / 2 for start, end in zip(edges[::2], edges[1::2], strict=True)]
 
@@ -188,7 +188,7 @@ def read_clock(picture, background) -> Read:
     return values and ((values[0] or 12,), (colour,))
 
 
-# Balance: 0…3 weights a side on a beam that sinks on the heavier side; values: left, right
+# Balance: 0…3 weights per side on a beam that sinks on the heavier side; values: left, right
 
 PIVOT, MOST_WEIGHTS, SINK, WEIGHT = (0.5, 0.58), 3, 0.13, 0.058
 
@@ -231,7 +231,7 @@ def read_balance(picture, background) -> Read:
 
 
 def is_weight(part: np.ndarray) -> bool:
-    """Whether a part is as large as a weight and as wide as it is high, roughly: it is too small for more."""
+    """Whether a part has about the size and aspect ratio of a weight, which is too small for a closer look."""
     left, top, right, bottom = box_of(part)
     wide, high = right - left, bottom - top
     area = np.pi * (WEIGHT * min(part.shape)) ** 2
@@ -246,7 +246,7 @@ def rests_on_beam(weight: np.ndarray, sink: float) -> bool:
 
 
 def beam_sink(beam: np.ndarray) -> float | None:
-    """How far the left end of a beam is below its middle, as a fraction of the picture's height; None without one."""
+    """How far the left end of a beam is below its middle, as a fraction of the height; None without a beam."""
     height, width = beam.shape
     rows = np.arange(height)[:, None] + 0.5
     left, right = (beam[:, round(a * width) : round(b * width)] for a, b in ((0.1, 0.25), (0.75, 0.9)))
@@ -256,20 +256,20 @@ def beam_sink(beam: np.ndarray) -> float | None:
     return float(low - high) / height / 2 * 0.42 / 0.325  # measured at 0.325 from the middle, the ends are at 0.42
 
 
-# Stacks of blocks seen from a corner: 1…4 high, side by side, of one colour; and the same seen from the front
+# Stacks of 1…4 blocks in one colour, side by side, seen from a corner or from the front
 
 MOST_STACKS, HIGHEST = 3, 4
-TOP, RIGHT, EDGE = 0.55, 0.55, 0.3  # how light the upper face is, how dark the right one and the edges are
+TOP, RIGHT, EDGE = 0.55, 0.55, 0.3  # lightness of the upper face, darkness of the right face and of the edges
 
 
 def tones(colour: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """RGB of a block's front, upper and right face, and of the edge between two blocks."""
+    """RGB of the front, upper and right face of a block, and of the edge between two blocks."""
     rgb = np.array(COLOURS[colour], np.float32)
     return rgb, rgb + TOP * (255 - rgb), rgb * RIGHT, rgb * EDGE
 
 
 def block_side(size: tuple[int, int]) -> float:
-    """Half the width of a block, in pixels; also its height."""
+    """Half the width, and the height, of a block in pixels."""
     return min(0.125 * size[0], 0.175 * size[1])
 
 
@@ -290,7 +290,7 @@ def paint_stack(picture: np.ndarray, colour: str, x: float, bottom: float, side:
 
 
 def stack_places(count: int, size: tuple[int, int]) -> list[float]:
-    """x of each stack's middle, in pixels."""
+    """x of the centre of each stack, in pixels."""
     return [(0.5 + (i - (count - 1) / 2) * 0.32) * size[0] for i in range(count)]
 
 
@@ -312,7 +312,7 @@ def read_stacks(picture, background) -> Read:
 
 
 def read_stack(picture: np.ndarray, part: np.ndarray) -> tuple[int, str] | None:
-    """(height, colour) of the stack that looks most like this part, if one does."""
+    """(height, colour) of the stack that is most similar to this part, if one is similar enough."""
     left, _, right, bottom = box_of(part)
     size = picture.shape[1::-1]
     fits = []
@@ -326,7 +326,7 @@ def read_stack(picture: np.ndarray, part: np.ndarray) -> tuple[int, str] | None:
     return (count, colour) if error <= STACK_ERROR else None
 
 
-# Mean RGB difference to the stack drawn anew: up to 21 after a blur, 27 and more for its flat silhouette.
+# Mean RGB difference to the drawn stack: up to 21 after a blur, 27 and more for its flat silhouette.
 STACK_ERROR = 24.0
 
 

@@ -1,6 +1,6 @@
-"""Letters as bitmaps, so that no system font decides what a word looks like: Latin capitals 5 × 7, Chinese 9 × 9.
+"""Letters as bitmaps, so that words do not depend on a system's fonts: Latin capitals 5 × 7, Chinese 9 × 9.
 
-Every glyph fills its box to all four sides, so that a word's box says how large its cells are.
+Every glyph touches all four sides of its box, so that the size of the cells follows from the box of a word.
 """
 
 import numpy as np
@@ -62,9 +62,9 @@ CONSONANTS, VOWELS = "BCDFGHJKLMNPQRSTVWXYZ", "AEIOU"
 
 
 def cells(word: str) -> np.ndarray:
-    """A word's bitmap, 0 or 1, [7 or 9, columns]: its letters, one empty column between two.
+    """The bitmap of a word, 0 or 1, [7 or 9, columns], with an empty column between letters.
 
-    Raises KeyError for a letter that its first letter's script lacks.
+    Raises KeyError for a letter that is not in the script of the first one.
     """
     script = CHINESE if word[0] in CHINESE else LATIN
     letters = [script[letter] for letter in word]

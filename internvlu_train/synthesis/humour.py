@@ -1,7 +1,7 @@
-"""Memes: a face whose mood fits the caption under it."""
+"""Memes: a face whose mood matches the caption below it."""
 
 from .canvas import COLOURS
-from .scene import Chance, Label, Plan, Thing, Truth, draw, kept, with_article, written
+from .scene import Choices, Label, Plan, Thing, Truth, draw, kept, with_article, written
 from .text import beside
 
 MOODS = {
@@ -19,64 +19,66 @@ DRAW = (
 BARE = ("{colour} meme about {word}", "draw {colour} meme about {word}", "please draw {colour} meme about {word}")
 
 
-def face(mood: str, colour: str, chance: Chance):
-    return beside(f"{mood} face", colour, chance, "bottom", radius=0.235 * min(chance.size))
+def face(mood: str, colour: str, choices: Choices):
+    return beside(f"{mood} face", colour, choices, "bottom", radius=0.235 * min(choices.size))
 
 
-def meme(chance: Chance) -> Plan:
-    """Half of the prompts leave the mood to whoever gets the joke."""
-    word, colour, bare = chance.pick(tuple(MOOD_OF)), chance.pick(tuple(COLOURS)), chance.chance(0.5)
+def meme(choices: Choices) -> Plan:
+    """Half of the prompts do not name the mood, which then follows from the word."""
+    word, colour, bare = choices.pick(tuple(MOOD_OF)), choices.pick(tuple(COLOURS)), choices.flip(0.5)
     mood = MOOD_OF[word]
     said = with_article(colour) if bare else colour
-    prompt = chance.template(BARE if bare else DRAW).format(mood=mood, colour=said, word=word)
+    prompt = choices.template(BARE if bare else DRAW).format(mood=mood, colour=said, word=word)
     return Plan(
         prompt,
         Truth("joke" if bare else "meme", (Thing(f"{mood} face", colour),), label=Label(word, "", "bottom")),
-        lambda: ((), meme_picture(face(mood, colour, chance), written(word, "black", chance, "bottom"), chance)),
+        lambda: ((), meme_picture(face(mood, colour, choices), written(word, "black", choices, "bottom"), choices)),
         keys=(prompt,),
     )
 
 
-def meme_picture(one, word, chance: Chance):
-    return draw([one], chance.size, words=[word])
+def meme_picture(one, word, choices: Choices):
+    return draw([one], choices.size, words=[word])
 
 
-def retell(chance: Chance) -> Plan:
-    """Another caption, and the face that goes with it."""
-    old, new = chance.few(tuple(MOOD_OF), 2)
-    colour = chance.pick(tuple(COLOURS))
-    before, word = face(MOOD_OF[old], colour, chance), written(old, "black", chance, "bottom")
+def retell(choices: Choices) -> Plan:
+    """Change the caption, and the face to match it."""
+    old, new = choices.few(tuple(MOOD_OF), 2)
+    colour = choices.pick(tuple(COLOURS))
+    before, word = face(MOOD_OF[old], colour, choices), written(old, "black", choices, "bottom")
     after = type(before)(f"{MOOD_OF[new]} face", colour, before.x, before.y, before.radius)
-    prompt = chance.template(("make it a meme about {}", "change the meme to {}", "make the meme about {}")).format(new)
-    things = (kept(after, chance.size),)
+    prompt = choices.template(("make it a meme about {}", "change the meme to {}", "make the meme about {}")).format(
+        new
+    )
+    things = (kept(after, choices.size),)
     return Plan(
         prompt,
         Truth("retell", things, label=Label(new, "black", "bottom")),
-        lambda: ((meme_picture(before, word, chance),), meme_picture(after, (new, *word[1:]), chance)),
+        lambda: ((meme_picture(before, word, choices),), meme_picture(after, (new, *word[1:]), choices)),
     )
 
 
-def ask_mood(chance: Chance) -> Plan:
+def ask_mood(choices: Choices) -> Plan:
     return _ask(
         "mood",
-        chance,
+        choices,
         ("what is the mood of the face?", "which mood has the face?", "which is the mood of the face?"),
         0,
     )
 
 
-def ask_caption(chance: Chance) -> Plan:
-    return _ask("caption", chance, ("what word is there?", "what is the word?", "what is the word of the meme?"), 1)
+def ask_caption(choices: Choices) -> Plan:
+    return _ask("caption", choices, ("what word is there?", "what is the word?", "what is the word of the meme?"), 1)
 
 
-def _ask(kind: str, chance: Chance, templates, which: int) -> Plan:
-    word, colour = chance.pick(tuple(MOOD_OF)), chance.pick(tuple(COLOURS))
+def _ask(kind: str, choices: Choices, templates, which: int) -> Plan:
+    word, colour = choices.pick(tuple(MOOD_OF)), choices.pick(tuple(COLOURS))
     answer = (MOOD_OF[word], word)[which]
     return Plan(
-        chance.template(templates),
+        choices.template(templates),
         Truth(kind, answers=(answer,)),
         lambda: (
-            (meme_picture(face(MOOD_OF[word], colour, chance), written(word, "black", chance, "bottom"), chance),),
+            (meme_picture(face(MOOD_OF[word], colour, choices), written(word, "black", choices, "bottom"), choices),),
             None,
         ),
         answer,

@@ -17,12 +17,12 @@ SEEDS_PER_RUN = 10**9  # sample seeds of one setting of Stage.seed
 
 
 def samples(stage: Stage) -> Iterator[Sample]:
-    """The stage's samples: tasks by their shares exactly in every cycle; within a task domains by theirs, and sizes."""
+    """The samples of a stage. Each cycle has the exact shares of tasks, and of domains and sizes within a task."""
     workers = min(MAX_WORKERS, os.cpu_count() or 1)
     if stage.samples < WORTH_WORKERS or workers == 1:
         yield from map(_make, orders(stage))
         return
-    # Not forked: a forked process inherits locks that the threads of its parent hold.
+    # Spawned, because a forked process inherits locks that threads of its parent hold.
     with multiprocessing.get_context("spawn").Pool(workers) as pool:
         yield from pool.imap(_make, orders(stage), chunksize=256)
 
@@ -35,7 +35,7 @@ def _make(order: tuple) -> Sample:
 
 
 def orders(stage: Stage) -> Iterator[tuple]:
-    """The arguments with which each sample is made."""
+    """The arguments of synthesis.make for each sample. Raises InputError for unknown domains and tasks."""
     if unknown := [domain for domain, _ in stage.domains if domain not in DOMAINS]:
         raise InputError(f"domains has {unknown[0]!r}; there are {', '.join(DOMAINS)}")
     cycle = [task for task, share in stage.tasks for _ in range(share)]
@@ -52,10 +52,10 @@ def orders(stage: Stage) -> Iterator[tuple]:
         domain = domains[name][turn % len(domains[name])]
         size = stage.sides[turn // len(domains[name]) % len(stage.sides)]
         kind = stage.kinds[index % len(stage.kinds)] if stage.kinds else ""
-        yield domain, task, 2 * (stage.seed * SEEDS_PER_RUN + index), size, kind or None  # even seeds are training's
+        yield domain, task, 2 * (stage.seed * SEEDS_PER_RUN + index), size, kind or None  # even seeds are for training
 
 
 def _domains(name: str, shares: list[str]) -> list[str]:
-    """The domains whose samples a task takes in turn: those that have it, or the one in its name ("edit/objects")."""
+    """The domains from which a task takes samples in turn: those that have it, or the one it names ("edit/objects")."""
     task, _, only = name.partition("/")
     return [domain for domain in shares if task in TASKS[domain] and only in ("", domain)]

@@ -1,9 +1,9 @@
-"""Pictures that take a thought first: sums, common knowledge, opposites. The thought comes in words."""
+"""Pictures that need reasoning: sums, common knowledge, opposites. The reasoning is written before the picture."""
 
 from dataclasses import replace
 
 from .objects import at_places, edit
-from .scene import IN_PLACE, NUMBERS, Chance, Placed, Plan, Thing, Truth, drawing, held_out, kept, plural, with_article
+from .scene import IN_PLACE, NUMBERS, Choices, Placed, Plan, Thing, Truth, drawing, held_out, kept, plural, with_article
 
 COLOUR_OF = {
     "grass": "green",
@@ -49,116 +49,116 @@ def thought(plan: Plan, words: str) -> Plan:
     return replace(plan, words=words)
 
 
-def _count(kind: str, chance: Chance, prompt: str, first: str, count: int) -> Plan:
-    """count of one shape, in any colour the prompt does not name."""
-    shape, colour = chance.pair()
+def _count(kind: str, choices: Choices, prompt: str, first: str, count: int) -> Plan:
+    """`count` objects of one shape, whose colour the prompt does not name."""
+    shape, colour = choices.pair()
     things = (Thing(shape),) * count
     prompt = prompt.format(shape=shape, shapes=plural(2, shape).split(" ", 1)[1])
-    plan = drawing(kind, prompt, lambda: chance.scatter([(shape, colour)] * count), chance, things=things)
+    plan = drawing(kind, prompt, lambda: choices.scatter([(shape, colour)] * count), choices, things=things)
     return thought(plan, f"{first} Draw {plural(count, shape)}.")
 
 
-def total(chance: Chance) -> Plan:
-    one, more = chance.number(1, 3), chance.number(1, 3)
+def total(choices: Choices) -> Plan:
+    one, more = choices.number(1, 3), choices.number(1, 3)
     if one + more > 4:
-        return total(chance)
+        return total(choices)
     first = f"{capital(NUMBERS[one])} and {NUMBERS[more]} are {NUMBERS[one + more]}."
     noun = "{shape}" if one == 1 else "{shapes}"
-    prompt = chance.template(
+    prompt = choices.template(
         ("{more} more than {one} %s", "draw {more} more than {one} %s", "please draw {more} more than {one} %s")
     )
     prompt = prompt.format(more=NUMBERS[more], one=NUMBERS[one]) % noun
-    return _count("total", chance, prompt, first, one + more)
+    return _count("total", choices, prompt, first, one + more)
 
 
-def difference(chance: Chance) -> Plan:
-    many = chance.number(2, 5)
-    less = chance.number(1, many - 1)
+def difference(choices: Choices) -> Plan:
+    many = choices.number(2, 5)
+    less = choices.number(1, many - 1)
     if many - less > 4:
-        return difference(chance)
+        return difference(choices)
     first = (
         f"{capital(NUMBERS[many])} less {NUMBERS[less]} {'is' if many - less == 1 else 'are'} {NUMBERS[many - less]}."
     )
-    prompt = chance.template(
+    prompt = choices.template(
         ("{less} less than {many} %s", "draw {less} less than {many} %s", "please draw {less} less than {many} %s")
     )
     prompt = prompt.format(less=NUMBERS[less], many=NUMBERS[many]) % "{shapes}"
-    return _count("difference", chance, prompt, first, many - less)
+    return _count("difference", choices, prompt, first, many - less)
 
 
-def _single(kind: str, chance: Chance, said: str, first: str, shape: str, colour: str, place: str = "") -> Plan:
+def _single(kind: str, choices: Choices, said: str, first: str, shape: str, colour: str, place: str = "") -> Plan:
     templates = ("{}", "draw {}", "a picture of {}", "please draw {}")
     thing = Thing(shape, colour, place)
 
     def objects():
-        radius = chance.radius()
-        return [Placed(shape, colour, *chance.at(place, radius), radius)]
+        radius = choices.radius()
+        return [Placed(shape, colour, *choices.at(place, radius), radius)]
 
-    prompt = chance.template(templates).format(said)
-    plan = drawing(kind, prompt, objects, chance, things=(thing,), held_out=held_out([thing]))
+    prompt = choices.template(templates).format(said)
+    plan = drawing(kind, prompt, objects, choices, things=(thing,), held_out=held_out([thing]))
     noun = with_article(f"{colour} {shape}") + (f" {IN_PLACE[place]}" if place else "")
     return thought(plan, f"{first} Draw {noun}.")
 
 
-def known_colour(chance: Chance) -> Plan:
-    what, colour = chance.pick(tuple(COLOUR_OF.items()))
-    shape = chance.shape_for(colour)
+def known_colour(choices: Choices) -> Plan:
+    what, colour = choices.pick(tuple(COLOUR_OF.items()))
+    shape = choices.shape_for(colour)
     first = f"{capital(what)} is {colour}."
-    return _single("known colour", chance, f"{with_article(shape)} in the colour of {what}", first, shape, colour)
+    return _single("known colour", choices, f"{with_article(shape)} in the colour of {what}", first, shape, colour)
 
 
-def mixed_colour(chance: Chance) -> Plan:
-    parts, colour = chance.pick(tuple(MIXED.items()))
-    one, other = chance.shuffled(parts)
-    shape = chance.shape_for(colour)
+def mixed_colour(choices: Choices) -> Plan:
+    parts, colour = choices.pick(tuple(MIXED.items()))
+    one, other = choices.shuffled(parts)
+    shape = choices.shape_for(colour)
     first = f"{capital(one)} and {other} make {colour}."
     return _single(
-        "mixed colour", chance, f"{with_article(shape)} in the mix of {one} and {other}", first, shape, colour
+        "mixed colour", choices, f"{with_article(shape)} in the mix of {one} and {other}", first, shape, colour
     )
 
 
-def known_shape(chance: Chance) -> Plan:
-    what, shape = chance.pick(tuple(SHAPE_OF.items()))
-    colour = chance.colour_for(shape)
+def known_shape(choices: Choices) -> Plan:
+    what, shape = choices.pick(tuple(SHAPE_OF.items()))
+    colour = choices.colour_for(shape)
     first = f"The shape with {what} is {with_article(shape)}."
-    return _single("known shape", chance, f"{with_article(colour)} shape with {what}", first, shape, colour)
+    return _single("known shape", choices, f"{with_article(colour)} shape with {what}", first, shape, colour)
 
 
-def opposite(chance: Chance) -> Plan:
-    (place, far), (shape, colour) = chance.pick(tuple(FAR.items())), chance.pair()
+def opposite(choices: Choices) -> Plan:
+    (place, far), (shape, colour) = choices.pick(tuple(FAR.items())), choices.pair()
     first = f"The opposite of the {place} is the {far}."
     said = f"{with_article(f'{colour} {shape}')} opposite of the {place}"
-    return _single("opposite", chance, said, first, shape, colour, far)
+    return _single("opposite", choices, said, first, shape, colour, far)
 
 
 # Edits
 
 
-def known_recolour(chance: Chance) -> Plan:
-    what, colour = chance.pick(tuple(COLOUR_OF.items()))
-    before = chance.scatter(chance.pairs(chance.number(1, 2)))
+def known_recolour(choices: Choices) -> Plan:
+    what, colour = choices.pick(tuple(COLOUR_OF.items()))
+    before = choices.scatter(choices.pairs(choices.number(1, 2)))
     one = before[0]
-    if colour in [o.colour for o in before] or (not chance.evaluates and held_out([replace(one, colour=colour)])):
-        return known_recolour(chance)
-    prompt = chance.template(
+    if colour in [o.colour for o in before] or (not choices.evaluates and held_out([replace(one, colour=colour)])):
+        return known_recolour(choices)
+    prompt = choices.template(
         ("give the {} the colour of {}", "make the {} the colour of {}", "please give the {} the colour of {}")
     )
     plan = edit(
-        "known recolour", prompt.format(one.shape, what), before, [replace(one, colour=colour), *before[1:]], chance
+        "known recolour", prompt.format(one.shape, what), before, [replace(one, colour=colour), *before[1:]], choices
     )
     return thought(plan, f"{capital(what)} is {colour}. Make the {one.shape} {colour}.")
 
 
-def fill_up(chance: Chance) -> Plan:
-    """Some are there; how many are missing must be counted."""
-    (shape, colour), wanted = chance.pair(), chance.number(2, 4)
-    there = chance.number(1, wanted - 1)
-    objects = chance.scatter([(shape, colour)] * wanted)
+def fill_up(choices: Choices) -> Plan:
+    """Add what is missing to a number: the objects in the picture must be counted."""
+    (shape, colour), wanted = choices.pair(), choices.number(2, 4)
+    there = choices.number(1, wanted - 1)
+    objects = choices.scatter([(shape, colour)] * wanted)
     shapes = plural(2, shape).split(" ", 1)[1]
     templates = ("add {} until there are {}", "please add {} until there are {}", "draw {} until there are {}")
-    prompt = chance.template(templates).format(shapes, NUMBERS[wanted])
-    things = (*(kept(o, chance.size) for o in objects[:there]), *(Thing(shape, colour),) * (wanted - there))
-    plan = edit("fill up", prompt, objects[:there], objects, chance, things)
+    prompt = choices.template(templates).format(shapes, NUMBERS[wanted])
+    things = (*(kept(o, choices.size) for o in objects[:there]), *(Thing(shape, colour),) * (wanted - there))
+    plan = edit("fill up", prompt, objects[:there], objects, choices, things)
     missing = wanted - there
     verbs = [("is" if number == 1 else "are") for number in (there, missing)]
     return thought(
@@ -168,12 +168,12 @@ def fill_up(chance: Chance) -> Plan:
     )
 
 
-def across(chance: Chance) -> Plan:
-    place, one = at_places(chance, 1)[0]
+def across(choices: Choices) -> Plan:
+    place, one = at_places(choices, 1)[0]
     if place not in FAR:
-        return across(chance)
-    after = replace(one, **dict(zip("xy", chance.at(FAR[place], one.radius), strict=True)))
-    prompt = chance.template(
+        return across(choices)
+    after = replace(one, **dict(zip("xy", choices.at(FAR[place], one.radius), strict=True)))
+    prompt = choices.template(
         (
             "move the {} to the opposite place",
             "put the {} in the opposite place",
@@ -181,32 +181,32 @@ def across(chance: Chance) -> Plan:
         )
     )
     things = (Thing(one.shape, one.colour, FAR[place]),)
-    plan = edit("across", prompt.format(one.shape), [one], [after], chance, things)
+    plan = edit("across", prompt.format(one.shape), [one], [after], choices, things)
     return thought(plan, f"The {one.shape} is {IN_PLACE[place]}. Move it to the {FAR[place]}.")
 
 
 # Questions without a picture
 
 
-def ask_sum(chance: Chance) -> Plan:
-    one, other = chance.number(1, 6), chance.number(1, 6)
-    prompt = chance.template(("how many are {} and {}?", "what are {} and {}?", "how much are {} and {}?"))
+def ask_sum(choices: Choices) -> Plan:
+    one, other = choices.number(1, 6), choices.number(1, 6)
+    prompt = choices.template(("how many are {} and {}?", "what are {} and {}?", "how much are {} and {}?"))
     return _ask("sum", prompt.format(NUMBERS[one], NUMBERS[other]), NUMBERS[one + other], str(one + other))
 
 
-def ask_known_colour(chance: Chance) -> Plan:
-    what, colour = chance.pick(tuple(COLOUR_OF.items()))
+def ask_known_colour(choices: Choices) -> Plan:
+    what, colour = choices.pick(tuple(COLOUR_OF.items()))
     return _ask(
         "knowledge",
-        chance.template(("what colour is {}?", "which colour has {}?", "which colour is {}?")).format(what),
+        choices.template(("what colour is {}?", "which colour has {}?", "which colour is {}?")).format(what),
         colour,
     )
 
 
-def ask_mix(chance: Chance) -> Plan:
-    parts, colour = chance.pick(tuple(MIXED.items()))
-    one, other = chance.shuffled(parts)
-    prompt = chance.template(
+def ask_mix(choices: Choices) -> Plan:
+    parts, colour = choices.pick(tuple(MIXED.items()))
+    one, other = choices.shuffled(parts)
+    prompt = choices.template(
         ("what do {} and {} make?", "which colour do {} and {} make?", "what colour do {} and {} make?")
     )
     return _ask("mix", prompt.format(one, other), colour)

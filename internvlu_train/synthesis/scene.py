@@ -1,4 +1,4 @@
-"""What a picture shows, in a form that can be drawn, judged and written as JSON."""
+"""What a picture shows, in a form that can be drawn, judged and written as JSON, and the random choices of a sample."""
 
 import json
 import random
@@ -10,7 +10,7 @@ import numpy as np
 
 from . import canvas, glyphs
 
-# Where an object can be asked to be: fractions of the picture's width and height.
+# The places that a prompt can name, as fractions of the picture's width and height.
 PLACES = {
     "top left": (0.22, 0.22),
     "top": (0.5, 0.22),
@@ -22,7 +22,7 @@ PLACES = {
     "bottom": (0.5, 0.78),
     "bottom right": (0.78, 0.78),
 }
-IN_PLACE = {  # as it is said
+IN_PLACE = {  # in words
     "top left": "in the top left",
     "top": "at the top",
     "top right": "in the top right",
@@ -35,7 +35,7 @@ IN_PLACE = {  # as it is said
 }
 RELATIONS = {"left of": (-1, 0), "right of": (1, 0), "above": (0, -1), "below": (0, 1)}
 OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
-# Radii as fractions of the picture's shorter side. A named size is apart from the usual one by more than a blur.
+# Radii as fractions of the picture's shorter side. Named sizes differ from the usual one by more than a blur.
 RADII = {"": (0.155, 0.195), "small": (0.115, 0.13), "large": (0.25, 0.28)}
 DIRECTIONS = ("right", "down", "left", "up")  # of an arrow, by quarter turns
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
@@ -43,7 +43,7 @@ NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight
 QUESTION_FRAMES = ("now {}", "please tell me: {}", "look at the picture: {}", "and {}")
 REQUEST_FRAMES = ("please {}", "{}, please", "now {}", "I want you to {}")
 
-# What no prompt or question of training names, in any domain: seven of the 64 pairs, no shape or colour too often.
+# Pairs that no prompt or question of training names, in any domain: 7 of 64, spread over shapes and colours.
 HELD_OUT_PAIRS = frozenset(
     {
         ("star", "green"),
@@ -55,16 +55,16 @@ HELD_OUT_PAIRS = frozenset(
         ("ring", "orange"),
     }
 )
-HELD_OUT_SHARE = 8  # one prompt in so many is kept for evaluation
+HELD_OUT_SHARE = 8  # one of so many prompts is held out for evaluation
 
 
 @dataclass(frozen=True)
 class Thing:
-    """One object. Empty fields were not asked for: anything goes.
+    """One object that a picture must show. An empty field means that anything is right.
 
-    place: a key of PLACES. at: the centre (x, y) as fractions of the picture's sides, where it must have stayed.
-    size: "small" or "large". radius: the one that it must have kept, as a fraction of the picture's shorter side.
-    turn: quarter turns clockwise, −1 if not asked for.
+    place: a key of PLACES. at: the centre (x, y) of an object that must not move, as fractions of the picture's sides.
+    size: "small" or "large". radius: of an object that must keep its size, as a fraction of the picture's shorter side.
+    turn: quarter turns clockwise; −1 for any.
     """
 
     shape: str = ""
@@ -78,7 +78,7 @@ class Thing:
 
 @dataclass(frozen=True)
 class Label:
-    """A word. where: "" (alone in the picture), "top" or "bottom" (in that quarter of it, objects elsewhere)."""
+    """A word. where: "" if it is alone in the picture, "top" or "bottom" if objects are in the rest of it."""
 
     word: str
     colour: str = ""
@@ -87,11 +87,11 @@ class Label:
 
 @dataclass(frozen=True)
 class Truth:
-    """What the picture must show (of a question: what its picture shows), and nothing more.
+    """What the picture must show, and nothing else.
 
-    kind: the kind of prompt, by which scores are grouped. relations: (i, relation, j) between things.
-    figure: "" or the diagram, whose numbers are `values` and whose parts' colours are `colours`.
-    answers: what counts as right for a question, in any letter case. held_out: has what training never shows.
+    kind: of the prompt; scores are grouped by it. relations: (i, relation, j) between things. figure: "" or the
+    diagram, whose numbers are `values` and whose colours are `colours`. answers: right answers to a question, in any
+    letter case. held_out: whether the sample has a pair that training never shows.
     """
 
     kind: str
@@ -121,10 +121,10 @@ class Truth:
 
 @dataclass(frozen=True)
 class Plan:
-    """A sample before it is drawn. paint(): (input pictures, target picture or None).
+    """A sample before it is drawn. paint() returns (input pictures, target picture or None).
 
-    keys: the texts by whose checksums the split is chosen, all of which it must have (none if either may have it: no
-    two of its scenes are alike).
+    keys: texts that must all belong to the sample's split (Choices.wants); empty if both splits may have the sample,
+    because no two of its scenes are equal.
     """
 
     prompt: str
@@ -147,21 +147,21 @@ class Placed:
 
 
 def frames(template: str) -> tuple[str, ...]:
-    """What a template can stand in: a question, a request, or neither ("{}", "a picture of {}")."""
+    """The sentences in which a template can be embedded: those of a question, of a request, or none."""
     if template.endswith("?"):
         return QUESTION_FRAMES
     return ("{}",) if template.startswith(("{", "a ", "the ", "I ", "please ")) else REQUEST_FRAMES
 
 
-class Chance:
-    """The random choices of one sample, and what its split may see. Odd seeds are evaluation, even ones training."""
+class Choices:
+    """The random choices of one sample. Odd seeds are evaluation, even ones training, which may show less."""
 
     def __init__(self, name: str, seed: int, size: tuple[int, int]):
         self.random, self.evaluates, self.size = random.Random(f"{name}/{seed}"), seed % 2 == 1, size
         self.pick, self.uniform, self.shuffled = self.random.choice, self.random.uniform, self._shuffled
         self.few = self.random.sample
 
-    def chance(self, probability: float) -> bool:
+    def flip(self, probability: float) -> bool:
         return self.random.random() < probability
 
     def number(self, low: int, high: int) -> int:
@@ -173,27 +173,28 @@ class Chance:
         return items
 
     def template(self, templates: tuple[str, ...], practised: tuple[str, ...] = ()) -> str:
-        """One of the templates; the last is kept for evaluation, those `practised` for training.
+        """One of the templates. The last one is for evaluation only, those in `practised` for training only.
 
-        Training also frames it ("now …"): with each sentence in two forms only, a third was not understood.
+        Training also embeds it in frames ("now …"): trained on two forms of a sentence, a model did not understand a
+        third one.
         """
         if self.evaluates:
             return self.pick(templates)
         while True:
             chosen = self.pick((*templates[:-1], *practised))
-            framed = self.pick(frames(chosen)).format(chosen) if self.chance(0.5) else chosen
+            framed = self.pick(frames(chosen)).format(chosen) if self.flip(0.5) else chosen
             if framed != templates[-1]:
                 return framed
 
     def pair(self, background: str = "white", shapes=canvas.SHAPES, colours=tuple(canvas.COLOURS)) -> tuple[str, str]:
-        """A shape and a colour that this split may show together on the background."""
+        """A shape and a colour that this split may show together, on this background."""
         while True:
             pair = self.pick(shapes), self.pick(colours)
             if pair[1] != background and (self.evaluates or pair not in HELD_OUT_PAIRS):
                 return pair
 
     def pairs(self, count: int, background: str = "white") -> list[tuple[str, str]]:
-        """Pairs of which no two share a shape or a colour."""
+        """Pairs without a common shape or colour."""
         pairs = []
         while len(pairs) < count:
             pair = self.pair(background)
@@ -211,11 +212,11 @@ class Chance:
         return self.pair("", tuple(s for s in canvas.SHAPES if s not in other_than), (colour,))[0]
 
     def background(self) -> str:
-        """Training sees the rare ones more often: shapes on black were still blobs when those on white were right."""
-        return self.pick(("grey", "black")) if self.chance(0.25 if self.evaluates else 0.6) else "white"
+        """Training has rare backgrounds more often: shapes on black were learnt later than those on white."""
+        return self.pick(("grey", "black")) if self.flip(0.25 if self.evaluates else 0.6) else "white"
 
     def wants(self, keys: tuple[str, ...]) -> bool:
-        """Whether this split has the texts: one in HELD_OUT_SHARE is evaluation's alone, by its checksum."""
+        """Whether all texts belong to this split: by its checksum, one of HELD_OUT_SHARE is for evaluation."""
         return all((zlib.crc32(key.encode()) % HELD_OUT_SHARE == 0) == self.evaluates for key in keys)
 
     # Places
@@ -224,7 +225,7 @@ class Chance:
         return self.uniform(*RADII[size]) * min(self.size) * shrink
 
     def at(self, place: str, radius: float) -> tuple[float, float]:
-        """A point in pixels at the place, or anywhere, at which the object is wholly in the picture."""
+        """A point in pixels at the place, or anywhere, such that the whole object is in the picture."""
         width, height = self.size
         margin = radius + 1.5
         if not place:
@@ -235,7 +236,7 @@ class Chance:
         return min(max(x, margin), width - margin), min(max(y, margin), height - margin)
 
     def scatter(self, parts: list[tuple[str, str]], shrink: float = 1.0, taken=()) -> list[Placed]:
-        """Objects (shape, colour) at free places, none touching another or one of `taken`; smaller if they must be."""
+        """Place objects (shape, colour) so that none touches another or one of `taken`; they shrink if necessary."""
         while True:
             placed = list(taken)
             for shape, colour in parts:
@@ -253,18 +254,18 @@ class Chance:
 
     @property
     def gap(self) -> float:
-        """Pixels that stay free between two objects."""
+        """Least distance between two objects, in pixels."""
         return max(3.0, 0.06 * min(self.size))
 
 
 def touch(one: Placed, other: Placed, gap: float) -> bool:
-    """Whether the squares in which two objects are drawn come nearer than gap pixels."""
+    """Whether the bounding squares of two objects are nearer than gap pixels."""
     reach = one.radius + other.radius + gap
     return abs(one.x - other.x) < reach and abs(one.y - other.y) < reach
 
 
 def draw(objects, size: tuple[int, int], background: str = "white", words=()) -> np.ndarray:
-    """Objects and words (as `written` places them) → picture, uint8 [H, W, 3]."""
+    """Draw objects, and words as `written` places them, to a picture, uint8 [H, W, 3]."""
     picture = canvas.blank(size, background)
     for o in objects:
         canvas.paint(picture, o.shape, o.colour, o.x, o.y, o.radius, o.turn)
@@ -273,23 +274,23 @@ def draw(objects, size: tuple[int, int], background: str = "white", words=()) ->
     return canvas.finish(picture)
 
 
-def written(word: str, colour: str, chance: Chance, where: str = "") -> tuple[str, str, int, int, int]:
-    """A word where it is drawn: word, colour, left, top and the side of a cell, in whole pixels.
+def written(word: str, colour: str, choices: Choices, where: str = "") -> tuple[str, str, int, int, int]:
+    """Place a word: (word, colour, left, top, side of a cell), in whole pixels.
 
-    where: as Label's; the word then fills most of that part of the picture's width and height.
+    where: as in Label. The word fills most of the width or height of that part of the picture.
     """
-    (width, height), (rows, columns) = chance.size, glyphs.cells(word).shape
+    (width, height), (rows, columns) = choices.size, glyphs.cells(word).shape
     side = int(min(0.92 * width / columns, (0.36 if where else 0.6) * height / rows))
-    if not where and side > 3 and chance.chance(0.5):
+    if not where and side > 3 and choices.flip(0.5):
         side -= 1
-    left = chance.number(2, width - columns * side - 2)
+    left = choices.number(2, width - columns * side - 2)
     free = height - rows * side
-    top = {"": chance.number(2, free - 2), "top": 3, "bottom": free - 3}[where]
+    top = {"": choices.number(2, free - 2), "top": 3, "bottom": free - 3}[where]
     return word, colour, left, top, side
 
 
 def bands(where: str, height: int) -> tuple[int, int]:
-    """The rows (first, last + 1) in which a label at `where` is."""
+    """The rows (first, last + 1) of a label at `where`."""
     return {"": (0, height), "top": (0, round(0.44 * height)), "bottom": (round(0.56 * height), height)}[where]
 
 
@@ -297,20 +298,20 @@ def paint_word(picture: np.ndarray, word: str, colour: str, left: int, top: int,
     canvas.cells(picture, colour, glyphs.cells(word), left, top, side)
 
 
-def drawing(kind: str, prompt: str, objects: Callable[[], list], chance: Chance, background="white", **truth) -> Plan:
-    """The plan of a picture from a prompt. objects(): what to draw, called only if the split wants the prompt."""
+def drawing(kind: str, prompt: str, objects: Callable[[], list], choices: Choices, background="white", **truth) -> Plan:
+    """The plan of a drawing. objects() returns what to draw; it is called only if the split has the prompt."""
     said = f" on a {background} background" if background != "white" else ""
     prompt += said
     return Plan(
         prompt,
         Truth(kind, background=background if said else "", **truth),
-        lambda: ((), draw(objects(), chance.size, background)),
+        lambda: ((), draw(objects(), choices.size, background)),
         keys=(prompt,),
     )
 
 
 def kept(one: Placed, size: tuple[int, int]) -> Thing:
-    """The object as one that an edit must leave where it is, and as large."""
+    """The object as one whose place and size an edit must not change."""
     at = round(one.x / size[0], 4), round(one.y / size[1], 4)
     turn = one.turn if one.shape in canvas.TURNED else -1
     return Thing(one.shape, one.colour, at=at, radius=round(one.radius / min(size), 4), turn=turn)
@@ -323,7 +324,7 @@ def place_of(x: float, y: float, size: tuple[int, int]) -> str:
 
 
 def held_out(objects) -> bool:
-    """Whether any (shape, colour) pair among the objects is one that training never shows."""
+    """Whether an object has a (shape, colour) pair that training never shows."""
     return any((o.shape, o.colour) in HELD_OUT_PAIRS for o in objects)
 
 

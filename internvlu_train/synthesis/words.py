@@ -1,4 +1,4 @@
-"""Reads a word: finds its ink, lays a grid of cells over it and compares each letter with the bitmaps."""
+"""Read a word: find its pixels, divide their box into a grid of cells, and compare each letter with the bitmaps."""
 
 import numpy as np
 from PIL import Image
@@ -6,15 +6,15 @@ from PIL import Image
 from .glyphs import SCRIPTS
 from .reading import box_of, components, ink, pure_colour
 
-ASPECT_ERROR = 0.14  # how far the box of n letters may be from the shape it should have
-LETTER_ERROR = 0.27  # mean difference of a letter's cells from its bitmap
-MARGIN = 0.02  # by which the best letter must be better than the next
+ASPECT_ERROR = 0.14  # largest relative error of the aspect ratio of a box of n letters
+LETTER_ERROR = 0.27  # largest mean difference of a letter's cells from its bitmap
+MARGIN = 0.02  # least difference between the errors of the best and the second letter
 MOST_LETTERS = 5
-SPECK = 3  # pixels: less ink than this in one place is noise
+SPECK = 3  # pixels; smaller components are noise
 
 
 def read_word(picture: np.ndarray, background: np.ndarray) -> tuple[str, str]:
-    """(word, colour's name) of the only ink in a picture, uint8 [H, W, 3]; "" for what cannot be read or is mixed."""
+    """(word, name of its colour) in a picture, uint8 [H, W, 3]; "" for what cannot be read."""
     alpha = ink(picture, background)
     mask = np.zeros(alpha.shape, bool)
     for part in components(alpha > 0.5):
@@ -27,7 +27,7 @@ def read_word(picture: np.ndarray, background: np.ndarray) -> tuple[str, str]:
 
 
 def read_letters(alpha: np.ndarray, box: tuple[int, int, int, int]) -> str:
-    """The word in a box, by the script and number of letters whose grid fits it best."""
+    """The word in a box, with the script and the number of letters that fit it best."""
     left, top, right, bottom = box
     aspect = (right - left) / (bottom - top)
     found = [(1.0, "")]
@@ -41,7 +41,7 @@ def read_letters(alpha: np.ndarray, box: tuple[int, int, int, int]) -> str:
 
 
 def match(alpha: np.ndarray, box, glyphs: dict[str, np.ndarray], count: int) -> tuple[float, str]:
-    """(mean error, word) of reading the box as so many letters of a script; ("" if a letter is none)."""
+    """(mean error, word) if the box has `count` letters of a script; the word is "" if a letter fits none."""
     rows, columns = next(iter(glyphs.values())).shape
     grid = Image.fromarray(alpha.astype(np.float32))
     grid = np.asarray(grid.resize((count * (columns + 1) - 1, rows), Image.Resampling.BOX, box=box))
@@ -60,6 +60,6 @@ def match(alpha: np.ndarray, box, glyphs: dict[str, np.ndarray], count: int) -> 
 
 
 def stretch(cells: np.ndarray) -> np.ndarray:
-    """Cells brought to the full range 0…1, which a blur takes from thin strokes."""
+    """Stretch the cells to the range 0…1: a blur makes thin strokes pale."""
     low, high = np.quantile(cells, (0.05, 0.95))
     return np.clip((cells - low) / max(high - low, 0.3), 0, 1)

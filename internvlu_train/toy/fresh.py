@@ -1,4 +1,4 @@
-"""A checkpoint that has learnt nothing: the released JSON with smaller sizes, a tokenizer, random weights."""
+"""A new checkpoint: the released configuration files with smaller sizes, a tokenizer, random weights."""
 
 import json
 import math
@@ -20,8 +20,8 @@ from .presets import Sizes
 from .tokenizer import write_tokenizer
 
 VAE_FACTOR, VIT_PATCH, LATENT_CHANNELS = 8, 14, 16
-FASTEST = 1 / 8  # turns a timestep: beyond, neighbouring timesteps look as unlike as any two
-LOG_VARIANCE = -5.0  # a fresh VAE's: at 0 its noise drowns the picture, and it stays at a grey
+FASTEST = 1 / 8  # periods per timestep; with faster sinusoids, neighbouring timesteps have unrelated embeddings
+LOG_VARIANCE = -5.0  # of a new VAE; at 0 its noise hides the picture, and reconstructions stay grey
 
 
 TOKENIZER_SAMPLES = 4000
@@ -37,7 +37,7 @@ def write_new(folder: Path, sizes: Sizes):
 
 
 def write_fresh(folder: Path, sizes: Sizes, texts: list[str], seed: int = 0):
-    """Write a checkpoint in the released layout, float32. texts: what the tokenizer's merges are learnt from."""
+    """Write a checkpoint in the released layout, in float32. texts: what the tokenizer is trained on."""
     processor = folder / "processor"
     tokens = write_tokenizer(processor, texts, sizes.vocabulary)
     ids = json.loads((processor / "added_tokens.json").read_text(encoding="utf-8"))
@@ -50,30 +50,30 @@ def write_fresh(folder: Path, sizes: Sizes, texts: list[str], seed: int = 0):
     networks = {"vlm": VLM(config), "generation_decoder": MMDiT(config.mmdit), "vae": VAE(config.vae)}
     for name, network in networks.items():
         initialise(network, generator)
-        write_network(folder, name, network, torch.float32)
+        write_network(folder, config, name, network, torch.float32)
 
 
 @torch.no_grad()
 def initialise(network: nn.Module, generator: torch.Generator):
-    """Random weights of a scale at which signals keep theirs; the MMDiT's blocks start as identities (adaLN-zero)."""
+    """Random weights whose scale preserves that of activations; the MMDiT's blocks start as identities (adaLN-zero)."""
     for name, parameter in network.named_parameters():
         parameter.copy_(_initial(name, parameter.shape, generator))
     if isinstance(network, MMDiT):
         embedding = network.time_text_embed
-        turns = 1000 * embedding.frequencies() / (2 * math.pi)  # a timestep
-        embedding.timestep_embedder["linear_1"].weight[:, (turns > FASTEST).repeat(2)] = 0  # cosines, sines
+        periods = 1000 * embedding.frequencies() / (2 * math.pi)  # per timestep
+        embedding.timestep_embedder["linear_1"].weight[:, (periods > FASTEST).repeat(2)] = 0  # cosines, sines
     if isinstance(network, VAE):
         network.quant_conv.bias[network.config.latent_channels :] = LOG_VARIANCE
 
 
-# What a block adds to its stream, and the velocity itself, starts at 0 (arXiv 2212.09748).
+# Weights that start at 0: a block adds nothing to its residual stream, and the velocity is 0 (arXiv 2212.09748).
 _ZERO = ("img_mod.1.weight", "txt_mod.1.weight", "norm_out.linear.weight", "proj_out.weight")
 _SCALES = ("norm.weight", "norm1.weight", "norm2.weight", "layernorm.weight", "gamma", "ls1.weight", "ls2.weight")
 _SCALES += ("norm_q.weight", "norm_k.weight", "norm_added_q.weight", "norm_added_k.weight", "mlp1.0.weight")
 
 
-# What a layer of the VLM adds to its stream starts small beside the embeddings: the words that the MMDiT reads in the
-# last layers' hidden states must still be words.
+# Output layers of the VLM's blocks start small, so that the last hidden states, which condition the MMDiT, are still
+# close to the embeddings of the words.
 _RESIDUAL = ("self_attn.o_proj.weight", "mlp.down_proj.weight", "attn.proj.weight", "mlp.fc2.weight")
 RESIDUAL = 0.1
 
@@ -91,7 +91,7 @@ def _initial(name: str, shape: torch.Size, generator: torch.Generator) -> Tensor
 
 
 def configs(sizes: Sizes, tokens: int, ids: dict[str, int]) -> dict[str, dict]:
-    """{file: its JSON}. tokens: size of the vocabulary; ids: of the special tokens."""
+    """The configuration files and their content. tokens: size of the vocabulary. ids: of the special tokens."""
     return {
         "model_index.json": {
             "_class_name": "InternVLUPipeline",
@@ -130,7 +130,26 @@ def configs(sizes: Sizes, tokens: int, ids: dict[str, int]) -> dict[str, dict]:
 
 
 def _vlm(sizes: Sizes, tokens: int, ids: dict[str, int]) -> dict:
-    vision = {
+    return {
+        "architectures": ["InternVLUChatModel"],
+        "downsample_ratio": 0.5,
+        "dynamic_image_size": True,
+        "force_image_size": sizes.tile,
+        "llm_config": _language(sizes, tokens, ids),
+        "max_dynamic_patch": 12,
+        "min_dynamic_patch": 1,
+        "model_type": "internvlu_chat",
+        "ps_version": "v2",
+        "select_layer": -1,
+        "template": CHAT_TEMPLATE,
+        "tie_word_embeddings": False,
+        "use_thumbnail": True,
+        "vision_config": _vision(sizes),
+    }
+
+
+def _vision(sizes: Sizes) -> dict:
+    return {
         "architectures": ["InternVisionModel"],
         "hidden_act": "gelu",
         "hidden_size": sizes.vit_width,
@@ -146,7 +165,10 @@ def _vlm(sizes: Sizes, tokens: int, ids: dict[str, int]) -> dict:
         "qk_normalization": False,
         "qkv_bias": True,
     }
-    language = {
+
+
+def _language(sizes: Sizes, tokens: int, ids: dict[str, int]) -> dict:
+    return {
         "architectures": ["Qwen3ForCausalLM"],
         "attention_bias": False,
         "eos_token_id": ids["<|im_end|>"],
@@ -165,22 +187,6 @@ def _vlm(sizes: Sizes, tokens: int, ids: dict[str, int]) -> dict:
         "rope_theta": 1e6,
         "use_sliding_window": False,
         "vocab_size": tokens,
-    }
-    return {
-        "architectures": ["InternVLUChatModel"],
-        "downsample_ratio": 0.5,
-        "dynamic_image_size": True,
-        "force_image_size": sizes.tile,
-        "llm_config": language,
-        "max_dynamic_patch": 12,
-        "min_dynamic_patch": 1,
-        "model_type": "internvlu_chat",
-        "ps_version": "v2",
-        "select_layer": -1,
-        "template": CHAT_TEMPLATE,
-        "tie_word_embeddings": False,
-        "use_thumbnail": True,
-        "vision_config": vision,
     }
 
 

@@ -10,7 +10,7 @@ from ..settings import DOMAINS, PictureStage, Stage, TextStage, VAEStage
 
 @dataclass(frozen=True)
 class Sizes:
-    """A checkpoint of the released shape, made small. Widths are channels, sides pixels."""
+    """The sizes of a small checkpoint of the released architecture. Widths are in channels, sides in pixels."""
 
     picture: int = 64  # side of a drawing by default
     vae_base: int = 8
@@ -21,24 +21,24 @@ class Sizes:
     llm_width: int = 128
     llm_layers: int = 4
     mmdit_layers: int = 6
-    mmdit_heads: int = 4  # of 32 channels
+    mmdit_heads: int = 4  # with head_dim channels each
     head_dim: int = 32
     rope_axes: tuple[int, int, int] = (8, 12, 12)
-    patch: int = 1  # latent pixels along the side of an MMDiT token. The released 2 makes 64 × 64 pixels 16 tokens
+    patch: int = 1  # latent pixels per side of an MMDiT token; with the released 2, 64 × 64 pixels are only 16 tokens
     vocabulary: int = 1536  # at most
     flow_shift: float = 3.0
-    min_side: int = 32  # reference pictures have at least this side's square as area …
-    max_side: int = 128  # … at most this side's, and no longer side
+    min_side: int = 32  # reference pictures have at least the area of a square with this side …
+    max_side: int = 128  # … and at most the area, and the longest side, of this one
 
 
 OBJECTS = (("objects", 1),)
 PICTURES = (("draw", 3), ("edit", 2), ("reason", 1))
 LANGUAGE = (("ask", 3), ("caption", 2), ("reason", 1), ("draw", 1), ("edit", 1))
 DRAW_EDIT = (("draw", 4), ("edit", 1))
-# Generation : editing : understanding = 1 : 1 : 2; a third of the generation is preceded by thoughts.
+# Generation : editing : understanding = 1 : 1 : 2. A third of the generation has reasoning.
 UNIFIED = (("draw", 2), ("reason", 1), ("edit", 3), ("ask", 4), ("caption", 2))
-# Of a VAE that has left the grey. Only single objects have a background other than white; where they are rarer, small
-# ones on grey come out a blur.
+# For a VAE whose reconstructions are no longer all grey. Only single objects have backgrounds other than white; with a
+# smaller share of them, small ones on grey stay blurred.
 VAE_AGAIN = {
     "tasks": (("draw", 1),),
     "domains": (("objects", 4), ("text", 1), ("science", 1), ("spatial", 1), ("humour", 1)),
@@ -55,15 +55,15 @@ CPU = {
     "vae": VAEStage(
         trained=("vae.",), tasks=PICTURES, steps=5000, batch=16, learning_rate=2e-3, samples=12_000, autocast=False
     ),
-    # From the start this divergence would win: the VAE would stay at a grey. Left as they were, latents are needlessly
-    # exact, and those of a dark background three times as large as others.
+    # With this KL weight from the start, reconstructions stay grey. Without this stage, latents are more precise than
+    # necessary, and those of a dark background three times as large as others.
     "vae-smooth": VAEStage(trained=("vae.",), **VAE_AGAIN, steps=2000, warmup=50, decay=0.8, kl=1e-3, negatives=0.25),
     "vae-decoder": VAEStage(
         trained=("vae.decoder.", "vae.post_quant_conv."), **VAE_AGAIN, steps=4000, negatives=0.1, noise=0.2
     ),
     "mllm": TextStage(trained=("vlm.",), tasks=LANGUAGE, samples=48_000, steps=6000),
-    # Not the report's. Among all else it was still a guess after 10,000 steps which object has a shape or colour, and
-    # which of two is left of the other.
+    # Not in the report. In the full mixture, the model was still guessing after 10,000 steps which object has a colour
+    # or shape, and which of two is left of the other.
     "search": TextStage(
         trained=("vlm.",),
         tasks=(("ask", 15), ("reason", 2)),
@@ -73,7 +73,7 @@ CPU = {
         warmup=50,
         steps=4000,
     ),
-    # Not the report's, whose MMDiT is larger and sees more: one object in one place is learnt many times faster alone.
+    # Not in the report, whose MMDiT is larger and sees more data. Single objects alone are learnt many times faster.
     "stage0": PictureStage(
         trained=("mmdit.",),
         tasks=(("draw", 1),),
@@ -83,11 +83,11 @@ CPU = {
         steps=1200,
         learning_rate=3e-3,
     ),
-    # Hours of a CPU do for objects only; diagrams, words and stacks of blocks are for the other preset.
+    # Hours on a CPU suffice for objects only; the other preset adds diagrams, words and stacks of blocks.
     "stage1": PictureStage(
         trained=("mmdit.",), tasks=DRAW_EDIT, domains=OBJECTS, samples=48_000, steps=20_000, learning_rate=3e-3
     ),
-    # Not the report's either: first what letters look like, nearly alone, …
+    # Not in the report: first the shapes of letters, almost alone, …
     "words": PictureStage(
         trained=("mmdit.",),
         tasks=(("draw", 1),),
@@ -98,8 +98,8 @@ CPU = {
         learning_rate=2e-3,
         decay=0.8,
     ),
-    # … then what is learnt last: which of three places gets which letter, which of two gets which shape. An MMDiT that
-    # does not know yet gives one shape to both. After 500 steps by Muon the loss was 0.309, by AdamW 0.319.
+    # … then binding, which is learnt last: which letter belongs to which place, which shape to which of two objects.
+    # Before, both objects often get one shape. After 500 steps the loss was 0.309 with Muon, 0.319 with AdamW.
     "binding": PictureStage(
         trained=("mmdit.",),
         tasks=(("draw", 23), ("edit/objects", 3), ("reason", 2)),
@@ -117,8 +117,8 @@ CPU = {
         warmup=50,
         decay=0.85,
     ),
-    # Words are there and so are two objects of which it is said which is where; two of which it is not are not, nor is
-    # every outline of a single one, and those take longest.
+    # Then what takes longest: two objects without a relation in the prompt, and the outlines of single objects. Words,
+    # and two objects with a relation, are learnt by now.
     "pairs": PictureStage(
         trained=("mmdit.",),
         tasks=(("draw", 24), ("edit/objects", 3), ("reason", 2)),

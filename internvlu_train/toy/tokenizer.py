@@ -1,4 +1,4 @@
-"""A tokenizer for the toy world in the released layout: byte-level BPE, cut into words as Qwen's is."""
+"""A tokenizer for the toy model in the released layout: byte-level BPE, with Qwen's splitting into words."""
 
 import json
 import re
@@ -21,23 +21,23 @@ from internvlu_core.prompt import (
     PAD,
 )
 
-# Qwen2's, by which the released checkpoint's text is cut before any merge.
+# Qwen2's pattern: text is split into words before any merge.
 WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-# The order of the released tokenizer's ids.
+# In the order of the released tokenizer's ids.
 PAIRED = ("<quad>", "</quad>", "<ref>", "</ref>", "<box>", "</box>")
 SPECIALS = (PAD, IM_START, IM_END, IMG, IMG_END, IMG_CONTEXT, *PAIRED, IMG_UNCOND)
 TURNS = ("system\n", "user\n", "assistant\n")
-FIXED_MERGES = 256  # room that is left for them, more than they take
+FIXED_MERGES = 256  # reserved for the merges of FIXED, more than they need
 FIXED = (CHAT_SYSTEM, DRAW_SYSTEM, EDIT_SYSTEM, BLANK_WITH_IMAGES, "Here is a random image :", *TURNS)
 CHINESE = re.compile(r"[\u4e00-\u9fff]")
-# Words that are there to be drawn, most of them never seen in training: they must stay apart, character by character.
+# Words to be drawn, most of which training never shows: each character must stay a token of its own.
 SPELT = re.compile(r"[A-Z]{2,}|[\u4e00-\u9fff]+")
 
 
 def write_tokenizer(folder: Path, texts: list[str], vocabulary: int) -> int:
-    """Train on texts and write the processor's tokenizer files. Returns the number of tokens (at most `vocabulary`)."""
+    """Train on texts, and write the tokenizer files. Returns the number of tokens, which is at most `vocabulary`."""
     assert set(SPECIAL_TOKENS) < set(SPECIALS)
     tokenizer = _trained(texts, vocabulary - len(SPECIALS))
     size = tokenizer.get_vocab_size()
@@ -69,11 +69,11 @@ def write_tokenizer(folder: Path, texts: list[str], vocabulary: int) -> int:
 
 
 def _trained(texts: list[str], size: int) -> Tokenizer:
-    """Merges of three kinds, in this order: bytes to Chinese characters, by frequency those of the texts' words, and
-    what is left to make every word of the fixed texts one token: those are in front of each prompt.
+    """A tokenizer with three kinds of merges, in this order: bytes to Chinese characters; merges of the texts' words,
+    by frequency; and those that make each word of FIXED, which precedes every prompt, a single token.
 
-    Learnt by frequency, merges of the fixed texts would cross the characters' borders, and words be spelt differently
-    from one place to the next.
+    Trained by frequency on FIXED too, merges would cross the borders of characters, and one word would have several
+    spellings in tokens.
     """
     characters = sorted(set(CHINESE.findall("".join([*FIXED, *texts]))))
     merges = dict.fromkeys(pair for character in characters for pair in fused(list(_bytes(character))))
@@ -95,12 +95,12 @@ def _trained(texts: list[str], size: int) -> Tokenizer:
 
 
 def fused(tokens: list[str]) -> list[tuple[str, str]]:
-    """The merges that make one token of several, from the left."""
+    """The merges that join several tokens to one, from the left."""
     return [("".join(tokens[:i]), tokens[i]) for i in range(1, len(tokens))]
 
 
 def _bytes(text: str) -> str:
-    """Its bytes as the characters that byte-level BPE writes for them."""
+    """The bytes of a text, as the characters that stand for them in byte-level BPE."""
     (written, _), *_ = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False).pre_tokenize_str(text)
     return written
 
@@ -111,7 +111,7 @@ def _with_merges(merges) -> Tokenizer:
 
 
 def _cut(model: models.BPE) -> Tokenizer:
-    """With Qwen's way of cutting text into words, and words into bytes."""
+    """A tokenizer that splits text into words as Qwen's does, and words into bytes."""
     tokenizer = Tokenizer(model)
     tokenizer.normalizer = normalizers.NFC()
     cut = pre_tokenizers.Split(Regex(WORDS), behavior="isolated")

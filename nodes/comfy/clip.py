@@ -4,6 +4,7 @@ import comfy.sd
 
 from ...internvlu_core.errors import InputError
 from .conditioning import conditioning
+from .float8 import scaled_state_dict
 from .images import to_pil
 from .vlm import ComfyVLM
 
@@ -29,7 +30,9 @@ class InternVLUCLIP(comfy.sd.CLIP):
         return other
 
     def clip_layer(self, layer_idx):
-        raise InputError("CLIPSetLastLayer has no meaning here: the checkpoint says which layers InternVL-U reads")
+        raise InputError(
+            "CLIPSetLastLayer has no effect on InternVL-U: the checkpoint says which layers are used; remove the node"
+        )
 
     def encode_from_tokens_scheduled(self, tokens, *args, **kwargs):
         if self.use_clip_schedule and self.patcher.forced_hooks is not None:
@@ -56,10 +59,10 @@ class InternVLUCLIP(comfy.sd.CLIP):
         return self.patcher
 
     def get_sd(self):
-        return self.cond_stage_model.state_dict()
+        return scaled_state_dict(self.cond_stage_model, self.cond_stage_model.state_dict())
 
     def state_dict_for_saving(self):
-        return self.patcher.model_state_dict_for_saving()
+        return scaled_state_dict(self.cond_stage_model, self.patcher.model_state_dict_for_saving())
 
 
 def as_vlm(value) -> ComfyVLM:

@@ -2,7 +2,7 @@
 
 import torch
 
-from ...internvlu_core.conditioning import Branch
+from ...internvlu_core.conditioning import Branch, Context
 
 
 def conditioning(branch: Branch) -> list:
@@ -14,3 +14,13 @@ def conditioning(branch: Branch) -> list:
         values["reference_latents"] = branch.references
     hidden = branch.hidden[None].to(device="cpu", dtype=torch.float32)
     return [[hidden, values]]
+
+
+def conditionings(context: Context) -> tuple[list, list, list]:
+    """The full, the partial and the unconditional CONDITIONING.
+
+    Where the last two are one branch they are one object, by which samplers see that one evaluation is enough.
+    """
+    full, unconditional = conditioning(context.full), conditioning(context.unconditional)
+    same = context.partial is context.unconditional
+    return full, unconditional if same else conditioning(context.partial), unconditional

@@ -1,10 +1,12 @@
-"""Which dtype each weight is kept in, and which one a network computes in."""
-
-import re
+"""Which dtype each weight of a network is kept in, and which one the network computes in."""
 
 import comfy.model_management
 import comfy.utils
 import torch
+
+from ...internvlu_core.quantization import find_format
+from ...internvlu_core.quantization.float8 import DTYPE as FLOAT8
+from .float8 import keep_in_float8
 
 # What the loaders offer. None: what ComfyUI prefers for the device and the stored weights.
 DTYPES = {
@@ -12,12 +14,10 @@ DTYPES = {
     "bf16": torch.bfloat16,
     "fp16": torch.float16,
     "fp32": torch.float32,
-    "fp8_e4m3fn": torch.float8_e4m3fn,
+    "fp8_e4m3fn": FLOAT8,
 }
 # To compute in, best first. float16 is for GPUs without bfloat16, on which float32 is slow (core: models/float16.py).
 COMPUTE_DTYPES = [torch.bfloat16, torch.float16, torch.float32]
-
-_REPEATED = re.compile(r"\b(transformer_blocks|layers)\.\d+\..*\.weight")
 
 
 def choose_dtypes(
@@ -31,21 +31,33 @@ def choose_dtypes(
             supported_dtypes=COMPUTE_DTYPES,
             weight_dtype=comfy.utils.weight_dtype(state_dict),
         )
+    if dtype.itemsize == 1:
+        dtype = FLOAT8  # also for a file in another format of 8 bits
     return dtype, comfy.model_management.unet_manual_cast(dtype, device, COMPUTE_DTYPES)
 
 
-def kept_dtype(name: str, tensor: torch.Tensor, dtype: torch.dtype, compute_dtype: torch.dtype | None) -> torch.dtype:
-    """The dtype of one weight. In 8 bits only the matrices of the repeated layers are kept, the rest as computed with.
+def assign(
+    network: torch.nn.Module,
+    state_dict: dict,
+    dtype: torch.dtype,
+    device: torch.device,
+    compute_dtype: torch.dtype | None = None,
+):
+    """Give a network on the meta device its weights; those that need no conversion stay memory-mapped.
 
-    Those matrices are 99% of the released MMDiT and 75% of its VLM (whose head and token table are most of the rest).
-    The first velocity is then off by 0.9% (recorded checkpoint) or 2.2% (random, 8 blocks of width 768). Keeping the
-    few other values in 8 bits too makes that 9% and 5%: the time embedding alone costs 6% and 2%, proj_out and img_in
-    3% each, norm_out up to 4%, biases 0.8%. For the VLM's hidden states 8% become 13%, and 11% become 16%.
+    In 8 bits, the core says which layers are kept so; the rest has the dtype that is computed in, or its own.
     """
-    if dtype.itemsize > 1:
-        return dtype
-    # Layer scales are matrices of one row.
-    matrix = tensor.ndim == 2 and len(tensor) > 1 and _REPEATED.search(name)
-    # Beyond its range float8_e4m3fn has no infinity, but NaN.
-    fits = matrix and (tensor.dtype == dtype or tensor.float().abs().max() <= torch.finfo(dtype).max)
-    return dtype if fits else compute_dtype or tensor.dtype
+    weight_format = find_format(dtype)
+    rest = dtype if weight_format is None else compute_dtype
+    while state_dict:
+        name, tensor = state_dict.popitem()
+        path, _, leaf = name.rpartition(".")
+        module = network.get_submodule(path)
+        if not hasattr(module, leaf):  # strictness was checked while reading; this is a guard against renamed modules
+            raise AttributeError(f"the network has no parameter {name}")
+        if weight_format is not None and weight_format.for_layer(name, tensor):
+            keep_in_float8(network, path, tensor, device)
+        else:
+            kept = tensor.to(device=device, dtype=rest)
+            setattr(module, leaf, torch.nn.Parameter(kept, requires_grad=False))
+    network.eval()

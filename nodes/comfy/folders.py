@@ -1,4 +1,4 @@
-"""Where weights lie: models/internvl_u and ComfyUI's own folders, and what extra_model_paths.yaml adds to them."""
+"""Where weights are: models/internvl_u and ComfyUI's own folders, and what extra_model_paths.yaml adds to them."""
 
 import os
 from functools import lru_cache
@@ -12,7 +12,9 @@ from ...internvlu_core.checkpoints.hub import PARTIAL
 NAME = "internvl_u"
 DEPTH = 3  # folders may be grouped, as a download of "owner/name" is
 ENDINGS = (".safetensors", ".sft")
-TOY = Path(__file__).parents[2] / "demo" / "InternVL-U-toy"  # comes with the pack: there is always one to try
+TOY = (
+    Path(__file__).parents[2] / "demo" / "InternVL-U-toy"
+)  # comes with the pack, so that there is always a checkpoint to try
 
 
 def register():

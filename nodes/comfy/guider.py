@@ -1,6 +1,7 @@
 """Three-branch guidance in ComfyUI: as a guider of its own, and as a patch for stock samplers and guiders."""
 
 import logging
+from dataclasses import dataclass
 from functools import cache
 
 import comfy.model_patcher
@@ -10,38 +11,45 @@ from comfy.patcher_extension import WrappersMP
 from comfy.sampler_helpers import convert_cond
 
 from ...internvlu_core.errors import InputError
-from ...internvlu_core.guidance import combine, strengths
-from ...internvlu_core.sampling import TIMESTEPS
+from ...internvlu_core.guidance import by_name, distinct, guided_velocity, strengths
+from ...internvlu_core.sampling import sigma_to_timestep
 from .model import InternVLUModel
 
 AUTOMATIC = -1.0  # what a widget says for the checkpoint's own scale; so does every other negative value
 
 
-class DualGuider(comfy.samplers.CFGGuider):
-    """The core's combine over ComfyUI's evaluation of conditionings. Raises InputError for another model's MODEL.
+# Names in a guider's conds of the branches that the core's `distinct` gives, in its order: the first two are the pair
+# that stock guiders have, and that hooks expect as cond and uncond.
+BRANCHES = ("positive", "negative", "partial")
 
-    trace: if a list, each step appends the strengths of its two terms.
-    """
+
+@dataclass(frozen=True)
+class Guidance:
+    """What a sampling run guides with. trace: if a list, each step appends the strengths of its two terms."""
+
+    all_scale: float
+    partial_scale: float
+    trace: list[torch.Tensor] | None = None
+
+
+class DualGuider(comfy.samplers.CFGGuider):
+    """The core's guidance over ComfyUI's evaluation of conditionings. Raises InputError for another model's MODEL."""
 
     def __init__(self, model: comfy.model_patcher.ModelPatcher):
         super().__init__(model)
         check_model(model)
-        self.trace: list[torch.Tensor] | None = None
 
-    def set_conds(self, full, partial, unconditional, all_scale: float, partial_scale: float):
-        """Scales below 0 are automatic."""
+    def set_conds(self, full, partial, unconditional, all_scale: float, partial_scale: float, trace=None):
+        """Scales below 0 are automatic. trace: see Guidance."""
         check_wiring(*([values for _, values in conds] for conds in (full, partial, unconditional)))
-        self.all_scale, self.partial_scale = scales_for(
-            self.model_patcher, [values for _, values in full], all_scale, partial_scale
-        )
-        conds = {"positive": full, "negative": unconditional}
-        if not same_conditioning(partial, unconditional):
-            conds["partial"] = partial
-        self.inner_set_conds(conds)
+        scales = scales_for(self.model_patcher, [values for _, values in full], all_scale, partial_scale)
+        self.guidance = Guidance(*scales, trace)
+        branches = distinct(full, partial, unconditional, same_conditioning)
+        self.inner_set_conds(dict(zip(BRANCHES, branches, strict=False)))
 
     def predict_noise(self, x, timestep, model_options=None, seed=None):
         """Denoised x0 for x at σ = timestep [B]."""
-        return predict(self, x, timestep, model_options or {}, self.all_scale, self.partial_scale, self.trace)
+        return predict(self, x, timestep, model_options or {}, self.guidance)
 
 
 @cache
@@ -51,7 +59,7 @@ def _warn_of_cfg_function():
 
 def check_model(model: comfy.model_patcher.ModelPatcher):
     if not isinstance(model.model, InternVLUModel):
-        raise InputError(f"this guidance is InternVL-U's; the MODEL is a {type(model.model).__name__}")
+        raise InputError(f"this guidance is for InternVL-U; the MODEL is a {type(model.model).__name__}")
 
 
 def scales_for(
@@ -88,55 +96,44 @@ def same_conditioning(a: list, b: list) -> bool:
     )
 
 
-def predict(
-    guider, x, timestep, model_options: dict, all_scale: float, partial_scale: float, trace: list | None = None
-) -> torch.Tensor:
-    """Guided x0, with the hooks that ComfyUI's own sampling_function offers.
-
-    The first two conditionings are the full and the unconditional one, as hooks expect of cond and uncond; a third,
-    if any, is the partial one.
-    """
+def predict(guider, x, timestep, model_options: dict, guidance: Guidance) -> torch.Tensor:
+    """Guided x0 for x at σ = timestep [B], with the hooks that ComfyUI's own sampling_function offers."""
     if "sampler_cfg_function" in model_options:
         _warn_of_cfg_function()
-    model = guider.inner_model
-    conds = [guider.conds["positive"], guider.conds["negative"]]
-    if "partial" in guider.conds:
-        conds.append(guider.conds["partial"])
-    common = {"input": x, "sigma": timestep, "model": model, "model_options": model_options}
-
-    if "sampler_calc_cond_batch_function" in model_options:
-        # Such functions (SkipLayerGuidanceDiTSimple's, say) take apart a pair; the partial branch goes around them.
-        outputs = model_options["sampler_calc_cond_batch_function"]({"conds": conds[:2], **common})
-        outputs = [*outputs, *comfy.samplers.calc_cond_batch(model, conds[2:], x, timestep, model_options)]
-    else:
-        outputs = comfy.samplers.calc_cond_batch(model, conds, x, timestep, model_options)
+    common = {"input": x, "sigma": timestep, "model": guider.inner_model, "model_options": model_options}
+    conds = [guider.conds[name] for name in BRANCHES if name in guider.conds]
+    outputs = _evaluate(conds, common)
     for hook in model_options.get("sampler_pre_cfg_function", ()):
-        args = {"conds": conds, "conds_out": outputs, "cond_scale": all_scale, "timestep": timestep, **common}
+        args = {"conds": conds, "conds_out": outputs, "cond_scale": guidance.all_scale, "timestep": timestep, **common}
         changed = hook(args)
         outputs = [*changed, *outputs[len(changed) :]]  # a hook may know of two only
+    guided = _guided(x, timestep, outputs, guidance)
+    for hook in model_options.get("sampler_post_cfg_function", ()):
+        args = {"denoised": guided, "cond": conds[0], "uncond": conds[1], "cond_scale": guidance.all_scale}
+        guided = hook(args | {"cond_denoised": outputs[0], "uncond_denoised": outputs[1], **common})
+    return guided
 
+
+def _evaluate(conds: list, common: dict) -> list[torch.Tensor]:
+    """The denoised x0 of each branch. common: what every hook is told."""
+    args = common["input"], common["sigma"], common["model_options"]
+    hook = common["model_options"].get("sampler_calc_cond_batch_function")
+    if hook is None:
+        return comfy.samplers.calc_cond_batch(common["model"], conds, *args)
+    # Such hooks (SkipLayerGuidanceDiTSimple, for example) expect a pair; the partial branch is evaluated without them.
+    pair = hook({"conds": conds[:2], **common})
+    return [*pair, *comfy.samplers.calc_cond_batch(common["model"], conds[2:], *args)]
+
+
+def _guided(x: torch.Tensor, timestep: torch.Tensor, outputs: list[torch.Tensor], guidance: Guidance) -> torch.Tensor:
+    """x0 by the core's guidance, which combines velocities. outputs: x0 of the branches, in the order of BRANCHES."""
     sigma = timestep.view(-1, *[1] * (x.ndim - 1))
     velocities = [(x - denoised) / sigma for denoised in outputs]
-    full, unconditional = velocities[:2]
-    partial = velocities[2] if len(velocities) > 2 else unconditional
-    step = torch.trunc(timestep[0] * TIMESTEPS)
-    if trace is not None:
-        trace.append(strengths(full, partial, unconditional, all_scale, partial_scale, step))
-    guided = x - sigma * combine(full, partial, unconditional, all_scale, partial_scale, step)
-
-    for hook in model_options.get("sampler_post_cfg_function", ()):
-        guided = hook(
-            {
-                "denoised": guided,
-                "cond": conds[0],
-                "uncond": conds[1],
-                "cond_scale": all_scale,
-                "cond_denoised": outputs[0],
-                "uncond_denoised": outputs[1],
-                **common,
-            }
-        )
-    return guided
+    scales = guidance.all_scale, guidance.partial_scale
+    step = sigma_to_timestep(timestep[0])
+    if guidance.trace is not None:
+        guidance.trace.append(strengths(*by_name(velocities), *scales, step))
+    return x - sigma * guided_velocity(velocities, *scales, step)
 
 
 def patch_model(model: comfy.model_patcher.ModelPatcher, partial: list, partial_scale: float):
@@ -157,12 +154,13 @@ def patch_model(model: comfy.model_patcher.ModelPatcher, partial: list, partial_
                 f"InternVL-U Guidance works with a KSampler or a CFGGuider, not with a {type(guider).__name__}"
             )
         check_wiring(guider.conds["positive"], [values for _, values in partial], guider.conds["negative"])
-        if not alias(guider.conds["negative"], partial):
+        full, unconditional = guider.conds["positive"], guider.conds["negative"]
+        if len(distinct(full, partial, unconditional, alias)) > 2:
             guider.conds["partial"] = convert_cond(partial)
-        scale = scales_for(model, guider.conds["positive"], AUTOMATIC, partial_scale)[1]
+        guidance = Guidance(guider.cfg, scales_for(model, full, AUTOMATIC, partial_scale)[1])
 
         def predict_noise(x, timestep, model_options=None, seed=None):
-            return predict(guider, x, timestep, model_options or {}, guider.cfg, scale)
+            return predict(guider, x, timestep, model_options or {}, guidance)
 
         # On the guider itself, not as a wrapper around its method: wrappers of other nodes then go around this one,
         # in whatever order the nodes stand.
@@ -177,7 +175,7 @@ def patch_model(model: comfy.model_patcher.ModelPatcher, partial: list, partial_
     return patched
 
 
-def alias(conds: list[dict], conditioning: list) -> bool:
+def alias(conditioning: list, conds: list[dict]) -> bool:
     """same_conditioning, where one side has already become a sampler's dicts."""
     added = {"cross_attn", "model_conds", "uuid"}
     return len(conds) == len(conditioning) and all(

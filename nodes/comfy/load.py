@@ -26,4 +26,4 @@ def load_vlm(source: Source, config: Config, dtype: torch.dtype | None) -> Comfy
 
 
 def load_vae(source: Source, config: Config) -> ComfyVAE:
-    return ComfyVAE(config.vae, read_weights(source, config, "vae"))
+    return ComfyVAE(config, read_weights(source, config, "vae"))

@@ -1,9 +1,9 @@
-"""Adapters (LoRA and its kin) for InternVL-U in ComfyUI's own loaders, however their trainer spelled the names.
+"""Adapters (LoRA and its kin) for InternVL-U in ComfyUI's own loaders, however their trainer has written the names.
 
 Why a hook: comfy.lora asks the class of a model for the spellings it takes, in a chain of isinstance tests that cannot
-be added to. Being a subclass of comfy.model_base.QwenImage would bring four spellings for the MMDiT; not the released
-names, not peft's, and none for the language model. And what matches nothing ComfyUI only logs, line by line, so that
-an adapter for another model draws the very picture it would have drawn without. Parsing and patching stay ComfyUI's.
+be added to. A subclass of comfy.model_base.QwenImage would get four spellings for the MMDiT, but neither the released
+names nor peft's, and none for the language model. ComfyUI only logs the keys that match nothing, one line each, so an
+adapter for another model would silently have no effect. Parsing and patching are left to ComfyUI.
 """
 
 import functools
@@ -30,7 +30,7 @@ CLIP_FLAT = ("lora_te_", "lora_te1_", "lycoris_")
 
 
 class KeyMap(dict):
-    """{module as an adapter names it: parameter} with a network of ours in it, by which load_lora knows to check.
+    """{module as an adapter names it: parameter} for a network of ours. load_lora checks adapters for these only.
 
     shapes: {parameter: torch.Size}, ours only. examples: names that would have matched, one per network.
     """
@@ -106,17 +106,17 @@ def _checked(original):
         if not patches:
             raise ValueError(
                 f"none of the adapter's {len(lora)} tensors fits this model; the first is {next(iter(lora), None)!r}, "
-                f"but names would be like {' or '.join(to_load.examples)}, or as peft, diffusers or kohya spell those"
+                f"expected are names like {' or '.join(to_load.examples)}, also as peft, diffusers or kohya write them"
             )
         wrong = [text for key, patch in patches.items() if (text := misfit(key, patch, to_load.shapes.get(key)))]
         if wrong:
             raise ValueError(
-                f"the adapter is for another model: {len(wrong)} of {len(patches)} weights that it names are of "
-                f"another shape here, for example {wrong[0]}"
+                f"the adapter is for another model: {len(wrong)} of {len(patches)} weights have "
+                f"another shape in this model, for example {wrong[0]}"
             )
         if missing:
             logging.warning(
-                f"LoRA: {len(missing)} of {len(lora)} tensors fit nothing in this model and are left out, "
+                f"LoRA: {len(missing)} of {len(lora)} tensors fit nothing in this model and are ignored, "
                 f"for example {missing[0]!r}"
             )
         return patches

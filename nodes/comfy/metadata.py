@@ -74,7 +74,7 @@ def _write(info: dict, texts: dict[str, str]):
 
 
 def fingerprint(prompt: dict, node_id: str) -> str:
-    """The same for nodes of any prompts that compute the same, whatever their ids."""
+    """Equal for nodes that compute the same, in any prompt and under any id."""
     known: dict[str, str] = {}  # "" while what the node depends on is looked at
     stack = [node_id]
     while stack:

@@ -21,7 +21,8 @@ from ...internvlu_core.checkpoints.config import Config, MMDiTConfig
 from ...internvlu_core.errors import CheckpointError, InputError
 from ...internvlu_core.models.mmdit import MMDiT, pack
 from ...internvlu_core.sampling import TIMESTEPS, flow_sigmas
-from .dtypes import COMPUTE_DTYPES, choose_dtypes, kept_dtype
+from .dtypes import COMPUTE_DTYPES, assign, choose_dtypes
+from .float8 import scaled_state_dict
 from .latents import CHANNELS, GRID, check_size
 from .notice import notify
 from .packing import Contexts, Form, Forms, References
@@ -149,6 +150,8 @@ class ModelConfig(comfy.supported_models_base.BASE):
     latent_format = comfy.latent_formats.Wan21
     supported_inference_dtypes: ClassVar = COMPUTE_DTYPES
 
+    network: ComfyMMDiT  # the one that is made with this config
+
     def __init__(self, config: Config):
         super().__init__({"image_model": "internvl_u", "config": config.mmdit})
         self.checkpoint, self.texts = config, config.texts
@@ -165,6 +168,7 @@ class ModelConfig(comfy.supported_models_base.BASE):
 
     def process_unet_state_dict_for_saving(self, state_dict):
         texts = {name: self.texts[name] for name in source.CONFIG_FILES if name in self.texts}
+        state_dict = scaled_state_dict(self.network, state_dict)
         released = {weights.MMDIT_NAMES.file_name(name): tensor for name, tensor in state_dict.items()}
         return super().process_unet_state_dict_for_saving({**released, source.SAVED_TEXTS: source.pack_texts(texts)})
 
@@ -187,6 +191,7 @@ class ModelSampling(comfy.model_sampling.ModelSamplingDiscreteFlow, comfy.model_
 class InternVLUModel(comfy.model_base.BaseModel):
     def __init__(self, model_config: ModelConfig, device=None):
         super().__init__(model_config, comfy.model_base.ModelType.FLOW, device=device, unet_model=ComfyMMDiT)
+        model_config.network = self.diffusion_model
         self.model_sampling = ModelSampling(model_config)
         self.told_of_size = False
         dtype = self.manual_cast_dtype or self.get_dtype()
@@ -207,13 +212,15 @@ class InternVLUModel(comfy.model_base.BaseModel):
         references = kwargs.get("reference_latents") or ()
         mask = fit(kwargs.get("image_mask", ()), context.shape[1])
         form = Form(mask, tuple(map(tuple, kwargs.get("image_grids", ()))), len(references))
-        conds["c_crossattn"] = Contexts(self.diffusion_model.bound_context(context))
+        # On the device before the first step, which ComfyUI leaves to each step.
+        device = kwargs.get("device")
+        conds["c_crossattn"] = Contexts(self.diffusion_model.bound_context(context).to(device))
         conds["forms"] = Forms((form,))
-        conds["ref_latents"] = References([self.reference(latent) for latent in references])
+        conds["ref_latents"] = References([self.reference(latent).to(device) for latent in references])
         return conds
 
     def tell_of_size(self, noise: torch.Tensor):
-        """Once: that pictures of this size will not be good."""
+        """Say once that the model was not trained for pictures of this size."""
         height, width = (side * 8 for side in noise.shape[-2:])
         if self.told_of_size or not self.model_config.checkpoint.is_far(height, width):
             return
@@ -222,7 +229,7 @@ class InternVLUModel(comfy.model_base.BaseModel):
         sizes = {"width": width, "height": height, "made_width": made.image_width, "made_height": made.image_height}
         message = (
             "{width} × {height} is far from the {made_width} × {made_height} pixels that this checkpoint was made for; "
-            "the picture will hardly be good"
+            "the picture will probably be poor"
         )
         notify(message.format(**sizes), "far_size", **sizes)
 
@@ -230,7 +237,7 @@ class InternVLUModel(comfy.model_base.BaseModel):
         """A LATENT's samples as the network reads them [B, C, 1, h, w]."""
         if latent.ndim != 5:
             raise InputError(
-                f"a reference latent of {latent.ndim} dimensions is of another model's VAE, InternVL-U's have 5; "
+                f"a reference latent of {latent.ndim} dimensions is of another model's VAE; InternVL-U's have 5; "
                 "encode it with the VAE of this model"
             )
         # Stock nodes (TextEncodeQwenImageEdit) choose the size of a reference themselves, in steps of 8 pixels: what
@@ -271,13 +278,13 @@ class InternVLUModel(comfy.model_base.BaseModel):
 def build_model(config: Config, state_dict: dict, dtype: torch.dtype | None) -> comfy.model_patcher.ModelPatcher:
     """A MODEL from the core's state dict. dtype: of the weights, None for what ComfyUI thinks best.
 
-    Raises CheckpointError for a checkpoint whose latents are not the released one's: ComfyUI's sizes assume those.
+    Raises CheckpointError for a checkpoint whose latents differ from the released one's: ComfyUI's sizes assume those.
     """
     found = config.vae.scale_factor, config.mmdit.patch_size, config.vae.latent_channels
     if found[0] != GRID // 2 or GRID % config.size_factor or found[2] != CHANNELS:
         raise CheckpointError(
-            f"latents of 1/{found[0]} of a side, patches of {found[1]} and {found[2]} channels work without ComfyUI "
-            f"only; its nodes count on 1/{GRID // 2}, at most 2 and {CHANNELS}"
+            f"latents of 1/{found[0]} of a side, patches of {found[1]} and {found[2]} channels work only outside "
+            f"ComfyUI; the nodes need 1/{GRID // 2}, at most 2 and {CHANNELS}"
         )
     model_config = ModelConfig(config)
     load_device = comfy.model_management.get_torch_device()
@@ -288,16 +295,3 @@ def build_model(config: Config, state_dict: dict, dtype: torch.dtype | None) -> 
     assign(model.diffusion_model, state_dict, dtype, offload_device, compute_dtype)
     model.device = offload_device
     return comfy.model_patcher.ModelPatcher(model, load_device=load_device, offload_device=offload_device)
-
-
-def assign(
-    network: torch.nn.Module, state_dict: dict, dtype: torch.dtype, device, compute_dtype: torch.dtype | None = None
-):
-    """Give a network on the meta device its weights; those that need no conversion stay memory-mapped."""
-    while state_dict:
-        name, tensor = state_dict.popitem()
-        network.get_parameter(name)  # strictness was checked while reading; this is a guard against renamed modules
-        module, _, leaf = name.rpartition(".")
-        kept = tensor.to(device=device, dtype=kept_dtype(name, tensor, dtype, compute_dtype))
-        setattr(network.get_submodule(module), leaf, torch.nn.Parameter(kept, requires_grad=False))
-    network.eval()

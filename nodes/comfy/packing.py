@@ -1,7 +1,7 @@
-"""Conditionings that ComfyUI may always send through one forward, of whatever length they are.
+"""Conditionings of different lengths that ComfyUI can batch into one forward.
 
-Its own kinds share a forward only if they are equal in shape, but the branches of guidance seldom are. One forward
-reads the weights once, which counts most where they are streamed to a small GPU.
+ComfyUI batches its own kinds only if their shapes are equal, which is seldom so for the branches of guidance. One
+forward reads the weights once, which matters most where they are streamed to a small GPU.
 """
 
 from dataclasses import dataclass

@@ -3,7 +3,12 @@
 import math
 from itertools import count
 
+import comfy.model_management
 import comfy.model_sampling
+import comfy.sample
+import comfy.samplers
+import comfy.utils
+import latent_preview
 import torch
 from tqdm.auto import trange
 
@@ -26,6 +31,23 @@ def sample_dpmpp_2m(model, x, sigmas, extra_args=None, callback=None, disable=No
         return dpmpp_2m(denoise, x, sigmas)
 
 
+def sample_latent(guider: comfy.samplers.CFGGuider, latent: dict, sigmas: torch.Tensor, seed: int) -> dict:
+    """A LATENT drawn with the core's sampler, from noise as ComfyUI's samplers draw it."""
+    samples = comfy.sample.fix_empty_latent_channels(guider.model_patcher, latent["samples"])
+    noise = comfy.sample.prepare_noise(samples, seed, latent.get("batch_index"))
+    result = guider.sample(
+        noise,
+        samples,
+        comfy.samplers.KSAMPLER(sample_dpmpp_2m),
+        sigmas,
+        denoise_mask=latent.get("noise_mask"),
+        callback=latent_preview.prepare_callback(guider.model_patcher, len(sigmas) - 1),
+        disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
+        seed=seed,
+    )
+    return {**latent, "samples": result.to(comfy.model_management.intermediate_device())}
+
+
 def shift_of(model_sampling) -> float:
     """The shift of the noise levels that a MODEL has now; model sampling nodes change it."""
     if isinstance(model_sampling, comfy.model_sampling.ModelSamplingFlux):
@@ -33,7 +55,7 @@ def shift_of(model_sampling) -> float:
     if isinstance(model_sampling, comfy.model_sampling.ModelSamplingDiscreteFlow):
         return model_sampling.shift
     kind = type(model_sampling).__bases__[0].__name__
-    raise InputError(f"a node has changed the model's sampling to {kind}, which is not a flow's")
+    raise InputError(f"a node has changed the model's sampling to {kind}, which is not that of a flow model")
 
 
 def denoise_sigmas(steps: int, shift: float, denoise: float) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Text on its way to the browser while it is being generated."""
+"""Sends text to the browser while it is generated."""
 
 import time
 from collections.abc import Callable
@@ -16,12 +16,12 @@ class TextStream:
         self.node_id, self.about = node_id, about
         self.tokens, self.rate = 0, 0.0
         self.first = self.sent = None
-        self._send("")  # what an earlier run has left there is gone
+        self._send("")  # removes what an earlier run has left there
 
     def __call__(self, tokens: int, text: Callable[[], str]):
         now = time.monotonic()
         self.first = self.first or now
-        # From the first token on: what comes before it is loading and reading the prompt.
+        # Counted from the first token: the time before it went into loading and into reading the prompt.
         self.tokens, self.rate = tokens, (tokens - 1) / (now - self.first) if now > self.first else 0.0
         if self.sent is None or now - self.sent >= self.INTERVAL:
             self.sent = now

@@ -17,7 +17,7 @@ class Thought:
     images: tuple[Image.Image, ...]
 
     def complete(self, prompt: str, images: list[Image.Image]) -> tuple[str, list[Image.Image]]:
-        """A prompt and pictures, each taken from here if it is empty. Says so where others than these are given."""
+        """The prompt and the pictures to encode: those given, or else these. Notifies the user if they differ."""
         if prompt.strip() and prompt.strip() != self.prompt.strip():
             notify(
                 f"the reasoning was made for another prompt, {self.prompt!r}; leave Encode's empty to use that one",

@@ -16,13 +16,12 @@ from PIL import Image
 
 from ...internvlu_core import imaging
 from ...internvlu_core.checkpoints.config import Config
-from ...internvlu_core.conditioning import Branch, Conditioner, TextResult, fingerprint
+from ...internvlu_core.conditioning import Branch, Conditioner, Context, TextResult, fingerprint
 from ...internvlu_core.decoding import TextSettings, limit_to_context
-from ...internvlu_core.grounding import BOX, MARKERS
+from ...internvlu_core.grounding import answer_text
 from ...internvlu_core.models.vlm import VLM
 from ...internvlu_core.prompt import Prompt, Tokenizer
-from .dtypes import choose_dtypes
-from .model import assign
+from .dtypes import assign, choose_dtypes
 from .stream import TextStream
 
 
@@ -36,7 +35,7 @@ def attention(q, k, v, is_causal=False):
     return function(q, k, v, q.shape[1], mask=mask, skip_reshape=True, skip_output_reshape=True)
 
 
-WRITTEN = 32  # texts last written at temperature 0, which are remembered
+WRITTEN = 32  # results at temperature 0 that are kept
 
 
 def weights_of(patcher: comfy.model_patcher.ModelPatcher) -> Hashable | None:
@@ -92,16 +91,22 @@ class ComfyVLM:
         prompt = prompts.unconditional(0, None) if blank else prompts.full(text, len(images), None)
         return self.conditioner.read(prompt, features, [], self.load_device)
 
+    def context(self, prompt: str, images: list[Image.Image], references: list[torch.Tensor], **settings) -> Context:
+        """The branches of a picture to draw. references: raw latents, one for each image. settings: the core's."""
+        self.load(tokens=1024)
+        features = self.conditioner.image_features(self.see(images), self.load_device, self.dtype)
+        return self.conditioner.context(prompt, features, references, device=self.load_device, **settings)
+
     def see(self, images: list[Image.Image], max_tiles: int = 1) -> list[torch.Tensor]:
         """Normalised tiles of each picture."""
         return [imaging.vit_tiles(image, self.config.processor, max_tiles) for image in images]
 
     def decode(self, tokens) -> str:
-        """The official text of tokens; if there is a box among them, with the marks that InternVL-U Boxes reads."""
-        return self.tokenizer.decode(tokens, keep=MARKERS if self.tokenizer.id(BOX) in tokens else ())
+        """The text of an answer, with the markers of boxes that InternVL-U Boxes reads."""
+        return answer_text(self.tokenizer, tokens)
 
     def as_generated(self, text: str) -> TextResult:
-        """A text as if the model had written it, so that it makes the same picture as when it did."""
+        """A text as the result of generating it, so that it gives the same picture as a generated one."""
         return TextResult(text, (*self.tokenizer.encode(text), self.tokenizer.stop_ids[0]))
 
     def generate(
@@ -114,7 +119,7 @@ class ComfyVLM:
     ) -> TextResult:
         """Continue a prompt, under a progress bar. ComfyUI's cancel raises out of it.
 
-        stream is called after each token with their number and a function that gives the text so far. keep: let the
+        stream is called after each token, with the number of tokens and a function that gives their text. keep: let the
         result have a prefix cache, for Encode; it waits where weights wait, as ComfyUI's cache may hold it for long.
         """
         settings = limit_to_context(settings, len(prompt), self.config.language.max_positions)
@@ -140,9 +145,9 @@ class ComfyVLM:
     def write(
         self, prompt: Prompt, tiles: list[torch.Tensor], settings: TextSettings, stream: TextStream, keep: bool = False
     ) -> TextResult:
-        """As generate, but at temperature 0 a text is not written twice.
+        """As generate, but at temperature 0 the same text is not generated twice.
 
-        ComfyUI runs a node again whenever any of its inputs has changed, also a seed that is without effect.
+        ComfyUI runs a node again whenever one of its inputs has changed, even a seed that has no effect.
         """
         weights = self.conditioner.weights()
         if settings.temperature or weights is None:

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from internvlu_core import InternVLU
-from internvlu_train.lora import adapt, write_lora
+from internvlu_train.lora import add_adapters, write_lora
 from internvlu_train.settings import LoraStage
 from internvlu_train.storage import Networks
 from support.checkpoints import CHECKPOINT, copy_checkpoint
@@ -112,10 +112,8 @@ def host():
         module("nodes.comfy.lora").install()
 
     tokenizer = module("internvlu_core.prompt").Tokenizer(CHECKPOINT / "processor")
-    reader = module("nodes.comfy.vlm").ComfyVLM(
-        config, tokenizer, read_weights(CHECKPOINT, config, "vlm"), torch.float32
-    )
-    mmdit = read_weights(CHECKPOINT, config, "generation_decoder")
+    vlm, mmdit = (read_weights(CHECKPOINT, config, component) for component in ("vlm", "generation_decoder"))
+    reader = module("nodes.comfy.vlm").ComfyVLM(config, tokenizer, vlm, torch.float32)
     return SimpleNamespace(
         model=module("nodes.comfy.model").build_model(config, mmdit, torch.float32),
         clip=module("nodes.comfy.clip").InternVLUCLIP(reader),
@@ -206,7 +204,7 @@ def test_what_our_training_writes(host, tmp_path, caplog):
     """Adapters of both networks, in one file that the loader takes whole."""
     networks = Networks(CHECKPOINT)
     stage = LoraStage(trained=("mmdit.", "vlm.language_model."), pictures="", rank=RANK, alpha=1.5)
-    weights = adapt(networks, stage)
+    weights = add_adapters(networks, stage)
     for index, weight in enumerate(weights.values()):
         torch.nn.init.normal_(weight, std=0.1, generator=torch.Generator().manual_seed(index))
     write_lora(tmp_path / "lora.safetensors", weights, stage.alpha, torch.float32)

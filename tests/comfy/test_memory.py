@@ -15,11 +15,11 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from scripts.measure_vae import LiveTensors
 from scripts.soak import soak
-from support.checkpoints import CHECKPOINT, copy_checkpoint, random_checkpoint
+from support.checkpoints import CHECKPOINT, copy_checkpoint, copy_json, random_checkpoint
 from support.comfy_server import ComfyServer, link_folder
 from support.inprocess import PACK, load_pack
+from support.live_tensors import LiveTensors
 from support.tensors import noise
 from support.workflows import WORKFLOWS, assert_close_pictures, picture_of, workflow
 
@@ -40,7 +40,9 @@ def host():
         "config": "internvlu_core.checkpoints.config",
         "language": "internvlu_core.models.language",
     }
-    names |= {name: f"nodes.{name}" for name in ("clip", "encode", "loader", "mmdit", "sampling", "text", "vae")}
+    names |= {"files": "internvlu_core.checkpoints.files", "decoding": "internvlu_core.decoding"}
+    names |= {name: f"nodes.{name}" for name in ("encode", "sampling")}
+    names |= {name: f"nodes.comfy.{name}" for name in ("clip", "load", "model", "packing", "vae")}
     return SimpleNamespace(**{key: importlib.import_module(f"{PACK}.{name}") for key, name in names.items()})
 
 
@@ -97,12 +99,12 @@ def budget(host, monkeypatch):
 
 def load(host, checkpoint=CHECKPOINT, dtype: torch.dtype | None = torch.float32) -> SimpleNamespace:
     """What the loader's outputs are."""
-    source = host.loader.open_source(checkpoint)
+    source = host.files.open_source(checkpoint)
     config = host.config.Config.read(source)
     return SimpleNamespace(
-        model=host.loader.load_model(source, config, dtype),
-        vlm=host.loader.load_vlm(source, config, dtype),
-        vae=host.loader.load_vae(source, config),
+        model=host.load.load_model(source, config, dtype),
+        vlm=host.load.load_vlm(source, config, dtype),
+        vae=host.load.load_vae(source, config),
     )
 
 
@@ -256,7 +258,7 @@ def draw(host, photo):
 
 def ask(host, vlm) -> str:
     prompt = vlm.conditioner.prompts.chat("What is this?", [], None)
-    return vlm.generate(prompt, [], host.text.TextSettings(max_new_tokens=6)).text
+    return vlm.generate(prompt, [], host.decoding.TextSettings(max_new_tokens=6)).text
 
 
 @pytest.fixture
@@ -507,21 +509,21 @@ def test_memory_estimate_of_the_model(host, monkeypatch, tmp_path, dtype):
     import comfy.ldm.modules.attention
     import comfy.model_management
 
-    from scripts.random_checkpoint import SCALES, write_json
+    from support.scaled_checkpoints import SCALES
 
     monkeypatch.setattr(comfy.ldm.modules.attention, "optimized_attention", lambda q, *_, **__: torch.empty_like(q))
     monkeypatch.setattr(comfy.model_management, "pytorch_attention_flash_attention", lambda: True)
     monkeypatch.setitem(SCALES["released"]["generation_decoder/config.json"]["decoder_config"], "num_layers", 2)
-    write_json(tmp_path / "released", SCALES["released"])
-    config = host.mmdit.ModelConfig(host.config.Config.read(host.loader.open_source(tmp_path / "released")))
+    copy_json(tmp_path / "released", SCALES["released"])
+    config = host.model.ModelConfig(host.config.Config.read(host.files.open_source(tmp_path / "released")))
     config.set_inference_dtype(dtype, None)
-    model = host.mmdit.InternVLUModel(config, device=META)
+    model = host.model.InternVLUModel(config, device=META)
     for side in (512, 1024):
         for references in (0, 1):
             for tokens in (64, 768):
                 latent = torch.empty(1, 16, 1, side // 8, side // 8, device=META)
                 context = torch.empty(1, tokens, 4096, device=META)
-                form = host.mmdit.Form((False,) * tokens, (), references)
+                form = host.packing.Form((False,) * tokens, (), references)
                 options = {"forms": (form,), "ref_latents": [latent] * references}
                 with torch.inference_mode(), LiveTensors() as tensors:
                     model.apply_model(latent, torch.ones(1, device=META), c_crossattn=context, **options)

@@ -301,7 +301,7 @@ def test_sample_follows_a_patched_shift(host):
     (flux,) = ModelSamplingFlux().patch(model, max_shift=1.15, base_shift=0.5, width=1024, height=1024)
     assert shift(flux.get_model_object("model_sampling")) == pytest.approx(np.exp(1.15))
     (edm,) = ModelSamplingContinuousEDM().patch(model, "v_prediction", 120.0, 0.002)
-    with pytest.raises(ValueError, match="not a flow's"):
+    with pytest.raises(ValueError, match="not that of a flow model"):
         shift(edm.get_model_object("model_sampling"))
 
 
@@ -328,7 +328,7 @@ def test_partial_with_hooks_needs_the_guider(host):
 
 def test_hooks_for_two_branches_leave_the_third(host):
     """A pre-CFG hook of a pack that knows two branches must not take the pictures' guidance away."""
-    predict = host("comfy.guider").predict
+    guiding = host("comfy.guider")
     x = torch.ones(1, 16, 1, 2, 2)
     outputs = [x * value for value in (0.5, 0.2, 0.3)]
     guider = SimpleNamespace(inner_model=None, conds={"positive": 1, "negative": 2, "partial": 3})
@@ -338,7 +338,7 @@ def test_hooks_for_two_branches_leave_the_third(host):
         guider.conds = {"positive": 1, "negative": 2, "partial": 3}
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("comfy.samplers.calc_cond_batch", lambda *args: [])
-            results.append(predict(guider, x, torch.tensor([0.5]), options, 4.5, 2.0))
+            results.append(guiding.predict(guider, x, torch.tensor([0.5]), options, guiding.Guidance(4.5, 2.0)))
     assert torch.equal(*results)
     assert not torch.allclose(results[0], x - 0.5 * ((1 - 0.2) / 0.5 + 4.5 * (0.2 - 0.5) / 0.5) * x)
 

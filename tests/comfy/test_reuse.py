@@ -20,18 +20,19 @@ EYES = "vision_model.encoder.layers.0.attn.proj.weight"
 @pytest.fixture(scope="module")
 def host():
     load_pack()
-    names = {"config": "internvlu_core.checkpoints.config"}
-    names |= {name: f"nodes.{name}" for name in ("clip", "encode", "loader", "reason", "text", "vlm")}
+    names = {"config": "internvlu_core.checkpoints.config", "files": "internvlu_core.checkpoints.files"}
+    names |= {"decoding": "internvlu_core.decoding", "encode": "nodes.encode", "reason": "nodes.reason"}
+    names |= {name: f"nodes.comfy.{name}" for name in ("clip", "images", "load")}
     return SimpleNamespace(**{key: importlib.import_module(f"{PACK}.{name}") for key, name in names.items()})
 
 
 @pytest.fixture
 def parts(host):
-    source = host.loader.open_source(CHECKPOINT)
+    source = host.files.open_source(CHECKPOINT)
     config = host.config.Config.read(source)
     with torch.inference_mode():
         yield SimpleNamespace(
-            vlm=host.loader.load_vlm(source, config, torch.float32), vae=host.loader.load_vae(source, config)
+            vlm=host.load.load_vlm(source, config, torch.float32), vae=host.load.load_vae(source, config)
         )
 
 
@@ -117,7 +118,7 @@ def test_where_weights_cannot_be_told_nothing_is_remembered(host, monkeypatch, p
     reasoning = reason(host, monkeypatch, parts.vlm, image1=image)
     with monkeypatch.context() as patch:
         patch.setattr(parts.vlm.patcher, what, {"something": 1})
-        inputs = {"tiles": parts.vlm.see([host.text.collect({"image1": image})[0]])}
+        inputs = {"tiles": parts.vlm.see([host.images.collect({"image1": image})[0]])}
         features = [parts.vlm.conditioner.image_features(**inputs, device="cpu", dtype=torch.float32) for _ in range(2)]
         assert read.tiles == 3 and torch.equal(features[0][0], features[1][0])
         again = parts.vlm.conditioner.context(WORDS, features[0], [], device="cpu", reasoning=reasoning.result)
@@ -135,4 +136,4 @@ def test_a_prefix_cache_waits_where_weights_wait(host, monkeypatch, parts):
     prefix = reason(host, monkeypatch, vlm).result.prefix_cache
     assert {t.device.type for t in (prefix.inputs, prefix.hidden, *prefix.keys.keys, *prefix.keys.values)} == {"meta"}
     prompt = vlm.conditioner.prompts.chat("What is this?", [], None)
-    assert vlm.generate(prompt, [], host.text.TextSettings(2)).prefix_cache is None
+    assert vlm.generate(prompt, [], host.decoding.TextSettings(2)).prefix_cache is None

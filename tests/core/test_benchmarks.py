@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import comparisons, counts, tables
 from benchmarks.__main__ import main
-from benchmarks.harness import BenchmarkError, Run, Side, fit, side_by_side
+from benchmarks.harness import BenchmarkError, Case, Run, Side, fit, side_by_side
 from internvlu_core.checkpoints.config import Config
 from internvlu_core.models.language import Qwen3
 from internvlu_core.models.mmdit import MMDiT
@@ -117,7 +117,7 @@ def compare(run: Run, other: torch.Tensor) -> list[dict]:
     about = {"machine": "a machine", "versions": {"torch": "2"}}
     pairs = ("core", noise(3, 4), [9, 1, 2, 4]), ("official", other, [99, 10, 30, 20])
     sides = [Side(name, Fake(value, seconds), about=about) for name, value, seconds in pairs]
-    return side_by_side(run, "official", "a stage", sides, "op", 3, flops=150, nbytes=5)
+    return side_by_side(run, sides, Case("official", "a stage", "op", {}, 3, flops=150, nbytes=5))
 
 
 def test_sides_are_timed_in_turns_after_a_warm_up(tmp_path):

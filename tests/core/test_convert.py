@@ -302,7 +302,7 @@ class Cancelled(BaseException):
 
 
 @pytest.mark.parametrize("error", [Cancelled(), OSError(errno.ENOSPC, "No space left on device")])
-@pytest.mark.parametrize("form", convert.FORMATS)
+@pytest.mark.parametrize("form", convert.CHECKPOINT_FORMATS)
 def test_interrupted(tmp_path, form, error):
     """In the last file, when others are whole already: none is left, and no folder that was not there."""
 

@@ -118,14 +118,19 @@ def test_stops_at_each_stop_token():
     vlm = tiny_language(seed=4)
     prompt = start(vlm)
     free = generate_tokens(vlm, prompt, (), TextSettings(10))
-    assert len(set(free)) > 1
+    assert len(free) == 10 and len(set(free)) > 1
+    absent = next(token for token in range(31) if token not in free)
     for stop in set(free):
         until = free[: free.index(stop) + 1]
         # The stop token itself is returned; either of two stops ends the text; a token that never comes does not.
-        absent = next(token for token in range(31) if token not in free)
         assert generate_tokens(vlm, prompt, (stop,), TextSettings(10)) == until
         assert generate_tokens(vlm, prompt, (absent, stop), TextSettings(10)) == until
         assert generate_tokens(vlm, prompt, (stop, absent), TextSettings(10)) == until
+
+
+def test_beams_without_stop_tokens_go_to_the_limit():
+    vlm = tiny_language(seed=4)
+    assert len(generate_tokens(vlm, start(vlm), (), TextSettings(10, 3))) == 10
 
 
 @pytest.mark.parametrize("max_new_tokens", [1, 2, 5])
@@ -144,12 +149,12 @@ def test_model_stops_at_end_of_turn_and_at_img(model):
 
 
 def test_special_tokens_are_left_out_of_the_text(model):
-    result = model.answer(**QUESTION, temperature=1.5, seed=8)  # with a special token in the midst of others
-    special = [token for token in result.token_ids if token >= 300]
-    plain = [token for token in result.token_ids if token < 300]
-    assert special and len(plain) > 5
-    assert model.tokenizer.decode(result.token_ids) == result.text == model.tokenizer.decode(plain)
-    assert "<|" not in result.text
+    tokenizer = model.tokenizer
+    ids = [tokenizer.id("</img>"), *tokenizer.encode("a <b> "), tokenizer.id("<ref>"), *tokenizer.encode("cat")]
+    assert tokenizer.decode([*ids, *tokenizer.stop_ids]) == "a <b> cat"
+    result = model.answer(**QUESTION)
+    assert tokenizer.id("<box>") not in result.token_ids
+    assert result.text == tokenizer.decode([token for token in result.token_ids if token < 300])
 
 
 # Seeds

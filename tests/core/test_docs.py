@@ -102,3 +102,17 @@ def test_file_map_is_complete():
     assert there - set(mapped) == set(), "not in CONTRIBUTING's table of files"
     assert set(mapped) - there == set(), "in CONTRIBUTING's table of files, but gone"
     assert len(mapped) == len(set(mapped))
+
+
+def test_explained_messages_are_raised():
+    """README's table of errors quotes messages; what stands between the ellipses is in the code."""
+    code = " ".join(
+        file.read_text(encoding="utf-8") for top in ("internvlu_core", "nodes") for file in tracked(f"{top}/*.py")
+    )
+    code = re.sub(r'"\s*f?"', "", code)
+    table = (ROOT / "README.md").read_text(encoding="utf-8").split("## Troubleshooting")[1].split("\n## ")[0]
+    messages = re.findall(r"^\| `([^`]+)` \|", table, re.MULTILINE)
+    assert len(messages) >= 5
+    for message in messages:
+        for part in re.split(r"…|\d+", message):
+            assert part.strip() in code, message

@@ -14,8 +14,8 @@ from internvlu_core.guidance import combine
 from internvlu_core.models.mmdit import MMDiT, modulate, pack
 from internvlu_core.models.rope import rotate_pairs
 from internvlu_core.sampling import dpmpp_2m, flow_sigmas
-from scripts.measure_vae import LiveTensors
 from support.checkpoints import CHECKPOINT
+from support.live_tensors import LiveTensors
 from support.networks import randomise
 from support.tensors import noise, relative
 

@@ -1,4 +1,4 @@
-"""Weights that wait in main memory, and weights in 8 bits. The CPU stands in for a device, meta for elsewhere."""
+"""Weights that wait in main memory. The CPU takes the place of a device, and meta that of main memory."""
 
 from contextlib import contextmanager
 
@@ -11,13 +11,11 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from benchmarks import memory
 from internvlu_core import InputError, InternVLU
 from internvlu_core.cli import main
-from internvlu_core.quantization import FORMATS, QuantisedLinear, quantise_network, repeated_blocks
-from internvlu_core.quantization.float8 import DTYPE, quantise
+from internvlu_core.offload import Offload
+from internvlu_core.quantization import repeated_blocks
 from support.checkpoints import CHECKPOINT, GOLDEN
-from support.networks import randomise
-from support.tensors import noise, relative
+from support.fake_device import build_hollow
 
-KB = 1000
 PHOTO = Image.open(GOLDEN / "photo.png").convert("RGB")
 
 
@@ -128,55 +126,21 @@ def test_command_line(tmp_path, capsys):
     assert "needs at least" in capsys.readouterr().err
 
 
-def test_released_sizes_fit_small_devices():
-    """Computed, since no machine here has the device: one network's weights, and what it works in beside them."""
-    rows = memory.table()
-    assert max(row["bf16"] + row["working"] for row in rows) <= 6e9
-    assert max(row["fp8"] + row["working"] for row in rows) <= 4e9
-
-
-def test_live_bytes():
-    def run():
-        a = torch.zeros(100, dtype=torch.float32)
-        b = a.view(10, 10)  # nothing new
-        del a
-        c = b + 1
-        del b
-        return c * 2
-
-    assert memory.live_peak(run) == 800
-
-
-# 8 bits
-
-
-def test_quantised_values_are_near_and_finite():
-    weight = torch.cat([noise(4, 64), 1e-4 * noise(4, 64), torch.zeros(1, 64), torch.full((1, 64), 65504.0)])
-    for dtype in (torch.float32, torch.bfloat16, torch.float16):
-        kept, scale = quantise(weight.to(dtype))
-        back = kept.float() * scale.float()[:, None]
-        assert back.isfinite().all()
-        error = (back - weight.to(dtype).float()).abs().amax(1) / weight.abs().amax(1).clamp(min=1e-9)
-        assert error.max() <= 2**-4  # half a step of the top binade
-
-
-def test_linear_in_8_bits():
-    linear = randomise(nn.Linear(48, 40))
-    holder = nn.Module()
-    holder.layers = nn.ModuleList([nn.ModuleDict({"proj": linear})])
-    x, exact = noise(3, 48), linear(noise(3, 48))
-    state = dict(holder.state_dict())
-    quantise_network(holder, state, FORMATS["fp8"])
-    holder.load_state_dict(state, assign=True)
-    ours = holder.layers[0]["proj"]
-    assert isinstance(ours, QuantisedLinear) and ours.weight.dtype == DTYPE
-    assert relative(ours(x), exact) < 0.04
-
-
-def test_8_bits_draw_nearly_the_same(plain):
-    small = InternVLU.from_pretrained(CHECKPOINT, dtype=torch.float8_e4m3fn)
-    assert small.dtype == torch.float32 and sum(sizes(small)) < 0.6 * sum(sizes(plain))
-    context, x = plain.encode("a boat"), noise(1, 16, 8, 8)
-    step = torch.tensor([999.0])
-    exact = plain.velocity(context.full, x, step)
-    assert 0 < relative(small.velocity(context.full, x, step), exact) < 0.03
+def test_released_sizes_in_little_memory():
+    """Layers are copied one by one as soon as a network does not fit, and no more of them than necessary."""
+    limit = 1_500_000_000
+    networks = build_hollow(memory.released_config(), torch.bfloat16, "fp8")
+    offload = Offload(networks, torch.device("cpu"), limit)
+    for name, (network, state) in networks.items():
+        sizes = {
+            block: sum(t.nbytes for key, t in state.items() if key.startswith(f"{block}."))
+            for block in repeated_blocks(network)
+        }
+        streamed = [block for block in sizes if not any(k.startswith(f"{block}.") for k in offload.resident[network])]
+        resident = sum(tensor.nbytes for tensor in offload.resident[network].values())
+        assert offload.sizes[network] == resident + max((sizes[block] for block in streamed), default=0) <= limit
+        assert streamed == list(sizes)[: len(streamed)], "the first ones"
+        assert bool(streamed) == (name != "VAE")
+        if streamed:
+            largest = max((sizes[block] for block in streamed[:-1]), default=0)
+            assert resident + sizes[streamed[-1]] + largest > limit, "with one block less it would not fit"

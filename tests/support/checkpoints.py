@@ -45,8 +45,7 @@ def copy_checkpoint(
 
 def random_checkpoint(folder: Path, changes: dict | None = None, seed: int = 0) -> Path:
     """Write a checkpoint with random weights whose JSON is the recorded one's with changes (see copy_checkpoint)."""
-    shutil.copytree(CHECKPOINT, folder, ignore=shutil.ignore_patterns("*.safetensors"))
-    change_json(folder, changes or {})
+    copy_json(folder, changes or {})
     config = Config.read(folder)
     for component in COMPONENTS:
         network = randomise(weights.build_on_meta(config, component).to_empty(device="cpu"), seed)
@@ -81,10 +80,16 @@ def native_checkpoint(folder: Path) -> Path:
     return folder
 
 
+def copy_json(folder: Path, changes: dict):
+    """Copy all but the weights of the recorded checkpoint to folder, with changes (see copy_checkpoint)."""
+    shutil.copytree(CHECKPOINT, folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    change_json(folder, changes)
+
+
 def change_json(folder: Path, changes: dict):
     for name, values in changes.items():
         file = folder / name
-        merged = _merge(json.loads(file.read_text(encoding="utf-8")), values)
+        merged = merge_json(json.loads(file.read_text(encoding="utf-8")), values)
         file.write_text(json.dumps(merged), encoding="utf-8")
 
 
@@ -92,13 +97,14 @@ def _save(stored: Tensors, folder: Path):
     save_file({name: tensor.contiguous() for name, tensor in stored.items()}, folder / WEIGHTS[folder.name])
 
 
-def _merge(old: dict, new: dict) -> dict:
+def merge_json(old: dict, new: dict) -> dict:
+    """old with the values of new, at every depth; None removes a key."""
     merged = dict(old)
     for key, value in new.items():
         if value is None:
             merged.pop(key, None)
         else:
-            merged[key] = _merge(old.get(key, {}), value) if isinstance(value, dict) else value
+            merged[key] = merge_json(old.get(key, {}), value) if isinstance(value, dict) else value
     return merged
 
 

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from internvlu_train.settings import TextStage
-from internvlu_train.storage import Networks
+from internvlu_train.storage import Networks, write_checkpoint
 from internvlu_train.synthesis import mixture
 from internvlu_train.toy.fresh import write_fresh
 from support.training import TINY
@@ -34,6 +34,14 @@ def awake(fresh) -> Networks:
                 parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
         assert parameter.any(), name
     return networks
+
+
+@pytest.fixture(scope="module")
+def awake_checkpoint(fresh, awake, tmp_path_factory) -> Path:
+    """The same networks as a checkpoint."""
+    folder = tmp_path_factory.mktemp("awake") / "checkpoint"
+    write_checkpoint(folder, fresh, awake, ("mmdit.",), torch.float32)
+    return folder
 
 
 @pytest.fixture

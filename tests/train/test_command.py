@@ -62,4 +62,4 @@ def test_each_stage_starts_from_the_one_before(tmp_path, preset):
 
 def test_an_unknown_stage_is_named_with_those_there_are(tmp_path, capsys):
     assert command.main(["stage9", str(tmp_path)]) == 2
-    assert "'stage9'; there are lora, new, vae, " in capsys.readouterr().err
+    assert "'stage9'; there are new, vae, vae-smooth, " in capsys.readouterr().err

@@ -30,6 +30,7 @@ def test_batches_draw_what_generate_draws(model):
         Order("please draw a very large blue circle", seed=4),
         Order("a red ring", seed=5),
         Order(edit.prompt, edit.images, seed=6),
+        Order(edit.prompt, (edit.images[0][:48],), seed=9),  # as many tokens of context, but another reference's size
         Order("a sad face", seed=7),
     ]
     thought = model.reason("a red star", max_new_tokens=8)
@@ -236,7 +237,7 @@ def test_mmmu_json(tmp_path):
     records.insert(0, records.pop())
     (tmp_path / "questions.json").write_text(json.dumps(records))
     run = Run(tmp_path / "questions.json", tmp_path / "out")
-    with pytest.raises(InputError, match="cannot read the picture"):
+    with pytest.raises(InputError, match="cannot read the image"):
         BENCHMARKS["mmmu"](model, run)
     assert len(model.asked) == 1
     (tmp_path / "hidden.png").rename(tmp_path / "2.png")
@@ -284,11 +285,11 @@ def test_mme_files(tmp_path):
     [
         ("geneval", "{]", "line 1 is not JSON"),
         ("geneval", '{"tag": "x"}', "no 'prompt'"),
-        ("ocrbench", '[{"image_path": "x.png", "question": "?"}]', "cannot read the picture"),
+        ("ocrbench", '[{"image_path": "x.png", "question": "?"}]', "cannot read the image"),
         ("mmmu", '[{"id": "a_B_1", "question": "<image 9>"}]', "<image 9>"),
         ("mmmu", '[{"id": "a_B_1", "question": "<image 1>"}]', "does not hold"),
         ("mmmu", '[{"id": "a_B_1"}]', "no 'question'"),
-        ("mmmu", '[{"id": "a_B_1", "question": "?", "options": "[oops"}]', "which is no list"),
+        ("mmmu", '[{"id": "a_B_1", "question": "?", "options": "[oops"}]', "which is not a list"),
     ],
 )
 def test_broken_files_are_named(tmp_path, name, text, message):

@@ -13,7 +13,7 @@ from internvlu_train.feed import Feed
 from internvlu_train.folder import read_folder
 from internvlu_train.loop import Run, assign
 from internvlu_train.settings import LoraStage
-from internvlu_train.storage import Networks, write_checkpoint
+from internvlu_train.storage import Networks
 from support.training import LEARN
 
 
@@ -29,13 +29,22 @@ def test_a_folder_of_pictures(awake, pictures):
     assert [len(one.images) for one in found] == [0, 0, 1]
 
 
+def test_pictures_are_upright(awake, pictures):
+    """A camera stores a picture as its sensor lay, and says in EXIF how to turn it."""
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn by a quarter
+    Image.new("RGB", (64, 48)).save(pictures / "b.jpg", exif=exif)
+    (pictures / "b.png").unlink()
+    assert read_folder(pictures, awake.config.processor)[1].picture.shape == (64, 48, 3)
+
+
 @pytest.mark.parametrize(
     "spoil, words",
     [
         (lambda folder: (folder / "a.png").unlink(), "a.txt needs one picture a.png"),
         (lambda folder: (folder / "b.txt").write_text(" "), "b.txt is empty"),
         (lambda folder: (folder / "b.txt").write_text("naïve", encoding="latin-1"), "b.txt is not in UTF-8"),
-        (lambda folder: (folder / "c.png").write_text("no picture"), "c.png cannot be read"),
+        (lambda folder: (folder / "c.png").write_text("no picture"), r"cannot read the image .*c\.png"),
         (lambda folder: [file.unlink() for file in folder.glob("*.txt")], "has no NAME.txt"),
     ],
 )
@@ -56,9 +65,8 @@ def test_pictures_before_an_edit_are_taken_by_their_numbers(awake, pictures):
 
 
 @pytest.mark.parametrize("network", ["mmdit", "vlm"])
-def test_an_adapter_learns_and_its_file_says_all_of_it(fresh, awake, pictures, tmp_path, network):
-    base = tmp_path / "base"
-    write_checkpoint(base, fresh, awake, ("mmdit.",), torch.float32)
+def test_an_adapter_learns_and_its_file_says_all_of_it(awake_checkpoint, pictures, tmp_path, network):
+    base = awake_checkpoint
     prefix = {"mmdit": "mmdit.", "vlm": "vlm.language_model."}[network]
     rank, alpha = 8, 16.0
     stage = LoraStage(
@@ -113,11 +121,10 @@ def test_one_command_teaches_an_adapter(fresh, pictures, tmp_path, capsys):
     assert "other settings (pictures)" in capsys.readouterr().err
 
 
-def test_adapters_of_two_single_files_are_two_runs(fresh, awake, pictures, tmp_path):
-    write_checkpoint(tmp_path / "awake", fresh, awake, ("mmdit.",), torch.float32)
+def test_adapters_of_two_single_files_are_two_runs(fresh, awake_checkpoint, pictures, tmp_path):
     stage = LoraStage(trained=("mmdit.",), pictures=str(pictures), batch=1, **LEARN)
-    folders = fresh, tmp_path / "awake"
-    bases = [convert(folder, tmp_path / f"{folder.name}.safetensors", "single")[0] for folder in folders]
+    folders = {"fresh": fresh, "awake": awake_checkpoint}
+    bases = [convert(folder, tmp_path / f"{name}.safetensors", "single")[0] for name, folder in folders.items()]
     Run(stage, bases[0], tmp_path / "run")
     with pytest.raises(InputError, match="base"):
         Run(stage, bases[1], tmp_path / "run")

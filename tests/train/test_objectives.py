@@ -15,14 +15,14 @@ from support.training import OVERFIT, picture_stage, sample
 def test_losses_are_weighted_1_to_20(awake):
     stage = replace(CPU["stage3"], drop_prompt=0.0, drop_all=0.0)
     assert (stage.text_weight, stage.flow_weight) == (1.0, 20.0)
-    one = data.exercise(sample("reason", "Three."), awake.conditioner, stage)
+    one = data.make_example(sample("reason", "Three."), awake.conditioner, stage)
     latents = torch.randn(1, 16, 8, 6, generator=torch.Generator().manual_seed(0))
     batch = data.Batch(
         weight=1.0,
         generator=torch.Generator().manual_seed(0),
-        text=data.make_reading([one.text], [()], awake.conditioner),
+        text=data.make_token_batch([one.text], [()], awake.conditioner),
         latents=latents,
-        reading=data.make_reading([one.branches[data.FULL]], [()], awake.conditioner),
+        context_tokens=data.make_token_batch([one.branches[data.FULL]], [()], awake.conditioner),
     )
     losses = objectives.losses(awake, batch, stage, 0)
     assert set(losses.parts) == {"text", "flow"}
@@ -66,7 +66,7 @@ def test_a_share_of_the_vaes_pictures_is_shown_as_negatives(awake):
     def batch(share: float) -> tuple[torch.Tensor, torch.Tensor]:
         stage = replace(OVERFIT["vae"], samples=200, batch=200, negatives=share)
         feed = Feed(awake, stage, torch.device("cpu"))
-        pictures = data.to_pixels([feed.exercises[item.index].picture for item in feed.plan(0)])
+        pictures = data.to_pixels([feed.examples[item.index].picture for item in feed.plan(0)])
         return feed.batch(0).pixels, pictures
 
     pixels, pictures = batch(0.3)

@@ -14,8 +14,9 @@ from internvlu_core import CheckpointError, InputError, InternVLU
 from internvlu_core.checkpoints.convert import convert
 from internvlu_train import objectives
 from internvlu_train.loop import Run, learning_rate, make_optimizers
+from internvlu_train.plot import POINTS, curve
 from internvlu_train.settings import TextStage, changed
-from internvlu_train.storage import Networks, write_checkpoint
+from internvlu_train.storage import Networks
 from internvlu_train.toy.presets import CPU
 from support.tensors import relative
 from support.training import LEARN, ROOT, entries, picture_stage
@@ -27,12 +28,10 @@ def test_the_learning_rate_warms_up_and_decays():
     assert rates[0] == 0.1 and rates[9:51] == [1.0] * 42 and rates[75] == pytest.approx(0.5) and 0 < rates[-1] <= 0.02
 
 
-def test_muon_turns_hidden_matrices_and_adamw_moves_the_rest(fresh, awake, tmp_path):
+def test_muon_turns_hidden_matrices_and_adamw_moves_the_rest(awake_checkpoint, tmp_path):
     """Muon's update has one size in all directions, by which its elements are as large as AdamW's usually are, 0.2
     learning rates; AdamW's first is the learning rate everywhere."""
-    checkpoint = tmp_path / "awake"
-    write_checkpoint(checkpoint, fresh, awake, ("mmdit.",), torch.float32)
-    run = Run(picture_stage(muon=True, warmup=0, learning_rate=1e-3), checkpoint, tmp_path / "run")
+    run = Run(picture_stage(muon=True, warmup=0, learning_rate=1e-3), awake_checkpoint, tmp_path / "run")
     before = {name: parameter.detach().clone() for name, parameter in run.trained.items()}
     run._take_step()
     steps = {name: (parameter.detach() - before[name]) / 1e-3 for name, parameter in run.trained.items()}
@@ -134,6 +133,12 @@ def test_writing_what_there_is_leaves_the_log_alone(fresh, tmp_path):
     torch.save(state | {"step": 3}, tmp_path / "state.pt")  # as while step 4 of a running one is not saved yet
     Run(picture_stage(save_every=3), fresh, tmp_path).write()
     assert [entry["step"] for entry in entries(tmp_path)] == [1, 2, 3, 4] and log.stat().st_nlink == 1
+
+
+def test_the_points_of_a_plot_are_means_of_neighbouring_steps():
+    log = [{"step": step, "loss": 2.0 + 2 * (step % 2), "kl": 0.0} for step in range(1, 2 * POINTS + 1)]
+    assert curve(log, "loss") == [(step + 0.5, 3.0) for step in range(1, 2 * POINTS, 2)]
+    assert curve(log, "kl") == curve(log, "text") == []
 
 
 def test_a_gradient_that_is_not_finite_spoils_no_weights(fresh, tmp_path, monkeypatch):

@@ -27,21 +27,21 @@ def test_contexts_are_those_of_inference(awake, task, words, images):
     one = sample(task, words, images)
     other = replace(one, prompt="a rather longer prompt for a picture of two red stars", words=2 * words)
     conditioner = awake.conditioner
-    rows = [data.branch_tokens(each, conditioner) for each in (one, other)]
+    rows = [data.branch_rows(each, conditioner) for each in (one, other)]
     tiles = [vit_tiles(Image.fromarray(image), conditioner.config.processor) for image in one.images]
     features = conditioner.image_features(tiles, "cpu", torch.float32)
-    thought = TextResult(words, data.written(words, conditioner)) if words else None
+    thought = TextResult(words, data.response_ids(words, conditioner)) if words else None
     context = conditioner.context(one.prompt, features, [], device="cpu", reasoning=thought)
     for branch in (data.FULL, data.PARTIAL, data.UNCONDITIONAL):
         pair = [row[branch] for row in rows]
         with torch.no_grad():
-            batch = objectives.read(awake, data.make_reading(pair, [one.images, other.images], conditioner))
+            batch = objectives.context_of(awake, data.make_token_batch(pair, [one.images, other.images], conditioner))
         expected = getattr(context, branch)
         length = len(expected.hidden)
         assert int(batch.mask[0].sum()) == length
         assert relative(batch.hidden[0, :length], expected.hidden) < 1e-5
-        if data.structure(data.Exercise(None, rows[0], one.images, one.picture), branch) == data.structure(
-            data.Exercise(None, rows[1], other.images, other.picture), branch
+        if data.batch_key(data.Example(None, rows[0], one.images, one.picture), branch) == data.batch_key(
+            data.Example(None, rows[1], other.images, other.picture), branch
         ):
             assert batch.image_mask[:length].tolist() == expected.image_mask.tolist()
             assert batch.image_grids == expected.image_grids

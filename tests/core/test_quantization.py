@@ -1,0 +1,124 @@
+"""Weight formats: what is stored for a matrix leads back to nearly the same one, in every format alike."""
+
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from internvlu_core import InternVLU
+from internvlu_core.checkpoints.config import Config
+from internvlu_core.checkpoints.files import COMPONENTS
+from internvlu_core.checkpoints.load import build_on_meta
+from internvlu_core.quantization import (
+    WEIGHT_FORMATS,
+    QuantisedLinear,
+    find_format,
+    layer_formats,
+    quantise_network,
+    repeated_blocks,
+)
+from internvlu_core.quantization.float8 import DTYPE, quantise
+from internvlu_core.quantization.formats import is_block_matrix
+from support.checkpoints import CHECKPOINT
+from support.networks import randomise
+from support.tensors import noise, relative
+
+# By format: the largest relative error of a product with a random matrix.
+ERRORS = {"fp8": 0.04}
+
+
+@pytest.fixture(params=WEIGHT_FORMATS.values(), ids=list(WEIGHT_FORMATS))
+def weight_format(request):
+    return request.param
+
+
+def block_of(linear: nn.Linear) -> nn.Module:
+    """A network with one repeated layer, in which this is the only matrix."""
+    network = nn.Module()
+    network.layers = nn.ModuleList([nn.ModuleDict({"proj": linear})])
+    return network
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_product(weight_format, dtype, bias):
+    linear = randomise(nn.Linear(64, 40, bias=bias)).to(dtype)
+    x, network = noise(3, 64).to(dtype), block_of(linear)
+    exact, state = linear(x), dict(network.state_dict())
+    quantise_network(network, state, weight_format)
+    network.load_state_dict(state, assign=True)
+    ours = network.layers[0]["proj"](x)
+    assert ours.dtype == dtype
+    assert 0 < relative(ours.float(), exact.float()) < ERRORS[weight_format.name]
+
+
+def test_saved_and_read_again(weight_format):
+    """The state dict and the metadata, which is JSON, are all that is needed to build the layer again."""
+    network = block_of(randomise(nn.Linear(64, 40)))
+    state = dict(network.state_dict())
+    quantise_network(network, state, weight_format)
+    network.load_state_dict(state, assign=True)
+    (path, of_layer), = layer_formats(network).items()  # fmt: skip
+    assert path == "layers.0.proj"
+    saved, metadata = network.state_dict(), json.loads(json.dumps(of_layer.metadata()))
+    stored = {name.removeprefix(f"{path}."): tensor for name, tensor in saved.items()}
+    read_format = type(WEIGHT_FORMATS[metadata.pop("format")])(**metadata)
+    again = QuantisedLinear(read_format, stored, stored.pop("bias"))
+    assert torch.equal(again(noise(3, 64)), network.layers[0]["proj"](noise(3, 64)))
+
+
+def test_which_layers(weight_format):
+    """All matrices of the repeated layers, and nothing else: layer scales, heads and embeddings stay as they are."""
+    config = Config.read(CHECKPOINT)
+    for component in COMPONENTS:
+        network = build_on_meta(config, component)
+        linear = {name for name, module in network.named_modules() if isinstance(module, nn.Linear)}
+        expected = {
+            name for name in linear if name.startswith(tuple(f"{block}." for block in repeated_blocks(network)))
+        }
+        before = {name: tensor.shape for name, tensor in network.state_dict().items()}
+        state = network.state_dict()
+        quantise_network(network, state, weight_format)
+        assert layer_formats(network).keys() == expected
+        assert network.state_dict().keys() == state.keys()
+        kept = {name for name in before if name.removesuffix(".weight") not in expected}
+        assert {name: state[name].shape for name in kept} == {name: before[name] for name in kept}
+        assert bool(expected) == (component != "vae")
+        if component == "generation_decoder":
+            assert linear - expected and "time_text_embed.timestep_embedder.linear_1" in linear - expected
+
+
+@pytest.mark.parametrize("component", COMPONENTS)
+def test_matrices_by_name(component):
+    """A state dict alone, without the network's classes, tells the same matrices: ComfyUI's nodes have no more."""
+    network = build_on_meta(Config.read(CHECKPOINT), component)
+    linear = {f"{name}.weight" for name, module in network.named_modules() if isinstance(module, nn.Linear)}
+    expected = {name for name in linear if name.startswith(tuple(f"{block}." for block in repeated_blocks(network)))}
+    assert {name for name, tensor in network.state_dict().items() if is_block_matrix(name, tensor)} == expected
+
+
+def test_found_by_name_and_dtype():
+    assert find_format("fp8") is find_format(torch.float8_e4m3fn) is WEIGHT_FORMATS["fp8"]
+    assert find_format("auto") is find_format(torch.bfloat16) is None
+
+
+def test_float8_values_are_near_and_finite():
+    weight = torch.cat([noise(4, 64), 1e-4 * noise(4, 64), torch.zeros(1, 64), torch.full((1, 64), 65504.0)])
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        kept, scale = quantise(weight.to(dtype))
+        assert (kept.dtype, scale.dtype) == (DTYPE, dtype)
+        back = kept.float() * scale.float()[:, None]
+        assert back.isfinite().all()
+        error = (back - weight.to(dtype).float()).abs().amax(1) / weight.abs().amax(1).clamp(min=1e-9)
+        assert error.max() <= 2**-4  # half a step of the top binade
+
+
+def test_8_bits_draw_nearly_the_same(model):
+    small = InternVLU.from_pretrained(CHECKPOINT, dtype=torch.float8_e4m3fn)
+    sizes = [sum(p.nbytes for network in (m.vlm, m.mmdit, m.vae) for p in network.parameters()) for m in (small, model)]
+    assert small.dtype == torch.float32 and sizes[0] < 0.6 * sizes[1]
+    context, x = model.encode("a boat"), noise(1, 16, 8, 8)
+    step = torch.tensor([999.0])
+    exact = model.velocity(context.full, x, step)
+    assert 0 < relative(small.velocity(context.full, x, step), exact) < 0.03

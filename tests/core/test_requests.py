@@ -1,0 +1,158 @@
+"""Requests check themselves, methods take them or their settings, and each shared rule has one owner."""
+
+from dataclasses import FrozenInstanceError, replace
+
+import pytest
+import torch
+
+from internvlu_core import DrawRequest, InputError, TextRequest, TextResult, Turn, guidance, sampling
+from internvlu_core.conditioning import Branch, Context
+from internvlu_core.grounding import MARKERS, answer_text, parse_boxes
+from internvlu_core.imaging import vit_tiles
+from support.tensors import noise, relative
+
+SMALL = {"height": 32, "width": 32, "steps": 2}
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "message"),
+    [
+        (TextRequest, {"prompt": 5}, "prompt must be a string, not int"),
+        (TextRequest, {"system_prompt": 5}, "system_prompt must be a string"),
+        (TextRequest, {"images": 5}, "images must be a list"),
+        (TextRequest, {"max_new_tokens": 0}, "max_new_tokens is 0"),
+        (TextRequest, {"temperature": -1}, "temperature is -1"),
+        (TextRequest, {"num_beams": 2, "temperature": 1.0}, "num_beams is 2 and temperature 1.0"),
+        (TextRequest, {"seed": -1}, "seed is -1"),
+        (TextRequest, {"max_tiles": 0}, "max_tiles is 0"),
+        (TextRequest, {"history": "before"}, "history must be a tuple of Turns"),
+        (DrawRequest, {"prompt": b"a cat"}, "prompt must be a string, not bytes"),
+        (DrawRequest, {"negative": 5}, "negative must be a string"),
+        (DrawRequest, {"partial_negative": None}, "partial_negative must be a string"),
+        (DrawRequest, {"reasoning": ("a",)}, "reasoning must be a TextResult or a string, not tuple"),
+        (DrawRequest, {"steps": 0}, "steps is 0"),
+        (DrawRequest, {"num_images": 1.5}, "num_images is 1.5"),
+        (DrawRequest, {"seed": None}, "seed is None"),
+    ],
+)
+def test_bad_values_are_named(kind, settings, message):
+    with pytest.raises(InputError, match=message):
+        kind(**({"prompt": "a cat"} | settings))
+
+
+def test_requests_are_values(photo):
+    request = TextRequest("What is it?", photo, history=[Turn("Hello", "Hi.")])
+    assert request.images == (photo,) and request.history == (Turn("Hello", "Hi."),)
+    assert replace(request, seed=3) != request == replace(request, seed=None)
+    with pytest.raises(FrozenInstanceError):
+        request.seed = 3
+    assert request.settings.max_new_tokens == 1024
+
+
+@pytest.mark.parametrize(
+    ("method", "settings"),
+    [
+        ("answer", {"max_token": 3}),
+        ("reason", {"max_tiles": 2}),
+        ("reason", {"history": ()}),
+        ("encode", {"steps": 3}),
+        ("generate", {"max_tiles": 2}),
+    ],
+)
+def test_unknown_settings_are_named(model, method, settings):
+    with pytest.raises(TypeError, match=next(iter(settings))):
+        getattr(model, method)("a cat", **settings)
+
+
+def test_a_ready_request_is_the_same(model, photo):
+    request = TextRequest("What is it?", [photo], max_new_tokens=4)
+    assert model.answer(request) == model.answer("What is it?", [photo], max_new_tokens=4)
+    assert model.reason(request) == model.reason("What is it?", [photo], max_new_tokens=4)
+    drawn = model.generate(DrawRequest("a cat", **SMALL, seed=3)).latents
+    assert torch.equal(drawn, model.generate("a cat", **SMALL, seed=3).latents)
+    with pytest.raises(TypeError, match="already holds"):
+        model.answer(request, [photo])
+    with pytest.raises(TypeError, match="already holds"):
+        model.generate(DrawRequest("a cat"), steps=2)
+
+
+def test_a_seed_beside_latents_has_no_effect(model):
+    latents = model.noise(32, 32, seed=3)
+    expected = model.generate("a cat", **SMALL, seed=3).latents
+    assert torch.equal(model.generate("a cat", **SMALL, seed=None, latents=latents).latents, expected)
+
+
+# Branches
+
+
+def test_distinct_branches():
+    full, partial, unconditional = object(), object(), object()
+    assert guidance.distinct(full, partial, unconditional) == [full, unconditional, partial]
+    assert guidance.distinct(full, partial, partial) == [full, partial]
+    assert guidance.distinct(1, 2, 2.0, same=lambda a, b: a == b) == [1, 2.0]
+    assert guidance.by_name([1, 2, 3]) == (1, 3, 2) and guidance.by_name([1, 2]) == (1, 2, 2)
+
+
+@pytest.mark.parametrize("timestep", [500, 990])
+def test_guided_velocity_combines_by_name(timestep):
+    full, partial, unconditional = (3 * noise(1, 16, 2, 2, seed=seed) for seed in range(3))
+    expected = guidance.combine(full, partial, unconditional, 4.5, 2.0, timestep)
+    assert torch.equal(guidance.guided_velocity([full, unconditional, partial], 4.5, 2.0, timestep), expected)
+    alone = guidance.guided_velocity([full, unconditional], 4.5, 2.0, timestep)
+    assert torch.equal(alone, guidance.combine(full, unconditional, unconditional, 4.5, 2.0, timestep))
+
+
+def test_prompts_with_a_batch_axis_are_sampled_together(model):
+    """As one by one."""
+    drawn = model.encode("a red cat")
+    other = replace(drawn.unconditional, hidden=drawn.unconditional.hidden.flip(0))
+    contexts = [drawn, Context(replace(drawn.full, hidden=drawn.full.hidden.flip(0)), other, other)]
+    together = torch.cat([model.noise(32, 32, seed) for seed in (1, 2)])
+    sigmas = sampling.flow_sigmas(2)
+
+    def stacked(name: str) -> Branch:
+        branches = [getattr(context, name) for context in contexts]
+        return replace(branches[0], hidden=torch.stack([branch.hidden for branch in branches]))
+
+    unconditional = stacked("unconditional")
+    both = model.sample(Context(stacked("full"), unconditional, unconditional), together, sigmas, 4.5, 2.0)
+    for context, x, found in zip(contexts, together, both, strict=True):
+        assert relative(found, model.sample(context, x[None], sigmas, 4.5, 2.0)[0]) < 1e-5
+
+
+def test_samples_that_are_not_finite_are_an_error():
+    with pytest.raises(FloatingPointError, match="not finite"):
+        sampling.sample(lambda x, t: [x / 0, x], noise(1, 16, 2, 2), sampling.flow_sigmas(2), (4.5, 2.0))
+
+
+# Answers
+
+
+def test_answers_keep_the_markers_of_their_boxes(model, monkeypatch):
+    tokenizer, calls = model.tokenizer, []
+    pieces = ("<ref>", "cat", "</ref>", "<box>", "[[1, 2, 3, 4]]", "</box>")
+    encoded = [[tokenizer.id(piece)] if piece in MARKERS else tokenizer.encode(piece) for piece in pieces]
+    ids = (*(token for piece in encoded for token in piece), tokenizer.stop_ids[0])
+
+    def write(*args, on_tokens=None, **kwargs):
+        on_tokens(list(ids))
+        return TextResult(tokenizer.decode(ids), ids)
+
+    monkeypatch.setattr(model.conditioner, "write", write)
+    answer = model.answer("Where?", on_token=lambda *call: calls.append(call))
+    assert answer.text == "".join(pieces) == answer_text(tokenizer, ids) and calls == [(len(ids), answer.text)]
+    assert [(box.label, box.x1, box.y2) for box in parse_boxes(answer.text)] == [("cat", 1, 4)]
+    assert model.reason("Where?", on_token=lambda *call: None).text == "cat[[1, 2, 3, 4]]"
+    assert answer_text(tokenizer, ids[:3]) == tokenizer.decode(ids[:3])
+
+
+def test_tiles_never_exceed_the_checkpoints_most(model, photo):
+    config = replace(model.config.processor, max_tiles=2)
+    assert len(vit_tiles(photo, config, 12)) == len(vit_tiles(photo, config, 2)) <= 3
+
+
+def test_text_never_exceeds_the_context(model, monkeypatch):
+    prompt = model.conditioner.prompts.chat("a cat", [], None)
+    language = replace(model.config.language, max_positions=len(prompt) + 2)
+    monkeypatch.setattr(model.conditioner, "config", replace(model.config, language=language))
+    assert len(model.answer("a cat", max_new_tokens=9, temperature=2.0, seed=1).token_ids) <= 2
