@@ -107,6 +107,12 @@ def start(vlm, seed=0, length=4):
     return noise(1, length, vlm.language_model.config.hidden_size, seed=seed)
 
 
+@pytest.mark.parametrize("num_beams", [1, 3])
+def test_goes_on_without_stop_tokens(num_beams):
+    vlm = tiny_language(seed=4)
+    assert len(generate_tokens(vlm, start(vlm), (), TextSettings(10, num_beams))) == 10
+
+
 def test_stops_at_each_stop_token():
     """Where beams stop is compared with `generate` below."""
     vlm = tiny_language(seed=4)
