@@ -440,7 +440,7 @@ def foreign_conditioning(bench, s):
 @pytest.mark.parametrize(
     ("wire", "words"),
     [
-        (foreign_model, ["InternVL-U's", "BaseModel"]),
+        (foreign_model, ["for InternVL-U", "BaseModel"]),
         (foreign_start, ["a latent has 4 channels, InternVL-U's have 16", "VAE"]),
         (foreign_vae_in_encode, ["4 dimensions", "another model's VAE"]),
         (partial(foreign_reference, channels=4), ["4 dimensions", "another model's VAE"]),
