@@ -16,6 +16,7 @@ torch.set_num_threads(1)
 HERE = Path(__file__).parent
 # Of the tests that run in either mode of drawing nodes, these pairs of frontend and mode run without a flag.
 USUAL = ("pinned", "litegraph"), ("newest", "vue")
+EXPENSIVE = {"test_fake_device"}  # fixtures that take minutes
 LEFT_OUT = pytest.StashKey[Counter]()
 
 
@@ -47,7 +48,7 @@ def group(item) -> str | None:
     folder = item.path.relative_to(HERE).parts[0]
     if folder == "browser":
         return f"{item.path.stem} {parameters(item).get('host')}"
-    return item.path.stem if folder == "comfy" else None
+    return item.path.stem if folder == "comfy" or item.path.stem in EXPENSIVE else None
 
 
 @pytest.hookimpl(tryfirst=True)
