@@ -219,7 +219,7 @@ class Ui:
         self.settle()
         self.look_at(types[0], scale=1.0)
 
-    def settle(self, still: float = 100):
+    def settle(self, still: float = 300):
         """Wait until the page has been quiet for so many ms."""
         self.js("([still, limit]) => quiet(still, limit)", [still, 60_000])
 
@@ -313,6 +313,7 @@ class Ui:
 
     def press(self, keys: str):
         self.page.keyboard.press(keys)
+        self.page.wait_for_timeout(700)  # a paste first waits for the clipboard, unseen by the page
         self.settle()
 
     def type(self, words: str):
