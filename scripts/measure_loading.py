@@ -14,19 +14,15 @@ import sys
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-import torch
-import transformers
+import torch  # noqa: E402
+import transformers  # noqa: E402
 
-from internvlu_core import InternVLU
-from internvlu_core.cli import DTYPES
-
-
-def resident(key: str) -> int:
-    """Bytes of VmRSS (now) or VmHWM (the peak)."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{key}:"))
+from internvlu_core import InternVLU  # noqa: E402
+from internvlu_core.cli import DTYPES  # noqa: E402
+from support.live_tensors import resident  # noqa: E402
 
 
 def main(options):

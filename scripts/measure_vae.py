@@ -25,7 +25,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from internvlu_core.checkpoints.config import RELEASED_VAE  # noqa: E402
 from internvlu_core.models.vae import VAE  # noqa: E402
-from support.live_tensors import LiveTensors  # noqa: E402
+from support.live_tensors import LiveTensors, resident  # noqa: E402
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -36,12 +36,6 @@ def random_vae(dtype: torch.dtype, device: str) -> VAE:
     for parameter in vae.parameters():
         parameter.normal_().mul_(parameter[0].numel() ** -0.5 if parameter.ndim > 1 else 0.1)
     return vae
-
-
-def resident(key: str) -> int:
-    """Bytes of VmRSS (now) or VmHWM (the peak)."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{key}:"))
 
 
 @torch.inference_mode()

@@ -128,11 +128,6 @@ def test_stops_at_each_stop_token():
         assert generate_tokens(vlm, prompt, (stop, absent), TextSettings(10)) == until
 
 
-def test_beams_without_stop_tokens_go_to_the_limit():
-    vlm = tiny_language(seed=4)
-    assert len(generate_tokens(vlm, start(vlm), (), TextSettings(10, 3))) == 10
-
-
 @pytest.mark.parametrize("max_new_tokens", [1, 2, 5])
 def test_max_new_tokens(max_new_tokens):
     vlm = tiny_language(seed=4)

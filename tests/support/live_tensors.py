@@ -1,6 +1,7 @@
-"""How much memory tensors take at a time, as far as Python sees."""
+"""How much memory is in use: by tensors, as far as Python sees, and by the process."""
 
 import weakref
+from pathlib import Path
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -37,3 +38,9 @@ class LiveTensors(TorchDispatchMode):
     def _drop(self, key: int, size: int):
         self.storages.discard(key)
         self.live -= size
+
+
+def resident(key: str) -> int:
+    """Bytes of this process in main memory: VmRSS (now) or VmHWM (the peak). Linux only."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{key}:"))
