@@ -1,5 +1,6 @@
 """The doctor's checks in their order: files, official code, tasks, speed, comparison, report."""
 
+import gc
 import platform
 import sys
 from dataclasses import dataclass
@@ -65,6 +66,7 @@ def examine(checkup: Checkup) -> Report:
             side = side or model.config.mmdit.image_height
             _try_model(model, checkup, report, side)
             del model  # the comparison loads it in other dtypes
+            _free(checkup.device)
             if checkup.official is not None:
                 _compare(checkup, report, runs or _record(checkup, report, side))
     finally:
@@ -82,7 +84,7 @@ def about(checkup: Checkup) -> dict[str, str]:
         found["GPU"] = f"{torch.cuda.get_device_name(device)}, {free / 2**30:.1f} of {total / 2**30:.1f} GiB free"
         found["GPU"] += f", compute capability {'.'.join(map(str, torch.cuda.get_device_capability(device)))}"
     found["packages"] = ", ".join(f"{name} {_version(name)}" for name in PACKAGES)
-    return found | {"checkpoint": checkup.checkpoint.name, "dtype": str(checkup.dtype).removeprefix("torch.")}
+    return found | {"checkpoint": checkup.checkpoint.resolve().name, "dtype": str(checkup.dtype).removeprefix("torch.")}
 
 
 def _version(package: str) -> str:
@@ -142,22 +144,39 @@ def _compare(checkup: Checkup, report: Report, runs: Path | None):
         return
     strips: dict[str, list[Image.Image]] = {}
     for dtype in (torch.float32, torch.bfloat16):
-        _say(f"comparison in {str(dtype).removeprefix('torch.')}")
-        with full_float32():
-            model = InternVLU.from_pretrained(checkup.checkpoint, checkup.device, dtype)
-            for case in read_cases(runs):
-                run = Recording(runs, case)
-                replayed = dtype is torch.bfloat16 and (runs / BFLOAT16).is_dir()
-                report.differences += compare.compare(model, run, Recording(runs, case, BFLOAT16) if replayed else None)
-                if run.draws:
-                    picture, difference = compare.draw(model, run)
-                    report.differences.append(difference)
-                    strips.setdefault(run.name, [Image.fromarray(run["images"][0].numpy())])
-                    strips[run.name] += [picture] if picture else []
-        del model
+        name = str(dtype).removeprefix("torch.")
+        _say(f"comparison in {name}")
+        try:
+            with full_float32():
+                model = InternVLU.from_pretrained(checkup.checkpoint, checkup.device, dtype)
+                for case in read_cases(runs):
+                    _compare_run(model, runs, case, report, strips)
+                del model
+        except ERRORS as error:
+            report.failures.append(f"comparison in {name}: {in_one_line(error)}")
+        _free(checkup.device)
     sheet = compare.side_by_side(list(strips.values()))
     if sheet is not None:
         sheet.save(checkup.out / "comparison.png")
+
+
+def _compare_run(model: InternVLU, runs: Path, case: dict, report: Report, strips: dict[str, list[Image.Image]]):
+    """One recorded run in the model's dtype. strips: {run: the official picture, and ours so far}."""
+    run = Recording(runs, case)
+    replayed = model.dtype is torch.bfloat16 and (runs / BFLOAT16).is_dir()
+    report.differences += compare.compare(model, run, Recording(runs, case, BFLOAT16) if replayed else None)
+    if run.draws:
+        picture, difference = compare.draw(model, run)
+        report.differences.append(difference)
+        strip = strips.setdefault(run.name, [Image.fromarray(run["images"][0].numpy())])
+        strip += [picture] if picture else []
+
+
+def _free(device: str):
+    """Give memory of tensors that are gone back to the device, for whoever needs it next."""
+    gc.collect()
+    if device.startswith("cuda"):
+        torch.cuda.empty_cache()
 
 
 class full_float32:
