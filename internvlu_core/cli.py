@@ -1,4 +1,6 @@
-"""The command line: `python -m internvlu_core answer|reason|generate CHECKPOINT PROMPT …`, `convert`, `download`.
+"""The command line: `internvlu answer|reason|generate CHECKPOINT PROMPT …`, `convert`, `download`.
+
+Where nothing is installed, as in the pack's folder, it is `python -m internvlu_core answer …`.
 
 Pictures go to files, text to standard output, progress to standard error. Exit code 2 and one line on bad input.
 """
@@ -213,7 +215,9 @@ def output_paths(options) -> list[Path]:
 
 def parser() -> argparse.ArgumentParser:
     """The parser of the command line. Its options have the function of their command as `run`."""
-    root = argparse.ArgumentParser(prog="python -m internvlu_core", description="InternVL-U without ComfyUI.")
+    # Of what is typed only the console command, which `pip install` makes, says how this program is called.
+    called = "internvlu" if Path(sys.argv[0]).stem == "internvlu" else "python -m internvlu_core"
+    root = argparse.ArgumentParser(prog=called, description="InternVL-U without ComfyUI.")
     commands = root.add_subparsers(dest="command", required=True)
     _answer_arguments(_model_command(commands, answer, "answer a question, about images if any are given", 1024))
     _sampling_arguments(_model_command(commands, reason, "think in words about the picture to draw", 200))
