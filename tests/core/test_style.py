@@ -36,7 +36,7 @@ LAYERS = (
         "conditioning",
         "offload",
     ),
-    ("pipeline",),
+    ("pipeline", "to_transformers"),
     ("__init__", "cli"),
     ("__main__",),
 )
@@ -65,7 +65,7 @@ def statements(name: str) -> int:
 
 def test_size_of_the_core():
     """In statements; wrapped as they are, these are a fifth more lines."""
-    assert sum(map(statements, CORE)) <= 2400
+    assert sum(map(statements, CORE)) <= 2550
 
 
 @pytest.mark.parametrize("name", CORE)
