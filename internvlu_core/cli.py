@@ -1,4 +1,4 @@
-"""The command line: `internvlu answer|reason|generate CHECKPOINT PROMPT …`, `convert`, `download`.
+"""The command line: `internvlu answer|reason|generate CHECKPOINT PROMPT …`, `convert`, `download`, `doctor`.
 
 Where nothing is installed, as in the pack's folder, it is `python -m internvlu_core answer …`.
 
@@ -20,6 +20,8 @@ from .checkpoints.convert import CHECKPOINT_FORMATS, convert
 from .checkpoints.files import SPLIT_FILES, WAN_MARK, read_header
 from .conditioning import TextResult
 from .conversation import History, Turn, read_turns, write_turns
+from .doctor.checkup import Checkup, examine
+from .doctor.report import MARKDOWN
 from .errors import CheckpointError, InputError
 from .imaging import open_image
 from .pipeline import InternVLU
@@ -35,14 +37,13 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one command. arguments: those of the command line by default. Returns the exit code."""
     options = parser().parse_args(arguments)
     try:
-        options.run(options)
+        return options.run(options) or 0
     except ERRORS as error:
         print(f"internvlu_core: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("internvlu_core: cancelled", file=sys.stderr)
         return 130
-    return 0
 
 
 def run() -> int:
@@ -123,6 +124,26 @@ def convert_files(options):
 def download_files(options):
     """Download the released checkpoint, and print its folder."""
     print(hub.download(options.folder))  # huggingface_hub draws the bars
+
+
+def examine_all(options) -> int:
+    """Check a checkpoint, the machine and the code, and print the report. Returns 1 if something is wrong."""
+    checkup = Checkup(
+        Path(options.checkpoint),
+        options.out,
+        options.device,
+        RUN_DTYPES[options.dtype],
+        options.official,
+        options.official_python,
+        options.ask_hub,
+        options.side,
+        options.steps,
+        options.tokens,
+    )
+    report = examine(checkup)
+    print(report.markdown())
+    print(f"internvlu_core: the report is in {options.out / MARKDOWN}", file=sys.stderr)
+    return 1 if report.wrong else 0
 
 
 # What the commands share
@@ -244,7 +265,25 @@ def parser() -> argparse.ArgumentParser:
     sub = commands.add_parser("download", help=f"download {hub.REPOSITORY} ({hub.SIZE}) from its hub")
     sub.set_defaults(run=download_files)
     sub.add_argument("folder", help="the checkpoint folder to make")
+    _doctor_arguments(commands)
     return root
+
+
+def _doctor_arguments(commands):
+    description = "check a checkpoint, this machine and this program, and write a report"
+    sub = commands.add_parser("doctor", description=description, help=description)
+    sub.set_defaults(run=examine_all)
+    sub.add_argument("checkpoint", help="checkpoint folder in the released layout, or a converted file")
+    _device_arguments(sub)
+    sub.add_argument("--out", type=Path, default=Path("doctor"), metavar="FOLDER", help="of the report and pictures")
+    sub.add_argument(
+        "--official", type=Path, metavar="DIR", help="a checkout of the official code, or a folder of its recorded runs"
+    )
+    sub.add_argument("--official-python", metavar="FILE", help="the Python of the official code's environment")
+    sub.add_argument("--ask-hub", action="store_true", help="compare sizes and hashes with the hub's (no download)")
+    sub.add_argument("--side", type=int, metavar="PIXELS", help="of the pictures; by default the checkpoint's")
+    sub.add_argument("--steps", type=int, default=20, help="of a picture")
+    sub.add_argument("--tokens", type=int, default=32, help="of a text")
 
 
 def _model_command(commands, function: Callable, description: str, tokens: int) -> argparse.ArgumentParser:
@@ -255,8 +294,7 @@ def _model_command(commands, function: Callable, description: str, tokens: int) 
     sub.add_argument("prompt")
     sub.add_argument("--image", action="append", default=[], metavar="P", help="an input picture; repeatable")
     sub.add_argument("--system", metavar="TEXT", help="replaces the checkpoint's system text")
-    sub.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    sub.add_argument("--dtype", choices=RUN_DTYPES, default="auto", help="fp8: matrices in 8 bits, for less memory")
+    _device_arguments(sub)
     sub.add_argument(
         "--max-memory",
         metavar="SIZE",
@@ -265,6 +303,11 @@ def _model_command(commands, function: Callable, description: str, tokens: int) 
     sub.add_argument("--seed", type=int)
     sub.add_argument("--max-new-tokens", type=int, default=tokens, metavar="N")
     return sub
+
+
+def _device_arguments(sub: argparse.ArgumentParser):
+    sub.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    sub.add_argument("--dtype", choices=RUN_DTYPES, default="auto", help="fp8: matrices in 8 bits, for less memory")
 
 
 def _sampling_arguments(sub: argparse.ArgumentParser):

@@ -94,7 +94,7 @@ class InternVLU:
         """
         source = open_source(path)
         config = Config.read(source)
-        device = _device(device)
+        device = usable_device(device)
         if device_map not in (None, "auto"):
             raise InputError(f"device_map is {device_map!r}; it must be 'auto' or None")
         if max_memory is not None and device_map is None:
@@ -357,7 +357,8 @@ def choose_dtype(stored: torch.dtype, device: torch.device) -> torch.dtype:
     return stored
 
 
-def _device(device: str | torch.device) -> torch.device:
+def usable_device(device: str | torch.device) -> torch.device:
+    """The device of this name, after a first tensor on it. Raises InputError if there is none."""
     try:
         usable = torch.device(device)
         torch.empty(0, device=usable)
