@@ -20,6 +20,7 @@ from .conditioning import TextResult
 from .conversation import History, Turn, read_turns, write_turns
 from .errors import CheckpointError, InputError
 from .imaging import open_image
+from .models import attention
 from .pipeline import InternVLU
 from .quantization import WEIGHT_FORMATS
 
@@ -126,7 +127,8 @@ def load(options) -> InternVLU:
     memory = {}
     if options.max_memory:
         memory = {"device_map": "auto", "max_memory": None if options.max_memory == "auto" else options.max_memory}
-    return InternVLU.from_pretrained(options.checkpoint, options.device, RUN_DTYPES[options.dtype], **memory)
+    dtype = RUN_DTYPES[options.dtype]
+    return InternVLU.from_pretrained(options.checkpoint, options.device, dtype, attention=options.attention, **memory)
 
 
 def sampling(options) -> dict:
@@ -249,6 +251,12 @@ def _model_command(commands, function: Callable, description: str, tokens: int) 
         "--max-memory",
         metavar="SIZE",
         help="weights that may be on the device at once, such as 5GB, or auto; the others wait in main memory",
+    )
+    sub.add_argument(
+        "--attention",
+        choices=attention.NAMES,
+        default="auto",
+        help="of the image generator; sage, flash: by these packages; varlen: torch's for different lengths",
     )
     sub.add_argument("--seed", type=int)
     sub.add_argument("--max-new-tokens", type=int, default=tokens, metavar="N")

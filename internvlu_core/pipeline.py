@@ -21,6 +21,7 @@ from .conditioning import Branch, Conditioner, Context, TextResult
 from .conversation import pictures_of
 from .errors import InputError, check_integer
 from .grounding import answer_text
+from .models.attention import Attention, find_attention
 from .models.mmdit import MMDiT, Prepared, pack
 from .models.vae import VAE
 from .models.vlm import VLM
@@ -79,6 +80,7 @@ class InternVLU:
         *,
         device_map: str | None = None,
         max_memory: int | str | None = None,
+        attention: str | Attention = "auto",
     ) -> "InternVLU":
         """Load a checkpoint: a folder in the released layout, or files that the converter has made of one.
 
@@ -88,6 +90,9 @@ class InternVLU:
         device_map="auto": weights that do not fit on the device stay in main memory and are moved when they are used.
         max_memory: bytes of weights on the device at once, or a text such as "5GB"; by default the free memory less
         2 GiB, which pictures of 1024 × 1024 need beside the weights.
+        attention: how the MMDiT computes its attention: "torch", which "auto" is too; "sage" or "flash" by the package
+        sageattention or flash-attn; "varlen" by torch's attention for sequences of different lengths; or a function
+        of q, k, v [B, heads, T, head_dim]. The three need a GPU and float16 or bfloat16; "sage" is not exact.
 
         Raises CheckpointError if anything in the checkpoint is missing, unknown, damaged or contradictory, InputError
         for an argument that cannot be used.
@@ -106,12 +111,15 @@ class InternVLU:
             raise InputError(f"dtype is {dtype!r}; it must be 'auto' or a torch dtype such as torch.bfloat16")
         with source.tokenizer_folder() as folder:
             tokenizer = Tokenizer(folder)
+        attention = find_attention(attention, device, dtype, config.mmdit.head_dim)
         if not device_map:
             networks = weights.load_networks(source, config, dtype=dtype, device=device, weight_format=weight_format)
+            networks.mmdit.use_attention(attention)
             return cls(config, tokenizer, *networks)
         from .offload import Offload, memory_limit  # imports accelerate, which takes a second
 
         networks, states = weights.stage_networks(source, config, dtype=dtype, weight_format=weight_format)
+        networks.mmdit.use_attention(attention)
         staged = dict(zip(("VLM", "MMDiT", "VAE"), zip(networks, states, strict=True), strict=True))
         return cls(config, tokenizer, *networks, Offload(staged, device, memory_limit(max_memory, device)))
 
