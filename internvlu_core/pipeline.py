@@ -89,7 +89,7 @@ class InternVLU:
         "auto" means. On a CPU without bfloat16 instructions, float32 is several times as fast, in twice the memory.
         device_map="auto": weights that do not fit on the device stay in main memory and are moved when they are used.
         max_memory: bytes of weights on the device at once, or a text such as "5GB"; by default the free memory less
-        2 GiB, which pictures of 1024 × 1024 need beside the weights.
+        2 GiB, which 1024 × 1024 needs beside the weights: four drawings at once, or an edit of two pictures.
         attention: how the MMDiT computes its attention: "torch", which "auto" is too; "sage" or "flash" by the package
         sageattention or flash-attn; "varlen" by torch's attention for sequences of different lengths; or a function
         of q, k, v [B, heads, T, head_dim]. The three need a GPU and float16 or bfloat16; "sage" is not exact.

@@ -379,9 +379,13 @@ class FeedForward(nn.Module):
         )
 
     def forward(self, x: Tensor, shift: Tensor, scale: Tensor, gate: Tensor) -> Tensor:
+        # No name holds the hidden layer, so that what is made of it can take its place.
+        return torch.addcmul(x, gate, project_to_residual(self.net[2], self.hidden(x, shift, scale), scale.dtype))
+
+    def hidden(self, x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+        """[B, T, size] → [B, T, 4·size]."""
         # In place, which F.gelu cannot: no tensor in the network is larger.
-        hidden = torch.ops.aten.gelu_(self.net[0]["proj"](modulate(x, shift, scale)), approximate="tanh")
-        return torch.addcmul(x, gate, project_to_residual(self.net[2], hidden, hidden.dtype))
+        return torch.ops.aten.gelu_(self.net[0]["proj"](modulate(x, shift, scale)), approximate="tanh")
 
 
 class OutputNorm(nn.Module):
