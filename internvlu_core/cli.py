@@ -90,6 +90,8 @@ def generate(options):
             steps=options.steps,
             all_scale=options.all_scale,
             partial_scale=options.partial_scale,
+            guidance_start=options.guidance_start,
+            guidance_end=options.guidance_end,
             seed=0 if options.seed is None else options.seed,
             num_images=len(outputs),
             reasoning=reasoning,
@@ -288,6 +290,8 @@ def _generate_arguments(sub: argparse.ArgumentParser):
     sub.add_argument("--steps", type=int, default=20)
     sub.add_argument("--all-scale", type=float)
     sub.add_argument("--partial-scale", type=float)
+    sub.add_argument("--guidance-start", type=float, default=0.0, metavar="F", help="guide from this fraction of steps")
+    sub.add_argument("--guidance-end", type=float, default=1.0, metavar="F", help="up to this one; less is faster")
     reasoning = sub.add_mutually_exclusive_group()
     reasoning.add_argument("--reason", action="store_true", help="think in words first")
     reasoning.add_argument("--reasoning", metavar="TEXT", help="draw from these words as well")

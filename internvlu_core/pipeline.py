@@ -245,7 +245,8 @@ class InternVLU:
         sigmas = sampling.flow_sigmas(request.steps, self.config.mmdit.flow_shift)
         noise = self.noise(height, width, request.seed, request.num_images) if latents is None else latents
         self._check_noise(noise, height, width, request.num_images)
-        result = self.sample(self.encode(request), noise, sigmas, *scales, callback)
+        guided = request.guidance_start, request.guidance_end
+        result = self.sample(self.encode(request), noise, sigmas, *scales, callback, guided)
         pictures = imaging.to_pictures(self.decode(result))
         if pictures[0].size != (width, height):
             pictures = [picture.resize((width, height), Image.Resampling.LANCZOS) for picture in pictures]
@@ -263,20 +264,24 @@ class InternVLU:
         all_scale: float,
         partial_scale: float,
         callback: OnStep | None = None,
+        guided: tuple[float, float] = (0.0, 1.0),
     ) -> Tensor:
         """Noise [n, z, h, w] → normalised latents, float32.
 
         context: of one prompt, or of n prompts whose branches have a batch axis (hidden [n, T, C], references
-        [n, z, h_i, w_i]). sigmas: see sampling.flow_sigmas. callback: as in generate. Raises FloatingPointError if the
-        result is not finite.
+        [n, z, h_i, w_i]). sigmas: see sampling.flow_sigmas. callback: as in generate. guided: guidance_start and
+        guidance_end of DrawRequest. Raises FloatingPointError if the result is not finite.
         """
         branches = guidance.distinct(context.full, context.partial, context.unconditional)
-        prepared = pack([self._prepare(branch, noise) for branch in branches])
+        prepared = [self._prepare(branch, noise) for branch in branches]
+        full, together = prepared[0], pack(prepared)
+        levels = tuple(sampling.sigma_at(fraction, self.config.mmdit.flow_shift) for fraction in guided)
 
-        def velocities(x: Tensor, timestep: float) -> list[Tensor]:
-            return self._velocities(prepared, x, timestep)
+        def velocities(x: Tensor, timestep: float, guided: bool) -> list[Tensor]:
+            return self._velocities(together if guided else full, x, timestep)
 
-        return sampling.sample(velocities, noise.to(self.device), sigmas, (all_scale, partial_scale), callback)
+        scales = all_scale, partial_scale
+        return sampling.sample(velocities, noise.to(self.device), sigmas, scales, callback, levels)
 
     def velocity(self, branch: Branch, x: Tensor, timestep: Tensor | float) -> Tensor:
         """The MMDiT's output [n, z, h, w] for one branch, float32, at one timestep of 0…1000."""

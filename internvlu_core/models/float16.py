@@ -42,7 +42,7 @@ def project_to_residual(linear: nn.Module, x: Tensor, dtype: torch.dtype) -> Ten
     """linear(x) [B, T, C], to be added to a residual stream, in the stream's dtype. dtype: of the computation."""
     if dtype != torch.float16:
         return linear(x)
-    # In float16 if x is in it: a division by a power of two rounds there as on the way from float32, in half the memory.
+    # In float16 if x is in it: that takes half the memory, and a division by a power of two rounds as in float32.
     x, scale = scale_down(x)
     # The bias must not be scaled. A further row of zeros gives it, also where a host patches or moves the weights.
     x = nn.functional.pad(x.to(dtype), (0, 0, 0, 1))  # by the same name, so that the smaller one is freed

@@ -65,7 +65,7 @@ def statements(name: str) -> int:
 
 def test_size_of_the_core():
     """In statements; wrapped as they are, these are a fifth more lines."""
-    assert sum(map(statements, CORE)) <= 2440
+    assert sum(map(statements, CORE)) <= 2460
 
 
 @pytest.mark.parametrize("name", CORE)
