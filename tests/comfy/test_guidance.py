@@ -399,7 +399,7 @@ def test_guidance_range_beside_other_nodes(bench):
 def test_guidance_range_that_ends_before_it_starts(bench):
     s = bench.graph()
     model = s.g.InternVLUGuidanceRange(model=s.model, start_percent=0.6, end_percent=0.5)
-    with pytest.raises(ComfyError, match="start_percent is 0.6, end_percent 0.5"):
+    with pytest.raises(ComfyError, match=r"start_percent is 0.6, end_percent 0.5"):
         bench.run(s.g, latent=by_node(s, model))
 
 

@@ -166,7 +166,7 @@ def test_fractions_that_are_none(name, value):
 
 
 def test_a_range_that_ends_before_it_starts():
-    with pytest.raises(InputError, match="guidance_start is 0.6, behind guidance_end, 0.5"):
+    with pytest.raises(InputError, match=r"guidance_start is 0.6, behind guidance_end, 0.5"):
         DrawRequest("a cat", guidance_start=0.6, guidance_end=0.5)
 
 
