@@ -2,7 +2,7 @@
 
     python -m benchmarks setup                                   make an environment for the official code
     python -m benchmarks NAME --official CHECKOUT --comfyui DIR  one comparison: load, stages, end-to-end, comfyui, vae,
-                                                                 decode, scaling, memory, fp8
+                                                                 decode, scaling, memory, savings, fp8
     python -m benchmarks all  --official CHECKOUT --comfyui DIR  all comparisons, and the tables
     python -m benchmarks tables                                  write the results into BENCHMARKS.md
 
@@ -37,6 +37,7 @@ CPU_PLAN = [
     ("decode", {"scale": "narrow", "tokens": 128}),
     ("scaling", {}),
     ("memory", {"scale": "released", "dtype": "bfloat16"}),
+    ("savings", {"scale": "toy", "size": 64}),
     ("fp8", {}),
 ]
 # The options that a comparison uses, for the command in its results; by default only the repeats.
@@ -45,7 +46,7 @@ OPTIONS = {
     "end-to-end": ["end_to_end_repeats", "steps", "tokens"],
     "decode": ["repeats", "tokens"],
 }
-CUDA_PLAN = [(name, {"scale": "released", "size": 1024, "dtype": "bfloat16"}) for name in NAMES]
+CUDA_PLAN = [(name, {"scale": "released", "size": 1024, "dtype": "bfloat16"}) for name in NAMES if name != "savings"]
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -1,5 +1,6 @@
 """The comparisons. Each function in NAMES is a command of `python -m benchmarks`."""
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -275,6 +276,17 @@ def memory(run: Run, options):
         run.record(comparison="memory", side="core", machine="computed", **row)
 
 
+def savings(run: Run, options):
+    """What Guidance Range and EasyCache save on the toy, and what they change. repeats: pictures of each kind."""
+    if not options.comfyui:
+        raise BenchmarkError("--comfyui, or COMFYUI_PATH, must name a ComfyUI folder")
+    os.environ["COMFYUI_PATH"] = str(options.comfyui)
+    from .savings import table as savings_table  # needs ComfyUI in this process
+
+    for row in savings_table(options.repeats):
+        run.record(comparison="savings", side="ComfyUI", machine="a CPU", **row)
+
+
 def fp8(run: Run, options):
     """The error of the first velocity when the MMDiT's matrices are stored in 8 bits."""
     with loaded(run, options, "core") as (core,):
@@ -294,6 +306,7 @@ NAMES = {
     "decode": decode,
     "scaling": scaling,
     "memory": memory,
+    "savings": savings,
     "fp8": fp8,
 }
 __all__ = ["NAMES", "ROOT", "official_python"]

@@ -12,6 +12,7 @@ TITLES = {
     "transformers": "Text, against transformers' generate",
     "scaling": "Growth",
     "memory": "Memory, kernels and arithmetic of a GPU at 1024×1024, computed",
+    "savings": "Guidance in a part of the steps, and EasyCache: what they save and change on the toy",
     "fp8": "Weights in 8 bits: errors of the first velocity, of the weights",
 }
 
@@ -46,7 +47,7 @@ def render(lines: list[dict]) -> str:
                 titled.add(title)
                 parts.append(f"### {title}\n")
             parts += [_about(group, floors.get(about[-1]), *about), ""]
-            table = {"scaling": _scaling, "fp8": _fp8, "memory": _memory}.get(comparison, _sides)
+            table = {"scaling": _scaling, "fp8": _fp8, "memory": _memory, "savings": _savings}.get(comparison, _sides)
             parts += [*table(group), ""]
     return "\n".join(parts)
 
@@ -125,5 +126,18 @@ def _memory(group: list[dict]) -> list[str]:
         sizes += line["bf16"] + line["working"], line["fp8"] + line["working_fp8"]
         cells = [line["stage"], *(f"{size / 1e9:.2f} GB" for size in sizes)]
         cells += [str(line["kernels"]), str(line["kernels_fp8"]), f"{line['flops'] / 1e12:.3g}"]
+        rows.append("| " + " | ".join(cells) + " |")
+    return rows
+
+
+def _savings(group: list[dict]) -> list[str]:
+    """Rows are branches of a step. The first line is the one without any of it."""
+    head = ["20 steps with", "rows of the network", "rows saved", "PSNR, median", "PSNR, least", "right pictures"]
+    rows = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    for line in group:
+        changed = line["rows"] != group[0]["rows"]
+        levels = [f"{line[key]:.1f} dB" if changed else "" for key in ("psnr", "least")]
+        saved = f"{1 - line['rows'] / group[0]['rows']:.0%}" if changed else ""
+        cells = [line["stage"], str(line["rows"]), saved, *levels, f"{line['right']} of {line['pictures']}"]
         rows.append("| " + " | ".join(cells) + " |")
     return rows

@@ -24,6 +24,7 @@ from .doctor.checkup import Checkup, examine
 from .doctor.report import MARKDOWN
 from .errors import CheckpointError, InputError
 from .imaging import open_image
+from .models import attention
 from .pipeline import InternVLU
 from .quantization import WEIGHT_FORMATS
 from .to_transformers import to_transformers
@@ -93,6 +94,8 @@ def generate(options):
             steps=options.steps,
             all_scale=options.all_scale,
             partial_scale=options.partial_scale,
+            guidance_start=options.guidance_start,
+            guidance_end=options.guidance_end,
             seed=0 if options.seed is None else options.seed,
             num_images=len(outputs),
             reasoning=reasoning,
@@ -154,7 +157,8 @@ def load(options) -> InternVLU:
     memory = {}
     if options.max_memory:
         memory = {"device_map": "auto", "max_memory": None if options.max_memory == "auto" else options.max_memory}
-    return InternVLU.from_pretrained(options.checkpoint, options.device, RUN_DTYPES[options.dtype], **memory)
+    dtype = RUN_DTYPES[options.dtype]
+    return InternVLU.from_pretrained(options.checkpoint, options.device, dtype, attention=options.attention, **memory)
 
 
 def sampling(options) -> dict:
@@ -300,6 +304,12 @@ def _model_command(commands, function: Callable, description: str, tokens: int) 
         metavar="SIZE",
         help="weights that may be on the device at once, such as 5GB, or auto; the others wait in main memory",
     )
+    sub.add_argument(
+        "--attention",
+        choices=attention.NAMES,
+        default="auto",
+        help="of the image generator; sage, flash: by these packages; varlen: torch's for different lengths",
+    )
     sub.add_argument("--seed", type=int)
     sub.add_argument("--max-new-tokens", type=int, default=tokens, metavar="N")
     return sub
@@ -335,6 +345,8 @@ def _generate_arguments(sub: argparse.ArgumentParser):
     sub.add_argument("--steps", type=int, default=20)
     sub.add_argument("--all-scale", type=float)
     sub.add_argument("--partial-scale", type=float)
+    sub.add_argument("--guidance-start", type=float, default=0.0, metavar="F", help="guide from this fraction of steps")
+    sub.add_argument("--guidance-end", type=float, default=1.0, metavar="F", help="up to this one; less is faster")
     reasoning = sub.add_mutually_exclusive_group()
     reasoning.add_argument("--reason", action="store_true", help="think in words first")
     reasoning.add_argument("--reasoning", metavar="TEXT", help="draw from these words as well")

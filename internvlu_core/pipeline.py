@@ -21,6 +21,7 @@ from .conditioning import Branch, Conditioner, Context, TextResult
 from .conversation import pictures_of
 from .errors import InputError, check_integer
 from .grounding import answer_text
+from .models.attention import Attention, find_attention
 from .models.mmdit import MMDiT, Prepared, pack
 from .models.vae import VAE
 from .models.vlm import VLM
@@ -79,6 +80,7 @@ class InternVLU:
         *,
         device_map: str | None = None,
         max_memory: int | str | None = None,
+        attention: str | Attention = "auto",
     ) -> "InternVLU":
         """Load a checkpoint: a folder in the released layout, or files that the converter has made of one.
 
@@ -87,7 +89,10 @@ class InternVLU:
         "auto" means. On a CPU without bfloat16 instructions, float32 is several times as fast, in twice the memory.
         device_map="auto": weights that do not fit on the device stay in main memory and are moved when they are used.
         max_memory: bytes of weights on the device at once, or a text such as "5GB"; by default the free memory less
-        2 GiB, which pictures of 1024 × 1024 need beside the weights.
+        2 GiB, which 1024 × 1024 needs beside the weights: four drawings at once, or an edit of two pictures.
+        attention: how the MMDiT computes its attention: "torch", which "auto" is too; "sage" or "flash" by the package
+        sageattention or flash-attn; "varlen" by torch's attention for sequences of different lengths; or a function
+        of q, k, v [B, heads, T, head_dim]. The three need a GPU and float16 or bfloat16; "sage" is not exact.
 
         Raises CheckpointError if anything in the checkpoint is missing, unknown, damaged or contradictory, InputError
         for an argument that cannot be used.
@@ -106,12 +111,15 @@ class InternVLU:
             raise InputError(f"dtype is {dtype!r}; it must be 'auto' or a torch dtype such as torch.bfloat16")
         with source.tokenizer_folder() as folder:
             tokenizer = Tokenizer(folder)
+        attention = find_attention(attention, device, dtype, config.mmdit.head_dim)
         if not device_map:
             networks = weights.load_networks(source, config, dtype=dtype, device=device, weight_format=weight_format)
+            networks.mmdit.use_attention(attention)
             return cls(config, tokenizer, *networks)
         from .offload import Offload, memory_limit  # imports accelerate, which takes a second
 
         networks, states = weights.stage_networks(source, config, dtype=dtype, weight_format=weight_format)
+        networks.mmdit.use_attention(attention)
         staged = dict(zip(("VLM", "MMDiT", "VAE"), zip(networks, states, strict=True), strict=True))
         return cls(config, tokenizer, *networks, Offload(staged, device, memory_limit(max_memory, device)))
 
@@ -237,7 +245,8 @@ class InternVLU:
         sigmas = sampling.flow_sigmas(request.steps, self.config.mmdit.flow_shift)
         noise = self.noise(height, width, request.seed, request.num_images) if latents is None else latents
         self._check_noise(noise, height, width, request.num_images)
-        result = self.sample(self.encode(request), noise, sigmas, *scales, callback)
+        guided = request.guidance_start, request.guidance_end
+        result = self.sample(self.encode(request), noise, sigmas, *scales, callback, guided)
         pictures = imaging.to_pictures(self.decode(result))
         if pictures[0].size != (width, height):
             pictures = [picture.resize((width, height), Image.Resampling.LANCZOS) for picture in pictures]
@@ -255,20 +264,24 @@ class InternVLU:
         all_scale: float,
         partial_scale: float,
         callback: OnStep | None = None,
+        guided: tuple[float, float] = (0.0, 1.0),
     ) -> Tensor:
         """Noise [n, z, h, w] → normalised latents, float32.
 
         context: of one prompt, or of n prompts whose branches have a batch axis (hidden [n, T, C], references
-        [n, z, h_i, w_i]). sigmas: see sampling.flow_sigmas. callback: as in generate. Raises FloatingPointError if the
-        result is not finite.
+        [n, z, h_i, w_i]). sigmas: see sampling.flow_sigmas. callback: as in generate. guided: guidance_start and
+        guidance_end of DrawRequest. Raises FloatingPointError if the result is not finite.
         """
         branches = guidance.distinct(context.full, context.partial, context.unconditional)
-        prepared = pack([self._prepare(branch, noise) for branch in branches])
+        prepared = [self._prepare(branch, noise) for branch in branches]
+        full, together = prepared[0], pack(prepared)
+        levels = tuple(sampling.sigma_at(fraction, self.config.mmdit.flow_shift) for fraction in guided)
 
-        def velocities(x: Tensor, timestep: float) -> list[Tensor]:
-            return self._velocities(prepared, x, timestep)
+        def velocities(x: Tensor, timestep: float, guided: bool) -> list[Tensor]:
+            return self._velocities(together if guided else full, x, timestep)
 
-        return sampling.sample(velocities, noise.to(self.device), sigmas, (all_scale, partial_scale), callback)
+        scales = all_scale, partial_scale
+        return sampling.sample(velocities, noise.to(self.device), sigmas, scales, callback, levels)
 
     def velocity(self, branch: Branch, x: Tensor, timestep: Tensor | float) -> Tensor:
         """The MMDiT's output [n, z, h, w] for one branch, float32, at one timestep of 0…1000."""

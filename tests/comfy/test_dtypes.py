@@ -144,6 +144,14 @@ def test_projection_keeps_its_bias():
     assert not project_to_residual(linear, torch.full((1, 1, 512), torch.nan), HALF).isfinite().any()
 
 
+def test_scaling_down_in_float16_loses_nothing():
+    """It rounds as a division in float32 does, for values that become subnormal too."""
+    x = (noise(3, 4096) * torch.tensor([[1e-7], [1.0], [1e4]])).half().clamp(-65504, 65504)
+    (found, scale), (exact, expected) = scale_down(x), scale_down(x.float())
+    assert torch.equal(scale, expected) and scale.max() >= 1024
+    assert torch.equal(found, exact.half())
+
+
 def test_contexts_beyond_float16(config):
     """Massive activations of a language model's stream survive the cast; ordinary contexts are not touched at all."""
     network = networks(config)[0]
