@@ -126,6 +126,21 @@ def as_request(
     return kind(prompt, images, **settings)
 
 
+def from_settings(kind: type[Request], given: Request | Mapping, without: frozenset[str] = frozenset()) -> Request:
+    """The request that an entry of answer_many's requests means: a ready one, or a mapping of its settings.
+
+    Errors and without: as in as_request. Raises TypeError also for anything else, and for a mapping without a prompt.
+    """
+    if isinstance(given, kind):
+        return given
+    if not isinstance(given, Mapping):
+        raise TypeError(f"a request must be a {kind.__name__} or a mapping of its settings, not {type(given).__name__}")
+    if "prompt" not in given:
+        raise TypeError("the request has no prompt")
+    settings = {name: value for name, value in given.items() if name not in ("prompt", "images")}
+    return as_request(kind, given["prompt"], given.get("images"), settings, without)
+
+
 def _check(request, *names: str, optional: tuple[str, ...] = ()):
     """The texts of these names."""
     for name in (*names, *(name for name in optional if getattr(request, name) is not None)):

@@ -30,6 +30,8 @@ LAYERS = (
         "imaging",
         "grounding",
         "decoding",
+        "batching",
+        "many",
         "guidance",
         "sampling",
         "requests",
@@ -65,7 +67,7 @@ def statements(name: str) -> int:
 
 def test_size_of_the_core():
     """In statements; wrapped as they are, these are a fifth more lines."""
-    assert sum(map(statements, CORE)) <= 2400
+    assert sum(map(statements, CORE)) <= 2760
 
 
 @pytest.mark.parametrize("name", CORE)
