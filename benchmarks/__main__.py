@@ -2,7 +2,8 @@
 
     python -m benchmarks setup                                   make an environment for the official code
     python -m benchmarks NAME --official CHECKOUT --comfyui DIR  one comparison: load, stages, end-to-end, comfyui, vae,
-                                                                 decode, scaling, memory, savings, fp8
+                                                                 decode, many, many-pictures, scaling, memory, savings,
+                                                                 fp8
     python -m benchmarks all  --official CHECKOUT --comfyui DIR  all comparisons, and the tables
     python -m benchmarks tables                                  write the results into BENCHMARKS.md
 
@@ -35,6 +36,8 @@ CPU_PLAN = [
     ("vae", {"repeats": 2}),
     ("decode", {"scale": "text", "dtype": "bfloat16", "repeats": 2, "tokens": 8}),
     ("decode", {"scale": "narrow", "tokens": 128}),
+    ("many", {"dtype": "bfloat16", "tokens": 24}),
+    ("many-pictures", {"size": 256, "steps": 4}),
     ("scaling", {}),
     ("memory", {"scale": "released", "dtype": "bfloat16"}),
     ("savings", {"scale": "toy", "size": 64}),
@@ -45,6 +48,8 @@ OPTIONS = {
     "stages": ["repeats", "tokens"],
     "end-to-end": ["end_to_end_repeats", "steps", "tokens"],
     "decode": ["repeats", "tokens"],
+    "many": ["repeats", "tokens"],
+    "many-pictures": ["repeats", "steps"],
 }
 CUDA_PLAN = [(name, {"scale": "released", "size": 1024, "dtype": "bfloat16"}) for name in NAMES if name != "savings"]
 

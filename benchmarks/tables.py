@@ -10,6 +10,8 @@ TITLES = {
     "comfyui": "In ComfyUI, against the core",
     "vae": "VAE, against ComfyUI's own",
     "transformers": "Text, against transformers' generate",
+    "many": "Many texts together, against one by one",
+    "many-pictures": "Many pictures together, against one by one",
     "scaling": "Growth",
     "memory": "Memory, kernels and arithmetic of a GPU at 1024×1024, computed",
     "savings": "Guidance in a part of the steps, and EasyCache: what they save and change on the toy",

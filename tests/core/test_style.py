@@ -31,6 +31,8 @@ LAYERS = (
         "imaging",
         "grounding",
         "decoding",
+        "batching",
+        "many",
         "guidance",
         "sampling",
         "requests",
