@@ -12,7 +12,15 @@ FILES = {path.relative_to(ROOT).with_suffix("").as_posix(): path for path in sor
 TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in FILES.items()}
 
 # Not counted below: conversion, download, offloading, weight formats, command line.
-APART = ("checkpoints/convert", "checkpoints/hub", "offload", "quantization/", "cli", "__main__")
+APART = (
+    "checkpoints/convert",
+    "checkpoints/quantised",
+    "checkpoints/hub",
+    "offload",
+    "quantization/",
+    "cli",
+    "__main__",
+)
 CORE = [name for name in FILES if not name.startswith(APART)]
 
 # Who imports whom: each layer only what stands above it, or in its own line (but see NETWORKS).
@@ -22,8 +30,10 @@ LAYERS = (
     ("models/float16", "models/rope"),
     ("models/vision", "models/language", "models/mmdit", "models/vae"),
     ("models/vlm",),
-    ("quantization/formats", "quantization/float8", "quantization/__init__"),
-    ("checkpoints/load", "checkpoints/convert"),
+    ("quantization/packing", "quantization/formats", "quantization/float8", "quantization/int8"),
+    ("quantization/scaled_float8", "quantization/mxfp8", "quantization/nvfp4", "quantization/rotated4"),
+    ("quantization/__init__",),
+    ("checkpoints/quantised", "checkpoints/load", "checkpoints/convert"),
     (
         "conversation",
         "prompt",
