@@ -13,6 +13,7 @@ TITLES = {
     "scaling": "Growth",
     "memory": "Memory, kernels and arithmetic of a GPU at 1024×1024, computed",
     "fp8": "Weights in 8 bits: errors of the first velocity, of the weights",
+    "quantisation": "Weights in fewer bits",
 }
 
 
@@ -46,7 +47,9 @@ def render(lines: list[dict]) -> str:
                 titled.add(title)
                 parts.append(f"### {title}\n")
             parts += [_about(group, floors.get(about[-1]), *about), ""]
-            table = {"scaling": _scaling, "fp8": _fp8, "memory": _memory}.get(comparison, _sides)
+            table = {"scaling": _scaling, "fp8": _fp8, "memory": _memory, "quantisation": _quantisation}.get(
+                comparison, _sides
+            )
             parts += [*table(group), ""]
     return "\n".join(parts)
 
@@ -127,3 +130,21 @@ def _memory(group: list[dict]) -> list[str]:
         cells += [str(line["kernels"]), str(line["kernels_fp8"]), f"{line['flops'] / 1e12:.3g}"]
         rows.append("| " + " | ".join(cells) + " |")
     return rows
+
+
+def _quantisation(group: list[dict]) -> list[str]:
+    """A row for each format. Sizes are of the released networks, computed; all else is of the toy unless it says so."""
+    head = ["format", "on disk", "drawing 1024×1024", "velocity", "velocity, recorded", "PSNR", "ViT distance"]
+    head += ["GenEval", "questions", "a step"]
+    rows = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    for line in group:
+        cells = [line["stage"], f"{line['disk'] / 1e9:.2f} GB"]
+        cells += [f"{line['drawing'] / 1e9:.2f} GB" if "drawing" in line else ""]
+        cells += [f"{line[key]:.2%}" for key in ("velocity", "recorded")]
+        cells += [f"{line['psnr']:.1f} dB" if line["psnr"] else "equal", f"{line['distance']:.4f}"]
+        cells += [f"{line['geneval']:.3f}", f"{line['questions']:.3f}", f"{line['step'] * 1e3:.0f} ms"]
+        rows.append("| " + " | ".join(cells) + " |")
+    return rows
+
+
+TABLES = {"scaling": _scaling, "fp8": _fp8, "memory": _memory, "quantisation": _quantisation}

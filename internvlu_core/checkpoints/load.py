@@ -187,11 +187,13 @@ def _stage(checkpoint, config, component, dtype, device, weight_format, **attent
     network = build_on_meta(config, component, **attention).requires_grad_(False).eval()
     names = tensor_names(config, component)
     state = load_state_dict(checkpoint, names, network, dtype=dtype, device=device)
-    for path, stored_format in layers_of(open_source(checkpoint), names, network).items():
+    layers = layers_of(open_source(checkpoint), names, network)
+    dtype = dtype or (stored_dtype(checkpoint, names) if layers else None)
+    for path, stored_format in layers.items():
         state.pop(f"{path}.{INPUT_SCALE}", None)
         parts = {name.rpartition(".")[2]: state[name] for name in state if name.rpartition(".")[0] == path}
         parts.pop("bias", None)
-        replace_layer(network, path, stored_format, parts)
+        replace_layer(network, path, stored_format, parts, dtype)
     if weight_format is not None:
         quantise_network(network, state, weight_format)
     return network, state

