@@ -1,8 +1,8 @@
 """What each weight format costs and saves: on the toy, which draws real pictures, and on the recorded checkpoint.
 
-Every format in the core's list is measured, so that a new one joins by itself. All are compared with float32, and all
-but bf16 compute in float32, so that what differs is the weights. bf16 also rounds what it computes, and the timestep: it
-has no 999, only 1000.
+Every format in the core's list is measured, so that a new one joins by itself. All are compared with float32. All
+but bf16 compute in float32, so that what differs is the weights. bf16 also rounds what it computes, and the timestep:
+it has no 999, only 1000.
 """
 
 import sys
