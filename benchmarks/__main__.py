@@ -2,7 +2,8 @@
 
     python -m benchmarks setup                                   make an environment for the official code
     python -m benchmarks NAME --official CHECKOUT --comfyui DIR  one comparison: load, stages, end-to-end, comfyui, vae,
-                                                                 decode, scaling, memory, fp8, quantisation
+                                                                 decode, scaling, memory, fp8, quantisation,
+                                                                 sixteen
     python -m benchmarks all  --official CHECKOUT --comfyui DIR  all comparisons, and the tables
     python -m benchmarks tables                                  write the results into BENCHMARKS.md
 
@@ -39,6 +40,7 @@ CPU_PLAN = [
     ("memory", {"scale": "released", "dtype": "bfloat16"}),
     ("fp8", {}),
     ("quantisation", {"scale": "toy"}),
+    ("sixteen", {"scale": "toy"}),
 ]
 # The options that a comparison uses, for the command in its results; by default only the repeats.
 OPTIONS = {

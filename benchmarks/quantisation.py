@@ -5,6 +5,7 @@ but bf16 compute in float32, so that what differs is the weights. bf16 also roun
 it has no 999, only 1000.
 """
 
+import re
 import sys
 import tempfile
 import time
@@ -20,7 +21,7 @@ from internvlu_core import InternVLU, imaging
 from internvlu_core.checkpoints.config import Config
 from internvlu_core.checkpoints.convert import convert
 from internvlu_core.checkpoints.load import build_on_meta
-from internvlu_core.quantization import WEIGHT_FORMATS, WeightFormat, network_formats
+from internvlu_core.quantization import QUANTS, WEIGHT_FORMATS, FileFormat, WeightFormat, network_formats
 from internvlu_core.sampling import flow_sigmas
 from internvlu_train.evaluation.sampling import Order, Settings, batches
 from internvlu_train.evaluation.toy import GENEVAL, ask, draw, geneval, unseen
@@ -28,7 +29,7 @@ from support.checkpoints import CHECKPOINT, copy_json
 from support.scaled_checkpoints import SCALES, stored_shapes
 
 from .harness import ROOT, Run, relative
-from .memory import measure
+from .memory import measure, released_config
 
 TOY = ROOT / "demo" / "InternVL-U-toy"
 PICTURES = 64
@@ -81,11 +82,11 @@ def on_toy(toy: Path, dtype, settings: Settings, count: int, pictures: int, exac
     }
 
 
-def first_velocity(model: InternVLU, prompt: str) -> Tensor:
+def first_velocity(model: InternVLU, prompt: str, images=()) -> Tensor:
     """Of the full branch, from the model's own conditioning."""
     config = model.config
     noise = model.noise(config.mmdit.image_height, config.mmdit.image_width, 0)
-    return model.velocity(model.encode(prompt).full, noise, torch.tensor([999.0]))
+    return model.velocity(model.encode(prompt, list(images)).full, noise, torch.tensor([999.0]))
 
 
 def recorded_error(dtype) -> float:
@@ -132,8 +133,7 @@ def released_sizes() -> dict[str, int]:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary, "released")
         copy_json(folder, SCALES["released"])
-        config = Config.read(folder)
-        every = stored_shapes(folder)
+        config, every = Config.read(folder), stored_shapes(folder)
     sizes = {"bf16": sum(2 * torch.Size(shape).numel() for _, shapes in every for shape in shapes.values())}
     for name, weight_format in WEIGHT_FORMATS.items():
         sizes[name] = sizes["bf16"]
@@ -156,3 +156,67 @@ def bytes_a_row(weight_format: WeightFormat, columns: int) -> float:
         stored = of_layer.quantise(torch.randn(ROWS, columns))
         _KNOWN[key] = sum(tensor.nbytes for tensor in stored.values()) / ROWS
     return _KNOWN[key]
+
+
+# Which matrices stay in 16 bits: groups of them by their names in the networks, each rounded alone.
+GROUPS = {
+    "matrices of the MMDiT's blocks": r"transformer_blocks\..*",
+    "matrices of the ViT's and the language model's layers": r".*\blayers\..*",
+    "head": r".*lm_head\.weight",
+    "embedding of tokens": r".*embed_tokens\.weight",
+    "time embedding": r"time_text_embed\..*",
+    "first and last layers of the MMDiT": r"(img_in|txt_in|proj_out|norm_out)\..*",
+    "projectors": r"(mlp1|decoder_projector)\..*",
+}
+
+
+@torch.no_grad()  # inference mode would hide from the model that its weights change
+def sixteen(run: Run, options):
+    """The error of the first velocity and of the head's logits when one group of matrices is in fewer bits."""
+    toy = run.work / "toy-float32"
+    convert(TOY, toy, "folder", dtype=torch.float32, force=True)
+    model = InternVLU.from_pretrained(toy)
+    exact = outputs(model)
+    released = released_shapes()
+    for group, pattern in GROUPS.items():
+        saved = sum(torch.Size(shape).numel() for name, shape in released.items() if is_in(pattern, name, shape))
+        for name, weight_format in QUANTS.items():
+            kept = round_group(model, pattern, weight_format)
+            found = outputs(model)
+            for parameter, before in kept:
+                parameter.copy_(before)
+            errors = {key: relative(found[key], exact[key]) for key in exact}
+            run.record(comparison="sixteen", stage=group, side=name, values=saved, matrices=len(kept), **errors)
+
+
+def is_in(pattern: str, name: str, shape) -> bool:
+    sides = [side for side in shape if side > 1]
+    return len(shape) == 2 and len(sides) == 2 and bool(re.fullmatch(pattern, name))
+
+
+def round_group(model: InternVLU, pattern: str, weight_format: FileFormat) -> list[tuple[Tensor, Tensor]]:
+    """Round the matrices of a group in place: (parameter, what it was) of each."""
+    kept = []
+    for network in (model.mmdit, model.vlm):
+        for name, parameter in network.named_parameters():
+            if is_in(pattern, name, parameter.shape):
+                kept.append((parameter, parameter.clone()))
+                stored = weight_format.quantise(parameter)
+                parameter.copy_(weight_format.of_shape(parameter.shape).dequantise(stored, torch.float32))
+    return kept
+
+
+def outputs(model: InternVLU) -> dict[str, Tensor]:
+    """The first velocity of an edit, the language model's states that condition it, and the logits after them."""
+    sample = unseen("objects", "edit", 1, Settings((64, 64)))[0]
+    images = [Image.fromarray(image) for image in sample.images]
+    hidden = model.encode(sample.prompt, images).full.hidden
+    logits = model.vlm.language_model.logits(hidden[-1:, : model.config.language.hidden_size])
+    return {"velocity": first_velocity(model, sample.prompt, images), "hidden": hidden, "logits": logits}
+
+
+def released_shapes() -> dict[str, torch.Size]:
+    """{name in its network: shape} of the released parameters."""
+    config = released_config()
+    networks = (build_on_meta(config, component) for component in ("generation_decoder", "vlm"))
+    return {name: tensor.shape for network in networks for name, tensor in network.named_parameters()}

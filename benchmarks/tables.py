@@ -14,6 +14,7 @@ TITLES = {
     "memory": "Memory, kernels and arithmetic of a GPU at 1024×1024, computed",
     "fp8": "Weights in 8 bits: errors of the first velocity, of the weights",
     "quantisation": "Weights in fewer bits",
+    "sixteen": "Which matrices stay in 16 bits",
 }
 
 
@@ -47,10 +48,7 @@ def render(lines: list[dict]) -> str:
                 titled.add(title)
                 parts.append(f"### {title}\n")
             parts += [_about(group, floors.get(about[-1]), *about), ""]
-            table = {"scaling": _scaling, "fp8": _fp8, "memory": _memory, "quantisation": _quantisation}.get(
-                comparison, _sides
-            )
-            parts += [*table(group), ""]
+            parts += [*TABLES.get(comparison, _sides)(group), ""]
     return "\n".join(parts)
 
 
@@ -147,4 +145,15 @@ def _quantisation(group: list[dict]) -> list[str]:
     return rows
 
 
-TABLES = {"scaling": _scaling, "fp8": _fp8, "memory": _memory, "quantisation": _quantisation}
+def _sixteen(group: list[dict]) -> list[str]:
+    """A row for each group of matrices, a column for each format: errors of velocity, hidden states and logits."""
+    names = list(dict.fromkeys(line["side"] for line in group))
+    rows = ["| in fewer bits | values | " + " | ".join(names) + " |", "|---" * (len(names) + 2) + "|"]
+    for stage in dict.fromkeys(line["stage"] for line in group):
+        found = {line["side"]: line for line in group if line["stage"] == stage}
+        errors = [", ".join(f"{found[name][key]:.2%}" for key in ("velocity", "hidden", "logits")) for name in names]
+        rows.append("| " + " | ".join([stage, f"{found[names[0]]['values'] / 1e6:.0f} M", *errors]) + " |")
+    return rows
+
+
+TABLES = {"scaling": _scaling, "fp8": _fp8, "memory": _memory, "quantisation": _quantisation, "sixteen": _sixteen}

@@ -69,25 +69,26 @@ class WeightFormat(ABC):
         return {"format": self.name, **asdict(self)}
 
 
-# Matrices outside of the blocks, too large for 16 bits in a file of 4 bits: those of the vocabulary.
-EMBEDDING, HEAD = "embed_tokens.weight", "lm_head.weight"
+# The VLM's matrices outside of the layers: embedding of tokens, head and projector. They are a tenth of all weights.
+_OUTSIDE = re.compile(r".*\b(embed_tokens|lm_head|mlp1\.\d+)\.weight")
 
 
 @dataclass(frozen=True)
 class FileFormat(WeightFormat):
     """A format that ComfyUI's quantised files have, under ComfyUI's name and with ComfyUI's tensors for a layer.
 
-    embedding: the format of the embedding of tokens; None: this one. by_rows: whether rows can be quantised apart.
+    outside: the format of the VLM's matrices outside of the layers; None: this one. BENCHMARKS.md has the errors that
+    led to it. by_rows: whether rows can be quantised apart.
     """
 
-    embedding: ClassVar["FileFormat | None"] = None
+    outside: ClassVar["FileFormat | None"] = None
     by_rows: ClassVar[bool] = False
 
     def for_layer(self, name, weight):
-        """As in WeightFormat, but also the head and the embedding of tokens: four fifths of what else is left."""
-        if name.endswith(EMBEDDING):
-            return self.embedding or self
-        return self if is_block_matrix(name, weight) or name.endswith(HEAD) else None
+        """As in WeightFormat, but also the VLM's matrices outside of the layers."""
+        if weight.ndim == 2 and _OUTSIDE.fullmatch(name):
+            return self.outside or self
+        return self if is_block_matrix(name, weight) else None
 
     def rows(self, stored: Mapping[str, Tensor], ids: Tensor) -> dict[str, Tensor]:
         """What is stored for some rows [n] of a weight, as for a matrix of these rows [n, in]."""

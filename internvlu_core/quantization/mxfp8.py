@@ -27,7 +27,7 @@ class MXFP8(PaddedFormat):
     """
 
     name = "mxfp8"
-    embedding = Int8()
+    outside = Int8()
 
     def quantise(self, weight: Tensor) -> dict[str, Tensor]:
         values = pad(weight.float(), (BLOCK, BLOCK)).unflatten(1, (-1, BLOCK))

@@ -28,7 +28,7 @@ class NVFP4(PaddedFormat):
     """
 
     name = "nvfp4"
-    embedding = Int8()
+    outside = Int8()
 
     def quantise(self, weight: Tensor) -> dict[str, Tensor]:
         values = pad(weight.float(), (BLOCK, BLOCK)).unflatten(1, (-1, BLOCK))

@@ -20,7 +20,7 @@ class Rotated4(FileFormat):
     """`weight` [out, in / 2], two signed values a byte as int8, and `weight_scale` [out], float32."""
 
     name = "convrot_w4a4"
-    embedding = Int8()
+    outside = Int8()
     by_rows = True
 
     convrot_groupsize: int = 256
@@ -50,7 +50,7 @@ class Grouped4(FileFormat):
     """
 
     name = "asym_w4a8_int8"
-    embedding = Int8()
+    outside = Int8()
 
     group_size: int = 16
     convrot_groupsize: int = 256

@@ -20,7 +20,7 @@ class ScaledFloat8(FileFormat):
     """`weight` [out, in] in float8_e4m3fn, and `weight_scale`, float32: a number by which all are multiplied."""
 
     name = "float8_e4m3fn"
-    embedding = Int8()
+    outside = Int8()
     dtype: ClassVar[torch.dtype] = torch.float8_e4m3fn
 
     def quantise(self, weight: Tensor) -> dict[str, Tensor]:

@@ -70,7 +70,7 @@ def test_saved_and_read_again(weight_format):
 
 
 def test_which_layers(weight_format):
-    """All matrices of the repeated layers; in the formats of files the head and the embedding of tokens too."""
+    """All matrices of the repeated layers; in the formats of files the head, the embedding and the projector too."""
     config = Config.read(CHECKPOINT)
     for component in COMPONENTS:
         network = build_on_meta(config, component)
@@ -79,14 +79,17 @@ def test_which_layers(weight_format):
             name for name in linear if name.startswith(tuple(f"{block}." for block in repeated_blocks(network)))
         }
         if isinstance(weight_format, FileFormat) and component == "vlm":
-            expected |= {"language_model.lm_head", "language_model.model.embed_tokens"}
+            outside = {name for name in linear if name.startswith("mlp1")}
+            outside |= {"language_model.lm_head", "language_model.model.embed_tokens"}
+            expected |= outside
         before = {name: tensor.shape for name, tensor in network.state_dict().items()}
         state = network.state_dict()
         quantise_network(network, state, weight_format)
         assert layer_formats(network).keys() == expected
         assert network.state_dict().keys() == state.keys()
         for path, of_layer in layer_formats(network).items():
-            assert of_layer.name == ("int8_tensorwise" if path.endswith("embed_tokens") else weight_format.name)
+            outer = weight_format.name != "fp8" and "layers." not in path and "_blocks." not in path
+            assert of_layer.name == ("int8_tensorwise" if outer else weight_format.name)
         kept = {name for name in before if name.removesuffix(".weight") not in expected}
         assert {name: state[name].shape for name in kept} == {name: before[name] for name in kept}
         assert bool(expected) == (component != "vae")
