@@ -13,6 +13,7 @@ from support.scaled_checkpoints import write_checkpoint
 from . import counts
 from .harness import ROOT, WORKERS, BenchmarkError, Case, Run, Side, Worker, fit, floor, peaks, side_by_side, summary
 from .memory import table
+from .quantisation import quantisation, sixteen
 
 PROMPT = "A photo of a ginger cat that sits on a red chair next to an open window, in the evening light"
 EDIT = "Make it night, and put a small lamp on the table"
@@ -354,5 +355,7 @@ NAMES = {
     "memory": memory,
     "savings": savings,
     "fp8": fp8,
+    "quantisation": quantisation,
+    "sixteen": sixteen,
 }
 __all__ = ["NAMES", "ROOT", "official_python"]

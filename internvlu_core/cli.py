@@ -26,7 +26,7 @@ from .errors import CheckpointError, InputError
 from .imaging import open_image
 from .models import attention
 from .pipeline import InternVLU
-from .quantization import WEIGHT_FORMATS
+from .quantization import QUANTS, WEIGHT_FORMATS
 from .to_transformers import to_transformers
 
 DTYPES = {"auto": "auto", "bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -115,10 +115,12 @@ def convert_files(options):
     dtype = None if options.dtype == "auto" else DTYPES[options.dtype]
     with Progress(0, "B", unit_scale=True) as progress:
         settings = {"dtype": dtype, "force": options.force, "progress": progress}
-        if options.to == "transformers":
-            files = to_transformers(options.source, options.target, **settings)
+        if options.to != "transformers":
+            files = convert(options.source, options.target, options.to, quant=options.quant, **settings)
+        elif options.quant:
+            raise InputError("--quant is ComfyUI's; transformers quantises a model when it loads it")
         else:
-            files = convert(options.source, options.target, options.to, **settings)
+            files = to_transformers(options.source, options.target, **settings)
     print(*files, sep="\n")
     if any(file.match(SPLIT_FILES["vae"]) and WAN_MARK not in read_header(file)[1] for file in files):
         print("note: ComfyUI's VAELoader cannot build a VAE of this shape; use one file there", file=sys.stderr)
@@ -264,6 +266,7 @@ def parser() -> argparse.ArgumentParser:
         help="three files (default), one, the released folder, or what answers questions as transformers' InternVL",
     )
     sub.add_argument("--dtype", choices=DTYPES, default="auto", help="of the weights; auto: as they are")
+    sub.add_argument("--quant", choices=QUANTS, help="large matrices in fewer bits, as ComfyUI stores them")
     sub.add_argument("--force", action="store_true", help="overwrite what is there")
 
     sub = commands.add_parser("download", help=f"download {hub.REPOSITORY} ({hub.SIZE}) from its hub")
