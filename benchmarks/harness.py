@@ -159,7 +159,7 @@ class Case:
     suffix: str = ".safetensors"
 
     def call(self, side: Side, file: str) -> dict:
-        out = {} if self.op in ("text", "continue_ids") else {"out": file}
+        out = {} if self.op in ("text", "continue_ids") or "ids" in self.arguments else {"out": file}
         return side.call(self.op, **self.arguments, **out)
 
 

@@ -3,6 +3,7 @@
 from numbers import Integral
 
 MAX_SEED = 2**64 - 1  # torch's generators take no larger one
+MAX_BYTES = 2**63 - 1
 MAX_SETTING = 2**31 - 1  # for counts that have no natural limit
 
 

@@ -24,14 +24,22 @@ def flow_sigmas(steps: int, shift: float = 3.0) -> Tensor:
     check_integer("steps", steps, 1, MAX_STEPS)
     # The arithmetic and its order are those of diffusers' DPMSolverMultistepScheduler. Time steps are truncated, so
     # another rounding can change one by a whole step.
-    exact = 1.0 - np.linspace(1, 1 / TIMESTEPS, steps + 1)
-    exact = np.flip(shift * exact / (1 + (shift - 1) * exact))[:-1]
+    exact = np.flip(_shifted(1.0 - np.linspace(1, 1 / TIMESTEPS, steps + 1), shift))[:-1]
     sigmas = exact.astype(np.float32)
     # Rounding to float32 moves a few σ across a whole time step (in 15 of the schedules up to 1000 steps).
     wanted = np.trunc(exact * TIMESTEPS)
     while (crossed := sigma_to_timestep(torch.from_numpy(sigmas)).numpy() - wanted).any():
         sigmas = np.where(crossed, np.nextafter(sigmas, np.where(crossed > 0, 0, 1).astype(np.float32)), sigmas)
     return torch.cat([torch.from_numpy(sigmas), torch.zeros(1)])
+
+
+def sigma_at(fraction: float, shift: float) -> float:
+    """The noise level after this fraction of the steps of a shifted flow schedule: 1 at 0, and 0 at 1."""
+    return _shifted(1 - fraction, shift)
+
+
+def _shifted(sigma, shift: float):
+    return shift * sigma / (1 + (shift - 1) * sigma)
 
 
 def sigma_to_timestep(sigma: Tensor) -> Tensor:
@@ -52,24 +60,32 @@ OnStep = Callable[[int, int, Tensor], None]  # (step from 0, steps, denoised lat
 
 
 def sample(
-    velocities: Callable[[Tensor, float], Sequence[Tensor]],
-    noise: Tensor,
+    velocities: Callable[[Sequence[Tensor], float, bool], Sequence[Sequence[Tensor]]],
+    noises: Sequence[Tensor],
     sigmas: Tensor,
-    scales: tuple[float, float],
-    callback: OnStep | None = None,
+    scales: Sequence[tuple[float, float]],
+    callback: Callable[[int, int, Tensor], None] | None = None,
+    guided: tuple[float, float] = guidance.ALWAYS,
 ) -> Tensor:
-    """Noise [n, z, h, w] → normalised latents, float32, on the device of the noise.
+    """The noises [n, z, h, w] of N requests → their normalised latents [N, n, z, h, w], float32, on the noises' device.
 
-    velocities(x, timestep): those of the branches that guidance.distinct gives, in its order, for latents x at one
-    timestep. sigmas: on the CPU, as flow_sigmas gives them. scales: (all_scale, partial_scale). callback may raise to
-    cancel. Raises FloatingPointError if the result is not finite.
+    velocities(latents of each request, timestep, guided): those of the branches that guidance.distinct gives for each
+    request, in its order; of the full branch alone where the step is not guided. sigmas: on the CPU, as flow_sigmas
+    gives them. scales: (all_scale, partial_scale) of each request. callback(step, steps, denoised latents
+    [N, n, z, h, w]) may raise to cancel. guided: of all requests, see guidance.is_guided. Requests do not mix.
     """
 
     def denoise(x: Tensor, sigma: Tensor) -> Tensor:
         timestep = float(sigma_to_timestep(sigma))  # σ is on the CPU, so no step waits for the device
-        return x - sigma * guidance.guided_velocity(velocities(x, timestep), *scales, timestep)
+        found = velocities(list(x), timestep, guidance.is_guided(float(sigma), *guided))
+        combined = [guidance.guided_velocity(v, *scale, timestep) for v, scale in zip(found, scales, strict=True)]
+        return x - sigma * torch.stack(combined)
 
-    latents = dpmpp_2m(denoise, noise.float(), sigmas, callback)
+    return dpmpp_2m(denoise, torch.stack(list(noises)).float(), sigmas, callback)
+
+
+def check_sampled(latents: Tensor) -> Tensor:
+    """Return the latents. Raises FloatingPointError if they are not finite."""
     if not latents.isfinite().all():
         raise FloatingPointError("the sampled latents are not finite; try smaller scales, bfloat16 or float32")
     return latents
