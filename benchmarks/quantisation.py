@@ -5,6 +5,7 @@ but bf16 compute in float32, so that what differs is the weights. bf16 also roun
 it has no 999, only 1000.
 """
 
+import platform
 import re
 import sys
 import tempfile
@@ -38,6 +39,10 @@ ROWS = 128  # of the matrix that says how many bytes a format takes: a multiple 
 PROMPT = "a blue circle and a green cross"
 
 
+def machine() -> str:
+    return f"{platform.machine()}, {torch.get_num_threads()} thread(s)"
+
+
 def formats() -> dict[str, torch.dtype | str]:
     """{name: what from_pretrained is given as dtype}, float32 first."""
     return {"float32": torch.float32, "bf16": torch.bfloat16} | {name: name for name in WEIGHT_FORMATS}
@@ -59,7 +64,7 @@ def quantisation(run: Run, options):
         if not options.quick and name != "float32":
             _, weights, record = measure(None if name == "bf16" else name)[STAGE]
             values["drawing"] = weights + record.working
-        run.record(comparison="quantisation", stage=name, side="core", count=count, pictures=pictures, **values)
+        run.record(comparison="quantisation", stage=name, side="core", machine=machine(), count=count, **values)
 
 
 @torch.inference_mode()
@@ -186,7 +191,7 @@ def sixteen(run: Run, options):
             for parameter, before in kept:
                 parameter.copy_(before)
             errors = {key: relative(found[key], exact[key]) for key in exact}
-            run.record(comparison="sixteen", stage=group, side=name, values=saved, matrices=len(kept), **errors)
+            run.record(comparison="sixteen", stage=group, side=name, machine=machine(), values=saved, **errors)
 
 
 def is_in(pattern: str, name: str, shape) -> bool:

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import comparisons, counts, tables
+from benchmarks import comparisons, counts, quantisation, tables
 from benchmarks.__main__ import main
 from benchmarks.harness import BenchmarkError, Case, Run, Side, fit, side_by_side
 from internvlu_core.checkpoints.config import Config
@@ -15,6 +15,7 @@ from internvlu_core.models.language import Qwen3
 from internvlu_core.models.mmdit import MMDiT
 from internvlu_core.models.vae import VAE
 from internvlu_core.models.vlm import VLM
+from internvlu_core.quantization import WEIGHT_FORMATS
 from support.checkpoints import CHECKPOINT
 from support.comfy_server import link_folder
 from support.tensors import noise
@@ -174,3 +175,19 @@ def test_a_comparison_from_the_command_line(tmp_path, options, monkeypatch, caps
 def test_what_is_missing_is_told(tmp_path, options, capsys):
     assert main(["stages", *options, "--official", str(tmp_path)]) == 1
     assert "python -m benchmarks setup" in capsys.readouterr().err
+
+
+def test_weights_in_fewer_bits(tmp_path, options, monkeypatch):
+    """The table of formats, with two of them; and the sizes of the released networks, which have aims."""
+    sizes = quantisation.released_sizes()
+    assert all(sizes[name] <= 4.6e9 for name in ("float8_e4m3fn", "int8_tensorwise", "mxfp8"))
+    assert sizes["nvfp4"] <= 2.9e9 < sizes["fp8"] < sizes["bf16"]
+    assert {"float32", "bf16", *WEIGHT_FORMATS} == set(quantisation.formats())
+    monkeypatch.setattr(quantisation, "formats", lambda: {"float32": torch.float32, "nvfp4": "nvfp4"})
+    monkeypatch.setattr(quantisation, "released_sizes", lambda: sizes)
+    assert main(["quantisation", *options, "--quick"]) == 0
+    (file,) = (tmp_path / "results").glob("quantisation-*.jsonl")
+    exact, rounded = (json.loads(line) for line in file.read_text().splitlines())
+    assert exact["velocity"] == 0 and exact["psnr"] is None and exact["distance"] < 1e-6
+    assert 0 < rounded["velocity"] < 0.2 and 0 < rounded["recorded"] < 0.2 and 10 < rounded["psnr"] < 60
+    assert "| nvfp4 | 2.90 GB |" in tables.render([exact, rounded])
