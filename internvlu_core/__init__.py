@@ -4,6 +4,7 @@ from .conditioning import Branch, Context
 from .conversation import Turn
 from .decoding import TextResult
 from .errors import CheckpointError, InputError
+from .many import Outcome
 from .pipeline import GenerateResult, InternVLU
 from .requests import DrawRequest, TextRequest
 
@@ -15,6 +16,7 @@ __all__ = [
     "GenerateResult",
     "InputError",
     "InternVLU",
+    "Outcome",
     "TextRequest",
     "TextResult",
     "Turn",

@@ -6,12 +6,14 @@ Source: docs/model.md, "Hidden states and conditioning" and "Prompt and chat tem
 import copy
 import hashlib
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from .batching import BatchLimits, OnTokensOf, TextBatch, TextJob
 from .checkpoints.config import Config
 from .decoding import DecodingSession, OnTokens, PrefixCache, TextResult, TextSettings, continue_text, limit_to_context
 from .errors import CheckpointError, InputError
@@ -22,6 +24,8 @@ from .requests import DRAW_ONLY, DrawRequest, as_request
 
 SEEN_TILES = 32  # tiles of the last pictures whose features are cached: 1 MB each in bfloat16
 TAIL = 8  # at most so many new tokens are read one by one; for more, the whole text is read again
+
+ToWrite = tuple[Prompt, list[Tensor], TextSettings]  # the arguments of Conditioner.write
 
 
 @dataclass(frozen=True)
@@ -139,6 +143,35 @@ class Conditioner:
         weights = self.weights()
         kept = None if keep is None or weights is None else session.prefix_cache().to(keep, weights)
         return TextResult(self.tokenizer.decode(token_ids), tuple(token_ids), kept)
+
+    @torch.inference_mode()
+    def write_many(
+        self,
+        makers: Iterable[Callable[[], ToWrite] | None],
+        *,
+        device,
+        dtype,
+        limits: BatchLimits,
+        on_tokens: OnTokensOf | None = None,
+    ) -> Iterator[tuple[int, TextResult | Exception]]:
+        """As write for many prompts, in one decoding loop: (index, result or error) in the order in which they end.
+
+        makers: each gives a prompt, its tiles and its settings when its turn has come; see TextBatch, also for errors
+        and None. on_tokens: gets the index and the token ids so far, and may raise to cancel. Results have no prefix
+        cache, since those of a long list would not fit into memory.
+        """
+
+        def job(make: Callable[[], ToWrite]) -> TextJob:
+            prompt, tiles, settings = make()
+            settings = limit_to_context(settings, len(prompt), self.config.language.max_positions)
+            return TextJob(
+                len(prompt), lambda: self.embed(prompt, self.image_features(tiles, device, dtype), device), settings
+            )
+
+        jobs = (make and partial(job, make) for make in makers)
+        for index, found in TextBatch(self.vlm, self.tokenizer.stop_ids, jobs, limits, on_tokens).run():
+            failed = isinstance(found, Exception)
+            yield index, found if failed else TextResult(self.tokenizer.decode(found), tuple(found))
 
     @torch.inference_mode()
     def read(self, prompt: Prompt, features: list[Tensor], references: list[Tensor], device) -> Branch:

@@ -4,7 +4,7 @@ Source: docs/model.md, "Text generation".
 """
 
 import math
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -116,7 +116,7 @@ class DecodingSession:
         """prompt: embeddings [1, T, C]."""
         self.vlm, self.language, self.device = vlm, vlm.language_model, prompt.device
         self.select = select
-        capacity = _windows(prompt.shape[1] + max_new_tokens)
+        capacity = windows(prompt.shape[1] + max_new_tokens)
         self.cache = KVCache(self.language.config, 1, capacity, dtype=prompt.dtype, device=prompt.device)
         self.compiled = None if compile_options is None else torch.compile(self._step, **compile_options)
         self.fixed: FixedStep | None = None
@@ -129,7 +129,7 @@ class DecodingSession:
         tokens = tokens.to(self.device)
         if self.compiled is None:
             return self._keep(*self._step(tokens, self.cache))
-        window = _windows(self.cache.length + 1)
+        window = windows(self.cache.length + 1)
         if self.fixed is None or self.fixed.window != window or len(tokens) != self.rows:
             self.fixed, self.rows = FixedStep(self.cache, window), len(tokens)
         self.fixed.position.fill_(self.cache.length)
@@ -156,7 +156,8 @@ class DecodingSession:
         return logits
 
 
-def _windows(tokens: int) -> int:
+def windows(tokens: int) -> int:
+    """This many tokens, rounded up to whole windows."""
     return -(-tokens // WINDOW) * WINDOW
 
 
@@ -181,35 +182,58 @@ def continue_text(
     return _one_sequence(session, stop_ids, settings, on_tokens)
 
 
+class Text:
+    """A text while it is generated without beams: its tokens so far, and how the next one is chosen."""
+
+    def __init__(self, stop_ids: tuple[int, ...], settings: TextSettings):
+        self.stop_ids, self.settings = stop_ids, settings
+        self.tokens: list[int] = []
+        self.generator = torch.Generator()  # on the CPU, so equal on every device; no global random state is used
+        self.generator.seed() if settings.seed is None else self.generator.manual_seed(int(settings.seed))
+
+    @property
+    def ended(self) -> bool:
+        """Whether the last token is a stop token, or the last one allowed."""
+        return self.tokens[-1] in self.stop_ids or len(self.tokens) == self.settings.max_new_tokens
+
+
 def _one_sequence(session: DecodingSession, stop_ids, settings, on_tokens) -> list[int]:
-    generator = torch.Generator()  # on the CPU, so equal on every device; no global random state is used
-    generator.seed() if settings.seed is None else generator.manual_seed(int(settings.seed))
-    tokens, logits = [], session.first[0]
+    text, logits = Text(stop_ids, settings), session.first
     while True:
-        tokens.append(_next(logits, settings, generator))
+        (token,) = next_tokens(logits, [text])
+        if token is None:
+            raise NotFinite()
+        text.tokens.append(token)
         if on_tokens:
-            on_tokens(tokens)
-        if tokens[-1] in stop_ids or len(tokens) == settings.max_new_tokens:
-            return tokens
-        logits = session(torch.tensor(tokens[-1:]))[0]
+            on_tokens(text.tokens)
+        if text.ended:
+            return text.tokens
+        logits = session(torch.tensor(text.tokens[-1:]))
 
 
-def _next(logits: Tensor, settings: TextSettings, generator: torch.Generator) -> int:
-    """choose, with one transfer from the device. Raises FloatingPointError."""
-    if settings.temperature == 0:
-        # In float32, which has every token's number: Apple's devices have no float64.
-        token, greatest = torch.stack([logits.argmax().float(), logits.amax()]).tolist()
-        _check_finite(greatest)
-        return int(token)
-    logits = logits.cpu()
-    _check_finite(float(logits.amax()))
-    return choose(logits, settings, generator)
+def next_tokens(logits: Tensor, texts: Sequence[Text]) -> list[int | None]:
+    """The next token of each text from its row of logits [texts, vocabulary]; None where they are not finite."""
+    # One transfer from the device for all rows. In float32, which has every token's number: Apple's devices have no
+    # float64.
+    tokens, greatest = torch.stack([logits.argmax(-1).float(), logits.amax(-1)]).tolist()
+    chosen = [int(token) if math.isfinite(most) else None for token, most in zip(tokens, greatest, strict=True)]
+    for row, text in enumerate(texts):
+        if text.settings.temperature and chosen[row] is not None:
+            chosen[row] = choose(logits[row].cpu(), text.settings, text.generator)
+    return chosen
+
+
+class NotFinite(FloatingPointError):
+    """Logits of the language model are NaN or infinite."""
+
+    def __init__(self):
+        super().__init__("the language model's logits are not finite; try bfloat16 or float32")
 
 
 def _check_finite(greatest: float):
     """greatest: the maximum of logits, which is NaN if one is. A single −∞ is no error: it is never chosen."""
     if not math.isfinite(greatest):
-        raise FloatingPointError("the language model's logits are not finite; try bfloat16 or float32")
+        raise NotFinite()
 
 
 def choose(logits: Tensor, settings: TextSettings, generator: torch.Generator) -> int:

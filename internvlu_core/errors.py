@@ -3,6 +3,7 @@
 from numbers import Integral
 
 MAX_SEED = 2**64 - 1  # torch's generators take no larger one
+MAX_BYTES = 2**63 - 1
 MAX_SETTING = 2**31 - 1  # for counts that have no natural limit
 
 
@@ -37,3 +38,8 @@ def check_text(name: str, value) -> str:
     except UnicodeEncodeError as error:
         raise InputError(f"{name} is not valid text: {error}") from error
     return value
+
+
+def in_one_line(error: BaseException, longest: int = 200) -> str:
+    """The message of an error without line breaks, cut after so many characters."""
+    return " ".join(str(error).split())[:longest]

@@ -3,9 +3,10 @@
 docs/model.md describes the model stage by stage. Official code, commit 018a59c: `internvlu/pipeline_internvlu.py`.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,26 +15,30 @@ from PIL import Image
 from torch import Tensor, nn
 
 from . import guidance, imaging, sampling
+from .batching import BatchLimits
 from .checkpoints import load as weights
 from .checkpoints.config import Config
 from .checkpoints.files import open_source
-from .conditioning import Branch, Conditioner, Context, TextResult
+from .conditioning import Branch, Conditioner, Context, TextResult, ToWrite
 from .conversation import pictures_of
-from .errors import InputError, check_integer
+from .errors import MAX_BYTES, MAX_SETTING, InputError, check_integer
 from .grounding import answer_text
+from .many import Entry, Order, Outcome, Pool
 from .models.attention import Attention, find_attention
-from .models.mmdit import MMDiT, Prepared, pack
+from .models.mmdit import MMDiT, Prepared, pack, working_bytes
 from .models.vae import VAE
 from .models.vlm import VLM
-from .prompt import Prompt, Tokenizer
+from .prompt import Tokenizer
 from .quantization import find_format
-from .requests import ANSWER_ONLY, DRAW_ONLY, REASON_TOKENS, DrawRequest, TextRequest, as_request
+from .requests import ANSWER_ONLY, DRAW_ONLY, REASON_TOKENS, DrawRequest, TextRequest, as_request, from_settings
 from .sampling import OnStep
 
 if TYPE_CHECKING:
     from .offload import Offload
 
 OnToken = Callable[[int, str], None]  # (number of tokens so far, their text)
+OnTokenOf = Callable[[int, int, str], None]  # the same, after the index of the request
+OnStepOf = Callable[[int, int, int, Tensor], None]  # OnStep, after the index of the request
 
 MAX_SIDE = 16_384  # pixels; also the largest side that ComfyUI's nodes accept
 
@@ -47,6 +52,17 @@ class GenerateResult:
 
     images: list[Image.Image]
     latents: Tensor
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A picture that is ready to be sampled. size: (height, width) in pixels. scales: (all_scale, partial_scale)."""
+
+    request: DrawRequest
+    size: tuple[int, int]
+    scales: tuple[float, float]
+    noise: Tensor
+    context: Context
 
 
 class InternVLU:
@@ -99,7 +115,7 @@ class InternVLU:
         """
         source = open_source(path)
         config = Config.read(source)
-        device = _device(device)
+        device = usable_device(device)
         if device_map not in (None, "auto"):
             raise InputError(f"device_map is {device_map!r}; it must be 'auto' or None")
         if max_memory is not None and device_map is None:
@@ -159,11 +175,44 @@ class InternVLU:
         be used, TypeError for an unknown setting, FloatingPointError if logits are not finite.
         """
         request = as_request(TextRequest, prompt, images, settings)
+        return self._write(self._to_answer(request), on_token, partial(answer_text, self.tokenizer))
+
+    def answer_many(
+        self,
+        requests: Iterable[TextRequest | Mapping],
+        *,
+        rows: int = BatchLimits.rows,
+        cache_bytes: int = BatchLimits.cache_bytes,
+        ordered: bool = False,
+        on_token: OnTokenOf | None = None,
+    ) -> Iterator[Outcome[TextResult]]:
+        """Answer many questions in one decoding loop, and yield each outcome when it is there.
+
+        requests: TextRequests, or mappings of their settings; they may differ in everything. One is taken from the
+        iterable when there is room for it. rows, cache_bytes: how many are written at once, see BatchLimits. ordered:
+        yield in the order of the requests. on_token(index, tokens so far, their text) may raise to cancel all.
+
+        In float32 the tokens are those of answer for each request. In 16 bits they can differ where two tokens are
+        nearly equally likely, since a batch rounds differently. Whatever is wrong with one request is its outcome's
+        error; nothing is raised for it. Beam searches run one by one. Raises InputError for bad limits.
+        """
+        limits = BatchLimits(rows, cache_bytes)
+        decode = partial(answer_text, self.tokenizer)
+        return self._write_many(
+            requests,
+            lambda given: self._to_answer(from_settings(TextRequest, given)),
+            decode,
+            limits,
+            ordered,
+            on_token,
+        )
+
+    def _to_answer(self, request: TextRequest) -> ToWrite:
         tiles = self._tiles([*pictures_of(request.history), *request.images], request.max_tiles)
         chat = self.conditioner.prompts.chat(
             request.prompt, [len(t) for t in tiles], request.system_prompt, request.history
         )
-        return self._write(chat, tiles, request, on_token, partial(answer_text, self.tokenizer))
+        return chat, tiles, request.settings
 
     def reason(
         self,
@@ -180,25 +229,78 @@ class InternVLU:
         if not isinstance(prompt, TextRequest):
             settings = {"max_new_tokens": REASON_TOKENS, **settings}
         request = as_request(TextRequest, prompt, images, settings, without=ANSWER_ONLY)
-        tiles = self._tiles(request.images)
-        full = self.conditioner.prompts.full(request.prompt, len(tiles), request.system_prompt)
-        return self._write(full, tiles, request, on_token, self.tokenizer.decode, keep=self.device)
+        return self._write(self._to_reason(request), on_token, self.tokenizer.decode, keep=self.device)
 
-    def _write(
-        self, prompt: Prompt, tiles: list[Tensor], request: TextRequest, on_token: OnToken | None, decode, keep=None
-    ) -> TextResult:
+    def reason_many(
+        self,
+        requests: Iterable[TextRequest | Mapping],
+        *,
+        rows: int = BatchLimits.rows,
+        cache_bytes: int = BatchLimits.cache_bytes,
+        ordered: bool = False,
+        on_token: OnTokenOf | None = None,
+    ) -> Iterator[Outcome[TextResult]]:
+        """Write many reasonings in one decoding loop, as answer_many does answers.
+
+        The results have no prefix cache, since those of a long list would not fit into memory.
+        """
+
+        def to_reason(given: TextRequest | Mapping) -> ToWrite:
+            if isinstance(given, Mapping):
+                given = {"max_new_tokens": REASON_TOKENS, **given}
+            return self._to_reason(from_settings(TextRequest, given, without=ANSWER_ONLY))
+
+        limits = BatchLimits(rows, cache_bytes)
+        return self._write_many(requests, to_reason, self.tokenizer.decode, limits, ordered, on_token)
+
+    def _to_reason(self, request: TextRequest) -> ToWrite:
+        tiles = self._tiles(request.images)
+        return (
+            self.conditioner.prompts.full(request.prompt, len(tiles), request.system_prompt),
+            tiles,
+            request.settings,
+        )
+
+    def _write(self, to_write: ToWrite, on_token: OnToken | None, decode, keep=None) -> TextResult:
         """Continue a prompt. decode: token ids → text. keep: as in Conditioner.write."""
         self._use(self.vlm)
         result = self.conditioner.write(
-            prompt,
-            tiles,
-            request.settings,
+            *to_write,
             device=self.device,
             dtype=self.dtype,
             on_tokens=on_token and (lambda token_ids: on_token(len(token_ids), decode(token_ids))),
             keep=keep,
         )
         return replace(result, text=decode(result.token_ids))
+
+    def _write_many(
+        self, requests: Iterable, to_write, decode, limits: BatchLimits, ordered: bool, on_token: OnTokenOf | None
+    ) -> Iterator[Outcome[TextResult]]:
+        """to_write: request → arguments of Conditioner.write. decode: token ids → text."""
+        given, order = {}, Order(ordered)
+
+        def makers() -> Iterator[Callable[[], ToWrite] | None]:
+            for index, request in enumerate(requests):
+                while order.full:
+                    yield None
+                given[index] = request
+                yield partial(to_write, request)
+
+        written = self.conditioner.write_many(
+            makers(),
+            device=self.device,
+            dtype=self.dtype,
+            limits=limits,
+            on_tokens=on_token and (lambda index, token_ids: on_token(index, len(token_ids), decode(token_ids))),
+        )
+        while True:
+            self._use(self.vlm)  # the caller may have used another network since the last outcome
+            index, found = next(written, (None, None))
+            if index is None:
+                return
+            failed = isinstance(found, Exception)
+            result = None if failed else replace(found, text=decode(found.token_ids))
+            yield from order.give(Outcome(index, given.pop(index), result, found if failed else None))
 
     # Pictures
 
@@ -240,17 +342,122 @@ class InternVLU:
         if latents is not None and settings:
             settings["seed"] = 0  # has no effect, so need not be valid
         request = as_request(DrawRequest, prompt, images, settings)
+        drawing = self._drawing(request, latents)
+        sigmas = self._sigmas(request)
+        latents = self.sample(drawing.context, drawing.noise, sigmas, *drawing.scales, callback, request.guided)
+        return self._finish(drawing, latents)
+
+    def generate_many(
+        self,
+        requests: Iterable[DrawRequest | Mapping],
+        *,
+        pictures: int = 16,
+        memory: int = 2 * 2**30,
+        ordered: bool = False,
+        callback: OnStepOf | None = None,
+    ) -> Iterator[Outcome[GenerateResult]]:
+        """Draw or edit many pictures, those of one size together, and yield each outcome when it is there.
+
+        requests: DrawRequests, or mappings of their settings. Those of equal size, steps, guided steps and num_images
+        are drawn together, whatever else differs; at most 2 · pictures requests are taken from the iterable ahead.
+        pictures: how many are drawn together, at most. memory: bytes that they may need at once beside the weights; one
+        request is always drawn. ordered: yield in the order of the requests. callback(index, step, steps, denoised
+        latents [n, z, h, w]) is called for each request after each step and may raise to cancel all.
+
+        In float32 the pictures are those of generate for each request, within one level of 255. Whatever is wrong with
+        one request is its outcome's error; nothing is raised for it. Raises InputError for bad limits.
+        """
+        check_integer("pictures", pictures, 1, MAX_SETTING)
+        check_integer("memory", memory, 0, MAX_BYTES)
+        return self._draw_many(Pool(requests, self._read_drawing, 2 * pictures), pictures, memory, ordered, callback)
+
+    def _draw_many(
+        self, pool: Pool, pictures: int, memory: int, ordered: bool, callback: OnStepOf | None
+    ) -> Iterator[Outcome[GenerateResult]]:
+        order = Order(ordered)
+        while group := pool.group(lambda key: max(1, pictures // key[0][0])):
+            together = self._make_drawings(group, memory)
+            sampled = self._sample_entries([entry for entry in together if not entry.error], callback)
+            pool.waiting = [entry for entry in pool.waiting if entry not in together]
+            for entry in together:
+                result = None
+                try:
+                    result = None if entry.error else self._finish(entry.drawing, sampled[entry.index])
+                except FloatingPointError as error:
+                    entry.error = error
+                yield from order.give(Outcome(entry.index, entry.given, result, entry.error))
+
+    def _read_drawing(self, given: DrawRequest | Mapping) -> tuple[DrawRequest, tuple]:
+        """The request, and what must be equal of those that are drawn together."""
+        request = from_settings(DrawRequest, given)
+        shape = self._latent_shape(*self._size(request), request.num_images)
+        return request, (shape, request.steps, request.guided)
+
+    def _make_drawings(self, group: list[Entry], memory: int) -> list[Entry]:
+        """The first of these entries, made ready or with an error: as many as need no more than these bytes at once."""
+        together, needed = [], 0
+        for entry in group:
+            if not entry.drawing and not entry.error:
+                try:
+                    entry.drawing = self._drawing(entry.request)
+                except Exception as error:  # whatever is wrong with one request is not the others'
+                    entry.error = error
+            if entry.error:
+                together.append(entry)
+                continue
+            needed += self._working_bytes(entry.drawing)
+            if needed > memory and any(not other.error for other in together):
+                break
+            together.append(entry)
+        return together
+
+    def _working_bytes(self, drawing: Drawing) -> int:
+        """Bytes that a step of this picture needs beside the weights."""
+        context, patch = drawing.context, self.config.mmdit.patch_size
+        tokens = 0
+        for branch in guidance.distinct(context.full, context.partial, context.unconditional):
+            latents = sum(latent.shape[-2:].numel() for latent in (drawing.noise, *branch.references))
+            tokens += len(drawing.noise) * (latents // patch**2 + branch.hidden.shape[-2])
+        return working_bytes(self.config.mmdit, tokens, self.dtype)
+
+    def _sample_entries(self, entries: list[Entry], callback: OnStepOf | None) -> dict[int, Tensor]:
+        """{index: latents} of entries of one key."""
+        if not entries:
+            return {}
+
+        def report(step: int, steps: int, denoised: Tensor):
+            for entry, latents in zip(entries, denoised, strict=True):
+                callback(entry.index, step, steps, latents)
+
+        drawings = [entry.drawing for entry in entries]
+        sampled = self._sample(
+            [drawing.context for drawing in drawings],
+            [drawing.noise for drawing in drawings],
+            self._sigmas(drawings[0].request),
+            [drawing.scales for drawing in drawings],
+            callback and report,
+            drawings[0].request.guided,
+        )
+        return {entry.index: latents for entry, latents in zip(entries, sampled, strict=True)}
+
+    def _drawing(self, request: DrawRequest, latents: Tensor | None = None) -> Drawing:
+        """The request, checked and made ready. latents: as in generate."""
         height, width = self._size(request)
         scales = self.config.mmdit.guidance(request.reasoning is not None, request.all_scale, request.partial_scale)
-        sigmas = sampling.flow_sigmas(request.steps, self.config.mmdit.flow_shift)
         noise = self.noise(height, width, request.seed, request.num_images) if latents is None else latents
         self._check_noise(noise, height, width, request.num_images)
-        guided = request.guidance_start, request.guidance_end
-        result = self.sample(self.encode(request), noise, sigmas, *scales, callback, guided)
-        pictures = imaging.to_pictures(self.decode(result))
+        return Drawing(request, (height, width), scales, noise, self.encode(request))
+
+    def _sigmas(self, request: DrawRequest) -> Tensor:
+        return sampling.flow_sigmas(request.steps, self.config.mmdit.flow_shift)
+
+    def _finish(self, drawing: Drawing, latents: Tensor) -> GenerateResult:
+        """The pictures of sampled latents. Raises FloatingPointError if they are not finite."""
+        height, width = drawing.size
+        pictures = imaging.to_pictures(self.decode(sampling.check_sampled(latents)))
         if pictures[0].size != (width, height):
             pictures = [picture.resize((width, height), Image.Resampling.LANCZOS) for picture in pictures]
-        return GenerateResult(pictures, result)
+        return GenerateResult(pictures, latents)
 
     def noise(self, height: int, width: int, seed: int, num_images: int = 1) -> Tensor:
         """The noise [num_images, z, h, w] that generate starts from for this seed and size in pixels, float32."""
@@ -272,20 +479,46 @@ class InternVLU:
         [n, z, h_i, w_i]). sigmas: see sampling.flow_sigmas. callback: as in generate. guided: guidance_start and
         guidance_end of DrawRequest. Raises FloatingPointError if the result is not finite.
         """
-        branches = guidance.distinct(context.full, context.partial, context.unconditional)
-        prepared = [self._prepare(branch, noise) for branch in branches]
-        full, together = prepared[0], pack(prepared)
+        report = callback and (lambda step, steps, denoised: callback(step, steps, denoised[0]))
+        sampled = self._sample([context], [noise], sigmas, [(all_scale, partial_scale)], report, guided)
+        return sampling.check_sampled(sampled[0])
+
+    def _sample(
+        self,
+        contexts: Sequence[Context],
+        noises: Sequence[Tensor],
+        sigmas: Tensor,
+        scales: Sequence[tuple[float, float]],
+        callback: OnStep | None,
+        guided: tuple[float, float],
+    ) -> Tensor:
+        """As sample for N requests of one size, all branches in one forward → [N, n, z, h, w], not checked.
+
+        callback: as in sampling.sample. guided: as in sample, for all requests.
+        """
+        branches = [guidance.distinct(c.full, c.partial, c.unconditional) for c in contexts]
+        prepared = [[self._prepare(branch, noises[0]) for branch in found] for found in branches]
         levels = tuple(sampling.sigma_at(fraction, self.config.mmdit.flow_shift) for fraction in guided)
 
-        def velocities(x: Tensor, timestep: float, guided: bool) -> list[Tensor]:
-            return self._velocities(together if guided else full, x, timestep)
+        @cache
+        def packed(guided: bool) -> tuple[Prepared, list[int]]:
+            """All branches, or the full ones, as one, and how many there are of each request."""
+            used = [found if guided else found[:1] for found in prepared]
+            return pack([branch for found in used for branch in found]), [len(found) for found in used]
 
-        scales = all_scale, partial_scale
-        return sampling.sample(velocities, noise.to(self.device), sigmas, scales, callback, levels)
+        def velocities(latents: Sequence[Tensor], timestep: float, guided: bool) -> list[Sequence[Tensor]]:
+            together, counts = packed(guided)
+            if len(latents) > 1:
+                latents = [x for x, count in zip(latents, counts, strict=True) for _ in range(count)]
+            each = iter(self._velocities(together, latents, timestep))
+            return [list(islice(each, count)) for count in counts]
+
+        noises = [noise.to(self.device) for noise in noises]
+        return sampling.sample(velocities, noises, sigmas, scales, callback, levels)
 
     def velocity(self, branch: Branch, x: Tensor, timestep: Tensor | float) -> Tensor:
         """The MMDiT's output [n, z, h, w] for one branch, float32, at one timestep of 0…1000."""
-        return self._velocities(self._prepare(branch, x), x, float(timestep))[0]
+        return self._velocities(self._prepare(branch, x), [x], float(timestep))[0]
 
     @torch.inference_mode()
     def _prepare(self, branch: Branch, latents: Tensor) -> Prepared:
@@ -301,9 +534,11 @@ class InternVLU:
         )
 
     @torch.inference_mode()
-    def _velocities(self, prepared: Prepared, x: Tensor, timestep: float) -> list[Tensor]:
-        times = torch.full((len(x),), timestep, device=self.device)
-        return [v.float() for v in self.mmdit.velocities(x.to(self.device, self.dtype), times, prepared)]
+    def _velocities(self, prepared: Prepared, latents: Sequence[Tensor], timestep: float) -> list[Tensor]:
+        """latents: for all branches, or one for each."""
+        latents = [x.to(self.device, self.dtype) for x in latents]
+        times = torch.full((len(latents[0]),), timestep, device=self.device)
+        return [v.float() for v in self.mmdit.velocities(latents, times, prepared)]
 
     @torch.inference_mode()
     def decode(self, latents: Tensor) -> Tensor:
@@ -370,7 +605,8 @@ def choose_dtype(stored: torch.dtype, device: torch.device) -> torch.dtype:
     return stored
 
 
-def _device(device: str | torch.device) -> torch.device:
+def usable_device(device: str | torch.device) -> torch.device:
+    """The device of this name, after a first tensor on it. Raises InputError if there is none."""
     try:
         usable = torch.device(device)
         torch.empty(0, device=usable)

@@ -117,6 +117,11 @@ class DrawRequest:
         check_integer("seed", self.seed, 0, MAX_SEED)
         object.__setattr__(self, "images", tuple(as_images(self.images)))
 
+    @property
+    def guided(self) -> tuple[float, float]:
+        """Where the guided steps begin and end, as fractions of all."""
+        return self.guidance_start, self.guidance_end
+
 
 def as_request(
     kind: type[Request], prompt: str | Request, images, settings: Mapping, without: frozenset[str] = frozenset()
@@ -133,6 +138,21 @@ def as_request(
     if unknown:
         raise TypeError(f"unknown settings: {', '.join(sorted(unknown))}")
     return kind(prompt, images, **settings)
+
+
+def from_settings(kind: type[Request], given: Request | Mapping, without: frozenset[str] = frozenset()) -> Request:
+    """The request that an entry of answer_many's requests means: a ready one, or a mapping of its settings.
+
+    Errors and without: as in as_request. Raises TypeError also for anything else, and for a mapping without a prompt.
+    """
+    if isinstance(given, kind):
+        return given
+    if not isinstance(given, Mapping):
+        raise TypeError(f"a request must be a {kind.__name__} or a mapping of its settings, not {type(given).__name__}")
+    if "prompt" not in given:
+        raise TypeError("the request has no prompt")
+    settings = {name: value for name, value in given.items() if name not in ("prompt", "images")}
+    return as_request(kind, given["prompt"], given.get("images"), settings, without)
 
 
 def _check(request, *names: str, optional: tuple[str, ...] = ()):

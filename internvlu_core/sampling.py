@@ -60,27 +60,32 @@ OnStep = Callable[[int, int, Tensor], None]  # (step from 0, steps, denoised lat
 
 
 def sample(
-    velocities: Callable[[Tensor, float, bool], Sequence[Tensor]],
-    noise: Tensor,
+    velocities: Callable[[Sequence[Tensor], float, bool], Sequence[Sequence[Tensor]]],
+    noises: Sequence[Tensor],
     sigmas: Tensor,
-    scales: tuple[float, float],
-    callback: OnStep | None = None,
+    scales: Sequence[tuple[float, float]],
+    callback: Callable[[int, int, Tensor], None] | None = None,
     guided: tuple[float, float] = guidance.ALWAYS,
 ) -> Tensor:
-    """Noise [n, z, h, w] → normalised latents, float32, on the device of the noise.
+    """The noises [n, z, h, w] of N requests → their normalised latents [N, n, z, h, w], float32, on the noises' device.
 
-    velocities(x, timestep, guided): those of the branches that guidance.distinct gives, in its order, for latents x at
-    one timestep; of the full branch alone where the step is not guided. sigmas: on the CPU, as flow_sigmas gives them.
-    scales: (all_scale, partial_scale). callback may raise to cancel. guided: see guidance.is_guided. Raises
-    FloatingPointError if the result is not finite.
+    velocities(latents of each request, timestep, guided): those of the branches that guidance.distinct gives for each
+    request, in its order; of the full branch alone where the step is not guided. sigmas: on the CPU, as flow_sigmas
+    gives them. scales: (all_scale, partial_scale) of each request. callback(step, steps, denoised latents
+    [N, n, z, h, w]) may raise to cancel. guided: of all requests, see guidance.is_guided. Requests do not mix.
     """
 
     def denoise(x: Tensor, sigma: Tensor) -> Tensor:
         timestep = float(sigma_to_timestep(sigma))  # σ is on the CPU, so no step waits for the device
-        found = velocities(x, timestep, guidance.is_guided(float(sigma), *guided))
-        return x - sigma * guidance.guided_velocity(found, *scales, timestep)
+        found = velocities(list(x), timestep, guidance.is_guided(float(sigma), *guided))
+        combined = [guidance.guided_velocity(v, *scale, timestep) for v, scale in zip(found, scales, strict=True)]
+        return x - sigma * torch.stack(combined)
 
-    latents = dpmpp_2m(denoise, noise.float(), sigmas, callback)
+    return dpmpp_2m(denoise, torch.stack(list(noises)).float(), sigmas, callback)
+
+
+def check_sampled(latents: Tensor) -> Tensor:
+    """Return the latents. Raises FloatingPointError if they are not finite."""
     if not latents.isfinite().all():
         raise FloatingPointError("the sampled latents are not finite; try smaller scales, bfloat16 or float32")
     return latents

@@ -98,15 +98,109 @@ class FixedStep:
         """Nothing: the session counts, outside of the compiled step."""
 
 
+class RowCache:
+    """Keys and values of texts of different lengths, a row each, for reading one more token of every text at once.
+
+    lengths: the tokens read of each row in use; these are the first rows. Below, rows counts them. keys, values: as in
+    KVCache, with spare rows. mask [rows, 1, 1, window]: hides the slots behind each row's new token.
+    """
+
+    def __init__(self, config: LanguageConfig, *, dtype, device):
+        self.config, self.dtype, self.device = config, dtype, device
+        self.lengths: list[int] = []
+        empty = torch.zeros(0, config.num_kv_heads, 0, config.head_dim, dtype=dtype, device=device)
+        self.keys, self.values = [[empty] * config.num_layers for _ in range(2)]
+
+    def reserve(self, rows: int, capacity: int):
+        """Have room for this many rows and tokens a row; what is stored in the rows in use is kept."""
+        used, length = len(self.lengths), max(self.lengths, default=0)
+        for tensors in (self.keys, self.values):
+            for layer, old in enumerate(tensors):  # one by one, so that little is there twice
+                tensors[layer] = old.new_zeros(rows, old.shape[1], capacity, old.shape[3])
+                tensors[layer][:used, :, :length] = old[:used, :, :length]
+        self.rope = rope_table(self.config, capacity, self.dtype, self.device)
+        self.slots = torch.arange(capacity, device=self.device)
+
+    @property
+    def room(self) -> tuple[int, int]:
+        """Rows, and tokens a row."""
+        return self.keys[0].shape[0], self.keys[0].shape[2]
+
+    def put(self, row: int, text: KVCache):
+        """Let a row continue this text of one row. row: one in use, or the next one."""
+        for mine, its in zip((*self.keys, *self.values), (*text.keys, *text.values), strict=True):
+            mine[row, :, : text.length] = its[0, :, : text.length]
+            mine[row, :, text.length :] = 0  # values behind the mask are multiplied by 0, so must be finite
+        self.lengths[row : row + 1] = [text.length]
+
+    def remove(self, row: int):
+        """Free a row; the last row in use moves to its place."""
+        last = len(self.lengths) - 1
+        if row != last:
+            for tensor in (*self.keys, *self.values):
+                tensor[row] = tensor[last]
+            self.lengths[row] = self.lengths[last]
+        self.lengths.pop()
+
+    def begin(self, tokens: int) -> tuple[Tensor, Tensor]:
+        """The rows of the rotary table [rows, 1, 1, head_dim] for the new tokens. Sets `mask` for all layers."""
+        self.window = -(-(max(self.lengths) + 1) // 8) * 8  # GPUs' kernels take masks of such widths
+        self.positions = torch.tensor(self.lengths, device=self.device)
+        self.index = torch.arange(len(self.lengths), device=self.device)
+        hidden = self.slots[: self.window] > self.positions[:, None]
+        mask = torch.zeros(hidden.shape, dtype=self.dtype, device=self.device).masked_fill(hidden, -math.inf)
+        self.mask = mask[:, None, None]
+        cos, sin = self.rope
+        return cos[self.positions, None], sin[self.positions, None]
+
+    def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Store a new token's keys and values [rows, kv_heads, 1, head_dim]. Returns those of the window."""
+        return self._store(self.keys[layer], k), self._store(self.values[layer], v)
+
+    def _store(self, stored: Tensor, new: Tensor) -> Tensor:
+        stored[self.index, :, self.positions] = new[:, :, 0]
+        return stored[: len(self.lengths), :, : self.window]
+
+    def advance(self, tokens: int):
+        """Count the new tokens, after the last layer has stored them."""
+        self.lengths = [length + tokens for length in self.lengths]
+
+
+def cache_bytes(config: LanguageConfig, dtype: torch.dtype) -> int:
+    """Bytes of the keys and values of one token in all layers."""
+    return 2 * config.num_layers * config.num_kv_heads * config.head_dim * dtype.itemsize
+
+
+# False where oneDNN does not compute in bfloat16 on this processor. There PyTorch's own product takes a time in
+# proportion to the rows.
+CPU_BFLOAT16 = (
+    not torch.backends.mkldnn.is_available() or getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)()
+)
+FEW_ROWS = 4  # up to which that product is still the faster one
+PIECE = 2**17  # weights in float32 that stay in the processor's cache
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """F.linear, but on a CPU without bfloat16 instructions in float32, a piece of the weights at a time."""
+    plain = x.device.type != "cpu" or x.dtype != torch.bfloat16 or CPU_BFLOAT16
+    if plain or x.shape[:-1].numel() <= FEW_ROWS or torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return F.linear(x, weight, bias)
+    wide = x.float()
+    out = torch.cat([F.linear(wide, piece.float()) for piece in weight.split(max(1, PIECE // x.shape[-1]))], dim=-1)
+    return (out if bias is None else out + bias.float()).to(x.dtype)
+
+
 class Linear(nn.Linear):
-    """nn.Linear, but with oneDNN for a single float32 row on a CPU, where F.linear uses only one thread."""
+    """nn.Linear as `linear` computes it, but with oneDNN for a single float32 row on a CPU, where F.linear uses only
+    one thread.
+    """
 
     by_rows = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
 
     def forward(self, x: Tensor) -> Tensor:
         single = x.device.type == "cpu" and x.dtype == torch.float32 and x.numel() == self.in_features
         if self.by_rows is None or not single or torch.is_grad_enabled() or torch.compiler.is_compiling():
-            return super().forward(x)
+            return linear(x, self.weight, self.bias)
         return self.by_rows(x, self.weight, self.bias, "none", [], "")
 
 
@@ -138,7 +232,9 @@ class Qwen3(nn.Module):
         if not config.tied_head:
             self.lm_head = operations.Linear(config.hidden_size, config.vocab_size, bias=False, **factory)
 
-    def forward(self, x: Tensor, select: tuple[int, ...], cache: "KVCache | FixedStep | None" = None) -> list[Tensor]:
+    def forward(
+        self, x: Tensor, select: tuple[int, ...], cache: "KVCache | FixedStep | RowCache | None" = None
+    ) -> list[Tensor]:
         """The hidden states [B, T, C] that select names.
 
         select: indices of [input of layer 0, …, input of the last layer, output of the final norm]. Inputs of layers
@@ -165,7 +261,7 @@ class Qwen3(nn.Module):
         """Output of the final norm [..., C] → logits of the next token [..., vocabulary], float32."""
         if self.config.tied_head:
             table = self.model["embed_tokens"].weight
-            return F.linear(hidden, table.to(hidden.device, hidden.dtype)).float()
+            return linear(hidden, table.to(hidden.device, hidden.dtype)).float()
         return self.lm_head(hidden).float()
 
 
@@ -218,7 +314,7 @@ class Attention(nn.Module):
             # A new token attends to all keys. The query heads that share keys therefore pass as query positions of one
             # head, and the cache need not be repeated for each of them.
             grouped = q.view(len(q), -1, groups, q.shape[-1])
-            masked = {} if mask is None else {"attn_mask": mask}  # hosts' attention functions never get one
+            masked = {} if mask is None else {"attn_mask": mask}
             return self.attention(grouped, k, v, **masked).reshape(q.shape)
         k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
         return self.attention(q, k, v, is_causal=True)

@@ -96,6 +96,16 @@ def pack(branches: list[Prepared]) -> Prepared:
     return Prepared(*(torch.cat(tokens, dim=1) for tokens in streams), layout)
 
 
+# A token's share of what a step needs beside the weights, in vectors of the hidden size: the table of memory in
+# BENCHMARKS.md, at 1024 × 1024 in bfloat16, 0.33 GB for 8,300 tokens and 0.84 GB for 21,000.
+WORKING_VECTORS = 13
+
+
+def working_bytes(config: MMDiTConfig, tokens: int, dtype: torch.dtype) -> int:
+    """Bytes that one forward of so many tokens, of all branches together, needs beside the weights; an estimate."""
+    return tokens * WORKING_VECTORS * config.hidden_size * dtype.itemsize
+
+
 class MMDiT(nn.Module):
     """The velocity of noisy latents, given the conditioning of one branch; see forward.
 

@@ -189,8 +189,12 @@ def test_prompts_with_a_batch_axis_are_sampled_together(model):
 
 
 def test_samples_that_are_not_finite_are_an_error():
+    def velocities(latents, timestep, guided):
+        return [[x / 0, x] for x in latents]
+
+    latents = sampling.sample(velocities, [noise(1, 16, 2, 2)], sampling.flow_sigmas(2), [(4.5, 2.0)])
     with pytest.raises(FloatingPointError, match="not finite"):
-        sampling.sample(lambda x, t, guided: [x / 0, x], noise(1, 16, 2, 2), sampling.flow_sigmas(2), (4.5, 2.0))
+        sampling.check_sampled(latents)
 
 
 # Answers

@@ -51,7 +51,7 @@ def others(model, images) -> int:
 def script(monkeypatch, tokens):
     """Let the model write these."""
     rest = iter(tokens)
-    monkeypatch.setattr(decoding, "_next", lambda *_: next(rest))
+    monkeypatch.setattr(decoding, "next_tokens", lambda *_: [next(rest)])
 
 
 def written(model, monkeypatch, tokens, images=(), words=WORDS, **settings) -> TextResult:
