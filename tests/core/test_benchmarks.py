@@ -139,6 +139,16 @@ def test_a_wrong_twin_is_not_timed(tmp_path):
     assert not run.results.exists()
 
 
+def test_the_table_of_savings(tmp_path):
+    run, plain = make_run(tmp_path), float("inf")
+    for stage, rows, level in (("neither", 360, plain), ("EasyCache", 270, 41.26)):
+        found = {"rows": rows, "pictures": 8, "right": 7, "psnr": level, "least": level}
+        run.record(comparison="savings", side="ComfyUI", machine="a CPU", stage=stage, **found)
+    rendered = tables.render(tables.read(tmp_path))
+    assert "| neither | 360 |  |  |  | 7 of 8 |\n" in rendered
+    assert "| EasyCache | 270 | 25% | 41.3 dB | 41.3 dB | 7 of 8 |" in rendered
+
+
 def test_fits():
     found = fit([(n, 2 + 3 * n + 0.5 * n**2) for n in (1, 2, 4, 8)])
     assert found["polynomial"] == pytest.approx([2, 3, 0.5])
