@@ -1,5 +1,6 @@
 """The comparisons. Each function in NAMES is a command of `python -m benchmarks`."""
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -12,6 +13,7 @@ from support.scaled_checkpoints import write_checkpoint
 from . import counts
 from .harness import ROOT, WORKERS, BenchmarkError, Case, Run, Side, Worker, fit, floor, peaks, side_by_side, summary
 from .memory import table
+from .quantisation import quantisation, sixteen
 
 PROMPT = "A photo of a ginger cat that sits on a red chair next to an open window, in the evening light"
 EDIT = "Make it night, and put a small lamp on the table"
@@ -319,6 +321,17 @@ def memory(run: Run, options):
         run.record(comparison="memory", side="core", machine="computed", **row)
 
 
+def savings(run: Run, options):
+    """What Guidance Range and EasyCache save on the toy, and what they change. repeats: pictures of each kind."""
+    if not options.comfyui:
+        raise BenchmarkError("--comfyui, or COMFYUI_PATH, must name a ComfyUI folder")
+    os.environ["COMFYUI_PATH"] = str(options.comfyui)
+    from .savings import table as savings_table  # needs ComfyUI in this process
+
+    for row in savings_table(options.repeats):
+        run.record(comparison="savings", side="ComfyUI", machine="a CPU", **row)
+
+
 def fp8(run: Run, options):
     """The error of the first velocity when the MMDiT's matrices are stored in 8 bits."""
     with loaded(run, options, "core") as (core,):
@@ -340,6 +353,9 @@ NAMES = {
     "many-pictures": many_pictures,
     "scaling": scaling,
     "memory": memory,
+    "savings": savings,
     "fp8": fp8,
+    "quantisation": quantisation,
+    "sixteen": sixteen,
 }
 __all__ = ["NAMES", "ROOT", "official_python"]

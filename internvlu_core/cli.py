@@ -1,4 +1,6 @@
-"""The command line: `python -m internvlu_core answer|reason|generate CHECKPOINT PROMPT …`, `convert`, `download`.
+"""The command line: `internvlu answer|reason|generate CHECKPOINT PROMPT …`, `convert`, `download`, `doctor`.
+
+Where nothing is installed, as in the pack's folder, it is `python -m internvlu_core answer …`.
 
 Pictures go to files, text to standard output, progress to standard error. Exit code 2 and one line on bad input.
 """
@@ -18,10 +20,14 @@ from .checkpoints.convert import CHECKPOINT_FORMATS, convert
 from .checkpoints.files import SPLIT_FILES, WAN_MARK, read_header
 from .conditioning import TextResult
 from .conversation import History, Turn, read_turns, write_turns
+from .doctor.checkup import Checkup, examine
+from .doctor.report import MARKDOWN
 from .errors import CheckpointError, InputError
 from .imaging import open_image
+from .models import attention
 from .pipeline import InternVLU
-from .quantization import WEIGHT_FORMATS
+from .quantization import QUANTS, WEIGHT_FORMATS
+from .to_transformers import to_transformers
 
 DTYPES = {"auto": "auto", "bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 RUN_DTYPES = DTYPES | {name: weight_format.torch_dtype or name for name, weight_format in WEIGHT_FORMATS.items()}
@@ -32,14 +38,13 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one command. arguments: those of the command line by default. Returns the exit code."""
     options = parser().parse_args(arguments)
     try:
-        options.run(options)
+        return options.run(options) or 0
     except ERRORS as error:
         print(f"internvlu_core: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("internvlu_core: cancelled", file=sys.stderr)
         return 130
-    return 0
 
 
 def run() -> int:
@@ -89,6 +94,8 @@ def generate(options):
             steps=options.steps,
             all_scale=options.all_scale,
             partial_scale=options.partial_scale,
+            guidance_start=options.guidance_start,
+            guidance_end=options.guidance_end,
             seed=0 if options.seed is None else options.seed,
             num_images=len(outputs),
             reasoning=reasoning,
@@ -107,7 +114,13 @@ def convert_files(options):
     """Convert a checkpoint, and print the names of the files."""
     dtype = None if options.dtype == "auto" else DTYPES[options.dtype]
     with Progress(0, "B", unit_scale=True) as progress:
-        files = convert(options.source, options.target, options.to, dtype=dtype, force=options.force, progress=progress)
+        settings = {"dtype": dtype, "force": options.force, "progress": progress}
+        if options.to != "transformers":
+            files = convert(options.source, options.target, options.to, quant=options.quant, **settings)
+        elif options.quant:
+            raise InputError("--quant is ComfyUI's; transformers quantises a model when it loads it")
+        else:
+            files = to_transformers(options.source, options.target, **settings)
     print(*files, sep="\n")
     if any(file.match(SPLIT_FILES["vae"]) and WAN_MARK not in read_header(file)[1] for file in files):
         print("note: ComfyUI's VAELoader cannot build a VAE of this shape; use one file there", file=sys.stderr)
@@ -118,6 +131,26 @@ def download_files(options):
     print(hub.download(options.folder))  # huggingface_hub draws the bars
 
 
+def examine_all(options) -> int:
+    """Check a checkpoint, the machine and the code, and print the report. Returns 1 if something is wrong."""
+    checkup = Checkup(
+        Path(options.checkpoint),
+        options.out,
+        options.device,
+        RUN_DTYPES[options.dtype],
+        options.official,
+        options.official_python,
+        options.ask_hub,
+        options.side,
+        options.steps,
+        options.tokens,
+    )
+    report = examine(checkup)
+    print(report.markdown())
+    print(f"internvlu_core: the report is in {options.out / MARKDOWN}", file=sys.stderr)
+    return 1 if report.wrong else 0
+
+
 # What the commands share
 
 
@@ -126,7 +159,8 @@ def load(options) -> InternVLU:
     memory = {}
     if options.max_memory:
         memory = {"device_map": "auto", "max_memory": None if options.max_memory == "auto" else options.max_memory}
-    return InternVLU.from_pretrained(options.checkpoint, options.device, RUN_DTYPES[options.dtype], **memory)
+    dtype = RUN_DTYPES[options.dtype]
+    return InternVLU.from_pretrained(options.checkpoint, options.device, dtype, attention=options.attention, **memory)
 
 
 def sampling(options) -> dict:
@@ -213,7 +247,9 @@ def output_paths(options) -> list[Path]:
 
 def parser() -> argparse.ArgumentParser:
     """The parser of the command line. Its options have the function of their command as `run`."""
-    root = argparse.ArgumentParser(prog="python -m internvlu_core", description="InternVL-U without ComfyUI.")
+    # Of what is typed only the console command, which `pip install` makes, says how this program is called.
+    called = "internvlu" if Path(sys.argv[0]).stem == "internvlu" else "python -m internvlu_core"
+    root = argparse.ArgumentParser(prog=called, description="InternVL-U without ComfyUI.")
     commands = root.add_subparsers(dest="command", required=True)
     _answer_arguments(_model_command(commands, answer, "answer a question, about images if any are given", 1024))
     _sampling_arguments(_model_command(commands, reason, "think in words about the picture to draw", 200))
@@ -224,15 +260,37 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("source", help="checkpoint folder, file, or folder with the three files")
     sub.add_argument("target", help="where to; for three files ComfyUI's models folder, say")
     sub.add_argument(
-        "--to", choices=CHECKPOINT_FORMATS, default="split", help="three files (default), one, or the released folder"
+        "--to",
+        choices=(*CHECKPOINT_FORMATS, "transformers"),
+        default="split",
+        help="three files (default), one, the released folder, or what answers questions as transformers' InternVL",
     )
     sub.add_argument("--dtype", choices=DTYPES, default="auto", help="of the weights; auto: as they are")
+    sub.add_argument("--quant", choices=QUANTS, help="large matrices in fewer bits, as ComfyUI stores them")
     sub.add_argument("--force", action="store_true", help="overwrite what is there")
 
     sub = commands.add_parser("download", help=f"download {hub.REPOSITORY} ({hub.SIZE}) from its hub")
     sub.set_defaults(run=download_files)
     sub.add_argument("folder", help="the checkpoint folder to make")
+    _doctor_arguments(commands)
     return root
+
+
+def _doctor_arguments(commands):
+    description = "check a checkpoint, this machine and this program, and write a report"
+    sub = commands.add_parser("doctor", description=description, help=description)
+    sub.set_defaults(run=examine_all)
+    sub.add_argument("checkpoint", help="checkpoint folder in the released layout, or a converted file")
+    _device_arguments(sub)
+    sub.add_argument("--out", type=Path, default=Path("doctor"), metavar="FOLDER", help="of the report and pictures")
+    sub.add_argument(
+        "--official", type=Path, metavar="DIR", help="a checkout of the official code, or a folder of its recorded runs"
+    )
+    sub.add_argument("--official-python", metavar="FILE", help="the Python of the official code's environment")
+    sub.add_argument("--ask-hub", action="store_true", help="compare sizes and hashes with the hub's (no download)")
+    sub.add_argument("--side", type=int, metavar="PIXELS", help="of the pictures; by default the checkpoint's")
+    sub.add_argument("--steps", type=int, default=20, help="of a picture")
+    sub.add_argument("--tokens", type=int, default=32, help="of a text")
 
 
 def _model_command(commands, function: Callable, description: str, tokens: int) -> argparse.ArgumentParser:
@@ -243,16 +301,26 @@ def _model_command(commands, function: Callable, description: str, tokens: int) 
     sub.add_argument("prompt")
     sub.add_argument("--image", action="append", default=[], metavar="P", help="an input picture; repeatable")
     sub.add_argument("--system", metavar="TEXT", help="replaces the checkpoint's system text")
-    sub.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    sub.add_argument("--dtype", choices=RUN_DTYPES, default="auto", help="fp8: matrices in 8 bits, for less memory")
+    _device_arguments(sub)
     sub.add_argument(
         "--max-memory",
         metavar="SIZE",
         help="weights that may be on the device at once, such as 5GB, or auto; the others wait in main memory",
     )
+    sub.add_argument(
+        "--attention",
+        choices=attention.NAMES,
+        default="auto",
+        help="of the image generator; sage, flash: by these packages; varlen: torch's for different lengths",
+    )
     sub.add_argument("--seed", type=int)
     sub.add_argument("--max-new-tokens", type=int, default=tokens, metavar="N")
     return sub
+
+
+def _device_arguments(sub: argparse.ArgumentParser):
+    sub.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    sub.add_argument("--dtype", choices=RUN_DTYPES, default="auto", help="fp8: matrices in 8 bits, for less memory")
 
 
 def _sampling_arguments(sub: argparse.ArgumentParser):
@@ -280,6 +348,8 @@ def _generate_arguments(sub: argparse.ArgumentParser):
     sub.add_argument("--steps", type=int, default=20)
     sub.add_argument("--all-scale", type=float)
     sub.add_argument("--partial-scale", type=float)
+    sub.add_argument("--guidance-start", type=float, default=0.0, metavar="F", help="guide from this fraction of steps")
+    sub.add_argument("--guidance-end", type=float, default=1.0, metavar="F", help="up to this one; less is faster")
     reasoning = sub.add_mutually_exclusive_group()
     reasoning.add_argument("--reason", action="store_true", help="think in words first")
     reasoning.add_argument("--reasoning", metavar="TEXT", help="draw from these words as well")

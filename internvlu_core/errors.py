@@ -38,3 +38,8 @@ def check_text(name: str, value) -> str:
     except UnicodeEncodeError as error:
         raise InputError(f"{name} is not valid text: {error}") from error
     return value
+
+
+def in_one_line(error: BaseException, longest: int = 200) -> str:
+    """The message of an error without line breaks, cut after so many characters."""
+    return " ".join(str(error).split())[:longest]

@@ -1,13 +1,12 @@
 """A worker with the core, which also measures the speed of the machine for the floors."""
 
 import sys
-import time
 from pathlib import Path
 
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from wire import StepClock, measured, serve, start_noise, synchronise, versions
+from wire import StepClock, measured, serve, start_noise, versions
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
@@ -15,12 +14,9 @@ sys.path.insert(0, str(ROOT))
 from internvlu_core import InternVLU  # noqa: E402
 from internvlu_core.batching import BatchLimits, TextBatch, TextJob  # noqa: E402
 from internvlu_core.decoding import TextSettings, generate_tokens  # noqa: E402
+from internvlu_core.doctor.measure import machine_speed  # noqa: E402
 from internvlu_core.quantization.float8 import quantise  # noqa: E402
 from internvlu_core.sampling import flow_sigmas  # noqa: E402
-
-# Sizes for measuring the machine: side of the square matrices to multiply, bytes of the buffer to copy.
-PROBES = {"cpu": (2048, 2**27), "cuda": (8192, 2**30)}
-
 
 FP8 = torch.float8_e4m3fn
 
@@ -251,26 +247,8 @@ class Core:
     # Floors
 
     def floor(self) -> dict:
-        """The speed of the machine: FLOP/s of a matrix product in the weights' dtype, bytes/s of a copy (read plus
-        written)."""
-        side, nbytes = PROBES[self.device.partition(":")[0]]
-        a, b = (torch.randn(side, side, device=self.device, dtype=self.dtype) for _ in range(2))
-        source = torch.ones(nbytes, dtype=torch.uint8, device=self.device)
-        target = torch.empty_like(source)
-        return {
-            "flops_per_second": 2 * side**3 / self._least_seconds(lambda: a @ b),
-            "bytes_per_second": 2 * nbytes / self._least_seconds(lambda: target.copy_(source)),
-        }
-
-    def _least_seconds(self, function, repeats: int = 5) -> float:
-        seconds = []
-        for _ in range(repeats):
-            synchronise(self.device)
-            start = time.perf_counter()
-            function()
-            synchronise(self.device)
-            seconds.append(time.perf_counter() - start)
-        return min(seconds)
+        """The speed of the machine."""
+        return machine_speed(self.device, self.dtype)
 
 
 def _by_step(texts: list[list[int]]) -> list[int]:

@@ -5,6 +5,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
+from types import MappingProxyType
 
 import comfy.model_management
 import comfy.model_patcher
@@ -23,7 +24,8 @@ from ...internvlu_core.grounding import answer_text
 from ...internvlu_core.models.language import cache_bytes
 from ...internvlu_core.models.vlm import VLM
 from ...internvlu_core.prompt import Prompt, Tokenizer
-from .dtypes import assign, choose_dtypes
+from .dtypes import as_floats, assign, choose_dtypes
+from .quantised import Formats
 from .stream import TextStream, TextStreams
 
 
@@ -50,16 +52,26 @@ def weights_of(patcher: comfy.model_patcher.ModelPatcher) -> Hashable | None:
 class ComfyVLM:
     """What the loader puts on the VLM socket."""
 
-    def __init__(self, config: Config, tokenizer: Tokenizer, state_dict: dict, dtype: torch.dtype | None):
+    def __init__(
+        self,
+        config: Config,
+        tokenizer: Tokenizer,
+        state_dict: dict,
+        dtype: torch.dtype | None,
+        formats: Formats = MappingProxyType({}),
+    ):
+        """dtype, formats: as in build_model."""
         self.config, self.tokenizer = config, tokenizer
         self.load_device = comfy.model_management.text_encoder_device()
         offload_device = comfy.model_management.text_encoder_offload_device()
-        weight_dtype, cast_dtype = choose_dtypes(state_dict, dtype, self.load_device)
+        formats = as_floats(state_dict, formats, dtype)
+        weight_dtype, cast_dtype = choose_dtypes(state_dict, dtype, self.load_device, formats)
         self.dtype = cast_dtype or weight_dtype
         operations = comfy.ops.pick_operations(weight_dtype, self.dtype)
         network = VLM(config, operations, attention, dtype=weight_dtype, device="meta")
         network.compute_dtype = self.dtype
-        assign(network, state_dict, weight_dtype, offload_device, self.dtype)
+        more = {"formats": formats, "load_device": self.load_device, "exact": True}
+        assign(network, state_dict, weight_dtype, offload_device, self.dtype, **more)
         self.patcher = comfy.model_patcher.ModelPatcher(
             network, load_device=self.load_device, offload_device=offload_device
         )
