@@ -146,6 +146,7 @@ def captions(server, pictures):
         picture.save(folder / f"{number}.png")
     prompt = workflow("caption_batch", max_new_tokens=12)
     prompt["7"]["inputs"]["folder"] = "several"
+    prompt["1"]["inputs"]["weight_dtype"] = "fp32"
     return prompt
 
 
@@ -153,12 +154,13 @@ def test_captions_of_a_folder(server, model, captions, pictures):
     result = server.run(captions)
     question = captions["12"]["inputs"]["question"]
     expected = [model.answer(question, [picture], max_new_tokens=12).text for picture in pictures]
-    assert result.outputs["12"]["text"] == expected
+    texts = result.outputs["12"]["text"]
+    assert sorted(texts) == sorted(expected)  # ComfyUI's node lists the folder in any order
     assert len(result.outputs["12"]["conversation"]) == COUNT
     progress = [(value, most) for node, value, most in result.progress if node == "12"]
     assert {most for _, most in progress} == {COUNT * 12}
     assert [value for value, _ in progress] == sorted(value for value, _ in progress)
-    assert shown([data for kind, data in result.events if kind == "internvlu.text"]) == expected
+    assert shown([data for kind, data in result.events if kind == "internvlu.text"]) == texts
 
 
 def test_cancelling_captions(server, captions):
