@@ -22,6 +22,7 @@ from .errors import CheckpointError, InputError
 from .imaging import open_image
 from .pipeline import InternVLU
 from .quantization import WEIGHT_FORMATS
+from .quantization.gguf import TYPES
 
 DTYPES = {"auto": "auto", "bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 RUN_DTYPES = DTYPES | {name: weight_format.torch_dtype or name for name, weight_format in WEIGHT_FORMATS.items()}
@@ -107,7 +108,8 @@ def convert_files(options):
     """Convert a checkpoint, and print the names of the files."""
     dtype = None if options.dtype == "auto" else DTYPES[options.dtype]
     with Progress(0, "B", unit_scale=True) as progress:
-        files = convert(options.source, options.target, options.to, dtype=dtype, force=options.force, progress=progress)
+        settings = {"dtype": dtype, "quant": options.quant, "force": options.force}
+        files = convert(options.source, options.target, options.to, progress=progress, **settings)
     print(*files, sep="\n")
     if any(file.match(SPLIT_FILES["vae"]) and WAN_MARK not in read_header(file)[1] for file in files):
         print("note: ComfyUI's VAELoader cannot build a VAE of this shape; use one file there", file=sys.stderr)
@@ -227,6 +229,11 @@ def parser() -> argparse.ArgumentParser:
         "--to", choices=CHECKPOINT_FORMATS, default="split", help="three files (default), one, or the released folder"
     )
     sub.add_argument("--dtype", choices=DTYPES, default="auto", help="of the weights; auto: as they are")
+    sub.add_argument(
+        "--quant",
+        metavar="NAME",
+        help=f"write GGUF files with the large matrices in one of {', '.join(TYPES)} (needs: pip install gguf)",
+    )
     sub.add_argument("--force", action="store_true", help="overwrite what is there")
 
     sub = commands.add_parser("download", help=f"download {hub.REPOSITORY} ({hub.SIZE}) from its hub")

@@ -15,12 +15,15 @@ import struct
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from ..errors import InputError
+from . import convert_gguf as packing
 from . import files as source
+from . import gguf
 from . import load as weights
 from .config import RELEASED_VAE, Config, VAEConfig
 from .files import COMPONENTS, SPLIT_FILES, STEMS, Stored
@@ -45,12 +48,19 @@ OnBytes = Callable[[int, int], None]  # (bytes written, bytes in all)
 
 @dataclass(frozen=True)
 class Output:
-    """A file to write: {key: tensor} with metadata as safetensors, or text."""
+    """A file to write: {key: tensor} with metadata as safetensors, packed: as GGUF, or text."""
 
     path: Path
     tensors: dict[str, Stored]
     metadata: dict[str, str]
     text: str | None = None
+    packed: dict[str, packing.Packed] | None = None
+
+    def size(self, dtype: torch.dtype | None) -> int:
+        """Bytes of its tensors."""
+        if self.packed is not None:
+            return sum(tensor.nbytes for tensor in self.packed.values())
+        return sum(_size(tensor, dtype) for tensor in self.tensors.values())
 
 
 def convert(
@@ -59,6 +69,7 @@ def convert(
     checkpoint_format: str = "split",
     *,
     dtype: torch.dtype | None = None,
+    quant: str | None = None,
     force: bool = False,
     progress: OnBytes | None = None,
 ) -> list[Path]:
@@ -66,7 +77,10 @@ def convert(
 
     checkpoint_format: "split" writes SPLIT_FILES into the folder target, for example ComfyUI's models folder; "single"
     writes one file, target or SINGLE_FILE in the folder target; "folder" writes the released layout into target.
-    dtype: of all floating-point tensors; None keeps the dtype of each. force: overwrite files that exist. progress: may
+    dtype: of all floating-point tensors that are not quantised; None keeps the dtype of each. quant: the weight format
+    of the large matrices, one of quantization.gguf.TYPES, which makes the file or those of VLM and MMDiT GGUF files. So
+    does a target that ends in .gguf, with "single". Tensors of GGUF's block types are unpacked, in bfloat16 unless
+    dtype says otherwise, where they are written into other files. force: overwrite files that exist. progress: may
     raise to cancel. After that, as after an error, no file is left behind.
     Raises CheckpointError for a checkpoint that cannot be read, InputError for a target that cannot be written.
     """
@@ -75,7 +89,11 @@ def convert(
     components = {component: weights.check_component(origin, config, component) for component in COMPONENTS}
     with origin.tokenizer_folder():  # raises if there is none
         pass
-    outputs = _plan(config.texts, components, target, checkpoint_format)
+    if quant is not None or target.suffix.lower() == gguf.ENDING:
+        packed = packing.plan(config, components, quant, dtype)
+        outputs = _plan_gguf(config.texts, components, packed, target, checkpoint_format)
+    else:
+        outputs = _plan(config.texts, components, target, checkpoint_format)
     for output in outputs:
         if output.path.exists() and not force:
             raise InputError(f"{output.path} exists; --force overwrites it")
@@ -106,13 +124,51 @@ def _plan(
         raise InputError(f"{target} is a file; three files need a folder")
     outputs = []
     for component in COMPONENTS:
-        own = texts if component == "vlm" else {name: texts[name] for name in source.CONFIG_FILES if name in texts}
         tensors = components[component]
         if component == "vae":
             native = is_wan(texts["vae/config.json"], tensors)
             tensors = {source.to_wan(name) if native else f"vae.{name}": tensor for name, tensor in tensors.items()}
-        outputs.append(Output(target / SPLIT_FILES[component], tensors, _metadata([component], own)))
+        metadata = _metadata([component], _own_texts(component, texts))
+        outputs.append(Output(target / SPLIT_FILES[component], tensors, metadata))
     return outputs
+
+
+def _own_texts(component: str, texts: dict[str, str]) -> dict[str, str]:
+    """The texts that go into a component's own file: only the VLM's has the tokenizer."""
+    return texts if component == "vlm" else {name: texts[name] for name in source.CONFIG_FILES if name in texts}
+
+
+def _plan_gguf(
+    texts: dict[str, str],
+    components: dict[str, dict[str, Stored]],
+    packed: dict[str, dict[str, packing.Packed]],
+    target: Path,
+    checkpoint_format: str,
+) -> list[Output]:
+    """One GGUF file; or those of VLM and MMDiT, and the VAE as the safetensors file that ComfyUI's VAELoader reads."""
+    packed = {
+        component: {source.to_gguf(component, name): tensor for name, tensor in tensors.items()}
+        for component, tensors in packed.items()
+    }
+    if checkpoint_format == "single":
+        if target.is_dir():
+            target = target / Path(SINGLE_FILE).with_suffix(gguf.ENDING)
+        if target.suffix.lower() != gguf.ENDING:
+            raise InputError(f"{target}: the name of a GGUF file must end in {gguf.ENDING}")
+        together = {key: tensor for tensors in packed.values() for key, tensor in tensors.items()}
+        return [Output(target, {}, _metadata(COMPONENTS, texts), packed=together)]
+    if checkpoint_format != "split" or target.suffix.lower() == gguf.ENDING:
+        raise InputError(
+            f"{target} cannot be made in the format {checkpoint_format!r}: GGUF is for one file, whose name ends in "
+            f'{gguf.ENDING} ("single"), or for three files in a folder ("split")'
+        )
+    outputs = _plan(texts, components, target, checkpoint_format)
+    return [
+        output
+        if component == "vae"
+        else Output(output.path.with_suffix(gguf.ENDING), {}, output.metadata, packed=packed[component])
+        for component, output in zip(COMPONENTS, outputs, strict=True)
+    ]
 
 
 def is_wan(config: str, tensors: dict[str, Stored]) -> bool:
@@ -169,7 +225,7 @@ def _metadata(components, texts: dict[str, str]) -> dict[str, str]:
 
 def _write(outputs: list[Output], dtype: torch.dtype | None, progress: OnBytes) -> list[Path]:
     """Write all files under temporary names, and rename them once all are complete."""
-    total = sum(_size(tensor, dtype) for output in outputs for tensor in output.tensors.values())
+    total = sum(output.size(dtype) for output in outputs)
     done = 0
 
     def advance(count: int):
@@ -185,12 +241,14 @@ def _write(outputs: list[Output], dtype: torch.dtype | None, progress: OnBytes) 
                 made += _make_folder(current)
             _check_space(outputs[0].path.parent, total)
             for output in outputs:
-                current, partial = output.path, output.path.with_name(f".{output.path.name}.partial")
-                leftovers.callback(partial.unlink, missing_ok=True)
+                current, unfinished = output.path, output.path.with_name(f".{output.path.name}.partial")
+                leftovers.callback(unfinished.unlink, missing_ok=True)
                 if output.text is not None:
-                    partial.write_bytes(output.text.encode())
+                    unfinished.write_bytes(output.text.encode())
+                elif output.packed is not None:
+                    packing.write(unfinished, output.packed, output.metadata, advance)
                 else:
-                    _write_tensors(partial, output, dtype, advance)
+                    _write_tensors(unfinished, output, dtype, advance)
             for output in outputs:
                 current = output.path
                 output.path.with_name(f".{output.path.name}.partial").replace(output.path)
@@ -227,7 +285,7 @@ def _write_tensors(path: Path, output: Output, dtype: torch.dtype | None, advanc
         tensor = output.tensors[key]
         size = _size(tensor, dtype)
         header[key] = {
-            "dtype": _NAMES[dtype] if _changes(tensor, dtype) else tensor.dtype,
+            "dtype": _type(tensor, dtype),
             "shape": list(tensor.shape),
             "data_offsets": [offset, offset + size],
         }
@@ -241,45 +299,30 @@ def _write_tensors(path: Path, output: Output, dtype: torch.dtype | None, advanc
             tensor = output.tensors[key]
             if tensor.file not in opened:
                 opened[tensor.file] = inputs.enter_context(source.open_file(tensor.file))
-            _copy(opened[tensor.file], file, tensor, dtype if _changes(tensor, dtype) else None, advance)
+            kind = _type(tensor, dtype)
+            change = None if kind == tensor.dtype else partial(_cast, tensor=tensor, kind=kind)
+            packing.copy(opened[tensor.file], file, tensor, change, advance, packing.piece_of(tensor, PIECE))
         file.flush()
         os.fsync(file.fileno())  # some file systems report only now that the disk is full
 
 
-def _copy(reader, writer, tensor: Stored, dtype: torch.dtype | None, advance: Callable[[int], None]):
-    reader.seek(tensor.offset)
-    left = tensor.nbytes
-    while left:
-        piece = reader.read(min(PIECE, left))
-        if not piece:
-            raise InputError(f"{tensor.file} became shorter while it was read")
-        left -= len(piece)
-        if dtype is not None:
-            piece = _cast(piece, tensor, dtype)
-        writer.write(piece)
-        advance(len(piece))
+def _cast(piece: bytes, tensor: Stored, kind: str) -> bytes:
+    return packing.as_bytes(packing.values_of(piece, tensor), tensor, kind)
 
 
-def _cast(piece: bytes, tensor: Stored, dtype: torch.dtype) -> bytes:
-    values = torch.frombuffer(bytearray(piece), dtype=torch.uint8).view(weights.DTYPES[tensor.dtype]).float()
-    result = values.to(dtype)
-    if not torch.equal(result.isfinite(), values.isfinite()):
-        raise InputError(f"{tensor.file}: the tensor {tensor.key} has values beyond the range of {dtype}")
-    return result.view(torch.uint8).numpy().tobytes()
-
-
-_NAMES = {dtype: name for name, dtype in weights.DTYPES.items()}
-
-
-def _changes(tensor: Stored, dtype: torch.dtype | None) -> bool:
-    return dtype is not None and tensor.dtype in FLOATS and weights.DTYPES[tensor.dtype] is not dtype
+def _type(tensor: Stored, dtype: torch.dtype | None) -> str:
+    """The type of the tensor as it will be written into safetensors, by its name there."""
+    if tensor.dtype in gguf.BLOCKS:
+        return packing.NAMES[dtype or torch.bfloat16]
+    return packing.NAMES[dtype] if dtype is not None and tensor.dtype in FLOATS else tensor.dtype
 
 
 def _width(tensor: Stored, dtype: torch.dtype | None) -> int:
     """Bytes of one value."""
-    return dtype.itemsize if _changes(tensor, dtype) else tensor.nbytes // max(1, math.prod(tensor.shape))
+    return _size(tensor, dtype) // max(1, math.prod(tensor.shape))
 
 
 def _size(tensor: Stored, dtype: torch.dtype | None) -> int:
     """Bytes of the tensor as it will be written."""
-    return math.prod(tensor.shape) * dtype.itemsize if _changes(tensor, dtype) else tensor.nbytes
+    kind = _type(tensor, dtype)
+    return tensor.nbytes if kind == tensor.dtype else math.prod(tensor.shape) * source.DTYPES[kind].itemsize

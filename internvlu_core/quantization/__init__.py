@@ -6,20 +6,35 @@ To add a weight format:
 3. `dequantise` turns these tensors back into the matrix, whenever the layer is used. `multiply` may do without.
 4. `for_layer` says which layers are stored in the format, and in which variant of it. The others stay in 16 bits.
 5. Add an instance to WEIGHT_FORMATS below: the loader, `--dtype` and tests/core/test_quantization.py find it there.
+
+A format that only files have (gguf.py) is not in WEIGHT_FORMATS. checkpoints/load.py gives its weights as
+QuantisedWeights, which keep their form in memory.
 """
 
 import torch
 
 from .float8 import Float8
-from .formats import QuantisedLinear, WeightFormat, layer_formats, quantise_network, repeated_blocks
+from .formats import (
+    QuantisedLinear,
+    QuantisedWeight,
+    WeightFormat,
+    hold_quantised,
+    layer_formats,
+    quantise_network,
+    repeated_blocks,
+)
+from .gguf import Gguf
 
 WEIGHT_FORMATS: dict[str, WeightFormat] = {weight_format.name: weight_format for weight_format in (Float8(),)}
 
 __all__ = [
     "WEIGHT_FORMATS",
+    "Gguf",
     "QuantisedLinear",
+    "QuantisedWeight",
     "WeightFormat",
     "find_format",
+    "hold_quantised",
     "layer_formats",
     "quantise_network",
     "repeated_blocks",

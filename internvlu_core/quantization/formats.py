@@ -64,6 +64,10 @@ class WeightFormat(ABC):
         """x [..., in] → x · weightᵀ + bias [..., out], in the dtype of x. A format with a kernel of its own uses it."""
         return F.linear(x, self.dequantise(stored, x.dtype), bias)
 
+    def rows(self, stored: Mapping[str, Tensor], ids: Tensor, dtype: torch.dtype) -> Tensor:
+        """Rows of the weight [rows, columns] by their indices [...] → [..., columns] in this dtype."""
+        return F.embedding(ids, self.dequantise(stored, dtype))
+
     def metadata(self) -> dict:
         """What a file must say about the layer, besides its tensors, for the layer to be read again."""
         return {"format": self.name, **asdict(self)}
@@ -79,9 +83,51 @@ class QuantisedLinear(nn.Module):
             self.register_parameter(name, nn.Parameter(tensor, requires_grad=False))
         self.register_parameter("bias", None if bias is None else nn.Parameter(bias, requires_grad=False))
 
+    @property
+    def stored(self) -> dict[str, Tensor]:
+        """The tensors of the weight, by the format's names."""
+        return {name: getattr(self, name) for name in self.names}
+
     def forward(self, x: Tensor) -> Tensor:
         """x [..., in] → [..., out]."""
-        return self.format.multiply(x, {name: getattr(self, name) for name in self.names}, self.bias)
+        return self.format.multiply(x, self.stored, self.bias)
+
+
+class QuantisedEmbedding(QuantisedLinear):
+    """A table of embeddings that is stored in a weight format. dtype: of the rows that it gives."""
+
+    def __init__(self, weight_format: WeightFormat, stored: Mapping[str, Tensor], dtype: torch.dtype):
+        super().__init__(weight_format, stored, None)
+        self.dtype = dtype
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """ids [...] → [..., columns]."""
+        return self.format.rows(self.stored, ids, self.dtype)
+
+
+@dataclass(frozen=True)
+class QuantisedWeight:
+    """A weight as a file stores it. It stands in a state dict in place of the matrix, until hold_quantised."""
+
+    format: WeightFormat
+    stored: dict[str, Tensor]
+
+
+def hold_quantised(network: nn.Module, state: dict[str, Tensor | QuantisedWeight], dtype: torch.dtype):
+    """Replace the layers whose weights in the state dict are QuantisedWeights, and those by their tensors, in place.
+
+    dtype: of the rows of embeddings. The new layers are on the meta device, for load_state_dict(state, assign=True).
+    """
+    for name in [name for name, weight in state.items() if isinstance(weight, QuantisedWeight)]:
+        path, weight = name.removesuffix(".weight"), state.pop(name)
+        layer = network.get_submodule(path)
+        if isinstance(layer, nn.Embedding):
+            new = QuantisedEmbedding(weight.format, weight.stored, dtype)
+        else:
+            new = QuantisedLinear(weight.format, weight.stored, None if layer.bias is None else state[f"{path}.bias"])
+        parent, _, attribute = path.rpartition(".")
+        setattr(network.get_submodule(parent), attribute, new.to("meta"))
+        state |= {f"{path}.{key}": tensor for key, tensor in weight.stored.items()}
 
 
 def quantise_network(network: nn.Module, state: dict[str, Tensor], weight_format: WeightFormat):

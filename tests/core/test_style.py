@@ -18,12 +18,18 @@ CORE = [name for name in FILES if not name.startswith(APART)]
 # Who imports whom: each layer only what stands above it, or in its own line (but see NETWORKS).
 LAYERS = (
     ("errors",),
-    ("checkpoints/files", "checkpoints/config", "checkpoints/hub"),
+    ("checkpoints/gguf", "checkpoints/files", "checkpoints/config", "checkpoints/hub"),
     ("models/float16", "models/rope"),
     ("models/vision", "models/language", "models/mmdit", "models/vae"),
     ("models/vlm",),
-    ("quantization/formats", "quantization/float8", "quantization/__init__"),
-    ("checkpoints/load", "checkpoints/convert"),
+    (
+        "quantization/formats",
+        "quantization/float8",
+        "quantization/gguf_blocks",
+        "quantization/gguf",
+        "quantization/__init__",
+    ),
+    ("checkpoints/load", "checkpoints/convert_gguf", "checkpoints/convert"),
     (
         "conversation",
         "prompt",
@@ -65,7 +71,7 @@ def statements(name: str) -> int:
 
 def test_size_of_the_core():
     """In statements; wrapped as they are, these are a fifth more lines."""
-    assert sum(map(statements, CORE)) <= 2400
+    assert sum(map(statements, CORE)) <= 2570
 
 
 @pytest.mark.parametrize("name", CORE)
