@@ -4,9 +4,10 @@ import comfy.model_management
 import comfy.utils
 import torch
 
-from ...internvlu_core.quantization import find_format
+from ...internvlu_core.quantization import QuantisedWeight, find_format
 from ...internvlu_core.quantization.float8 import DTYPE as FLOAT8
 from .float8 import keep_in_float8
+from .gguf import keep_packed
 
 # What the loaders offer. None: what ComfyUI prefers for the device and the stored weights.
 DTYPES = {
@@ -23,7 +24,11 @@ COMPUTE_DTYPES = [torch.bfloat16, torch.float16, torch.float32]
 def choose_dtypes(
     state_dict: dict, dtype: torch.dtype | None, device: torch.device
 ) -> tuple[torch.dtype, torch.dtype | None]:
-    """(dtype of the weights, dtype that they are cast to for computing; None if that is the same)."""
+    """(dtype of the weights, dtype that they are cast to for computing; None if that is the same).
+
+    Weights that a file stores packed stay so, and are no part of this.
+    """
+    state_dict = {name: tensor for name, tensor in state_dict.items() if not isinstance(tensor, QuantisedWeight)}
     if dtype is None:
         dtype = comfy.model_management.unet_dtype(
             device=device,
@@ -45,7 +50,8 @@ def assign(
 ):
     """Give a network on the meta device its weights; those that need no conversion stay memory-mapped.
 
-    In 8 bits, the core says which layers are kept so; the rest has the dtype that is computed in, or its own.
+    In 8 bits, the core says which layers are kept so; the rest has the dtype that is computed in, or its own. Weights
+    that a file stores packed (GGUF) stay packed, whatever the dtype.
     """
     weight_format = find_format(dtype)
     rest = dtype if weight_format is None else compute_dtype
@@ -55,7 +61,9 @@ def assign(
         module = network.get_submodule(path)
         if not hasattr(module, leaf):  # strictness was checked while reading; this is a guard against renamed modules
             raise AttributeError(f"the network has no parameter {name}")
-        if weight_format is not None and weight_format.for_layer(name, tensor):
+        if isinstance(tensor, QuantisedWeight):
+            keep_packed(network, path, tensor, device, compute_dtype or dtype)
+        elif weight_format is not None and weight_format.for_layer(name, tensor):
             keep_in_float8(network, path, tensor, device)
         else:
             kept = tensor.to(device=device, dtype=rest)

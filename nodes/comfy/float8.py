@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from ...internvlu_core.quantization.float8 import DTYPE, dequantise, quantise, row_scales
+from .gguf import unpacked_state_dict
 
 SAVED_DTYPE = torch.bfloat16  # a float8 value times a power of two is exact in it
 
@@ -102,7 +103,7 @@ def scaled_state_dict(network: torch.nn.Module, state_dict: dict[str, torch.Tens
 
     Whoever reads the file needs no scales, and loading it in 8 bits gives the same numbers.
     """
-    scaled = dict(state_dict)
+    scaled = unpacked_state_dict(network, state_dict)
     for path, layer in network.named_modules():
         if isinstance(layer, Float8Linear) and f"{path}.weight" in scaled:
             weight = scaled[f"{path}.weight"].to("cpu")  # newer versions of ComfyUI patch it only now

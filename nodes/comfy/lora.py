@@ -17,6 +17,7 @@ import torch
 from comfy.weight_adapter import LoRAAdapter
 
 from ...internvlu_core.models.vlm import VLM
+from .gguf import matrix_shapes
 from .model import InternVLUModel
 
 MODEL_PREFIX = "diffusion_model."
@@ -88,7 +89,7 @@ def _extended(original, network_class: type, spell):
         for parameter in parameters:
             if parameter.endswith(".weight"):
                 ours |= dict.fromkeys(spell(parameter), parameter)
-        ours.shapes |= {name: tensor.shape for name, tensor in parameters.items()}
+        ours.shapes |= {name: tensor.shape for name, tensor in parameters.items()} | matrix_shapes(model)
         ours.examples.append(f"{module_of(next(name for name in parameters if name.endswith('_proj.weight')))}.…")
         return ours
 
