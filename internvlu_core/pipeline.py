@@ -84,7 +84,7 @@ class InternVLU:
         self.vlm, self.mmdit, self.vae = vlm.eval(), mmdit.eval(), vae.eval()
         self.conditioner = Conditioner(vlm, tokenizer, config)
         self.offload = offload
-        parameter = next(mmdit.parameters())
+        parameter = next(p for p in mmdit.parameters() if p.is_floating_point())  # packed ones are bytes
         self.device, self.dtype = offload.device if offload else parameter.device, parameter.dtype
 
     @classmethod

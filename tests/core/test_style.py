@@ -28,14 +28,15 @@ DOCTOR = [name for name in FILES if name.startswith("doctor/")]
 # Who imports whom: each layer only what stands above it, or in its own line (but see NETWORKS).
 LAYERS = (
     ("errors",),
-    ("checkpoints/files", "checkpoints/config", "checkpoints/hub"),
+    ("checkpoints/gguf", "checkpoints/files", "checkpoints/config", "checkpoints/hub"),
     ("models/attention", "models/float16", "models/rope"),
     ("models/vision", "models/language", "models/mmdit", "models/vae"),
     ("models/vlm",),
     ("quantization/packing", "quantization/formats", "quantization/float8", "quantization/int8"),
+    ("quantization/gguf_blocks", "quantization/gguf"),
     ("quantization/scaled_float8", "quantization/mxfp8", "quantization/nvfp4", "quantization/rotated4"),
     ("quantization/__init__",),
-    ("checkpoints/quantised", "checkpoints/load", "checkpoints/convert"),
+    ("checkpoints/quantised", "checkpoints/load", "checkpoints/convert_gguf", "checkpoints/convert"),
     (
         "conversation",
         "prompt",
