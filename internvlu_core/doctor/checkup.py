@@ -121,8 +121,6 @@ def _try_model(model: InternVLU, checkup: Checkup, report: Report, side: int):
         report.timings += time_stages(model, report.speed, side, checkup.tokens)
     except ERRORS as error:
         report.failures.append(f"speed: {in_one_line(error)}")
-    if not report.speed:
-        report.timings.clear()
 
 
 def _record(checkup: Checkup, report: Report, side: int) -> Path | None:

@@ -9,12 +9,14 @@ import platform
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
 
-# Sizes for measuring the machine: side of the square matrices to multiply, bytes of the buffer to copy.
+# Sizes for measuring the machine: the longest side of the square matrices to multiply, bytes of the buffer to copy.
 PROBES = {"cpu": (2048, 2**27), "cuda": (8192, 2**30)}
+LONG_ENOUGH = 0.1  # seconds of one product
 
 
 def machine() -> str:
@@ -65,14 +67,25 @@ def peak(device: str) -> int | None:
 
 def machine_speed(device: str, dtype: torch.dtype) -> dict:
     """FLOP/s of a matrix product in this dtype, and bytes/s of a copy (read plus written)."""
-    side, nbytes = PROBES.get(device.partition(":")[0], PROBES["cpu"])
-    a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
+    longest, nbytes = PROBES.get(device.partition(":")[0], PROBES["cpu"])
     source = torch.ones(nbytes, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     return {
-        "flops_per_second": 2 * side**3 / _least_seconds(lambda: a @ b, device),
+        "flops_per_second": _product_rate(device, dtype, longest),
         "bytes_per_second": 2 * nbytes / _least_seconds(lambda: target.copy_(source), device),
     }
+
+
+def _product_rate(device: str, dtype: torch.dtype, longest: int) -> float:
+    """The best FLOP/s of growing matrices. A CPU without instructions for the dtype takes minutes for the longest."""
+    side, best = min(256, longest), 0.0
+    while True:
+        a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
+        seconds = _least_seconds(partial(torch.matmul, a, b), device)
+        best = max(best, 2 * side**3 / seconds)
+        if seconds > LONG_ENOUGH or side >= longest:
+            return best
+        side *= 2
 
 
 def least_time(speed: dict, flops: int, nbytes: int) -> float:

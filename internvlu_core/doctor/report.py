@@ -83,6 +83,8 @@ class Report:
             for t in self.timings
         )
         head = "stage", "seconds", "peak MiB", "GFLOP", "weights MiB", "floor, seconds", "times the floor"
+        if not self.speed:
+            return table(head, rows)
         flops, nbytes = self.speed["flops_per_second"] / 1e12, self.speed["bytes_per_second"] / 1e9
         measured = f"Measured on this machine: {flops:.3g} TFLOP/s of a matrix product, {nbytes:.3g} GB/s of a copy."
         return f"{measured}\n\n{table(head, rows)}"
