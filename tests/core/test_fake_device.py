@@ -166,7 +166,7 @@ def test_loading(folder, dtype):
 STEP = {"bfloat16": (40, 64), "float16": (25, 128), "fp8": (40, 92)}
 
 
-@pytest.mark.parametrize("name", DTYPES)
+@pytest.mark.parametrize("name", STEP)
 def test_a_step_waits_for_nothing(folder, name):
     """Of a drawing, an edit of two pictures after reasoning, and four pictures at once."""
     dtype, weight_format = DTYPES[name]
@@ -190,7 +190,7 @@ def test_a_step_waits_for_nothing(folder, name):
 TOKEN = {"bfloat16": (25, 22), "float16": (30, 75), "fp8": (25, 36)}
 
 
-@pytest.mark.parametrize("name", DTYPES)
+@pytest.mark.parametrize("name", TOKEN)
 def test_a_token_waits_once(folder, name):
     """For itself: the host must see whether it ends the text. It goes back to the device in a copy of 8 bytes."""
     dtype, weight_format = DTYPES[name]
