@@ -65,8 +65,10 @@ __all__ = [
 ]
 
 
-def find_format(dtype: torch.dtype | str) -> WeightFormat | None:
-    """The weight format that a user names: by its name, such as "fp8", or by torch's dtype; None if it is neither."""
+def find_format(dtype: torch.dtype | str | WeightFormat) -> WeightFormat | None:
+    """The weight format that a user means: itself, its name, such as "fp8", or torch's dtype; None if it is none."""
+    if isinstance(dtype, WeightFormat):
+        return dtype
     return next((found for found in WEIGHT_FORMATS.values() if dtype in (found.name, found.torch_dtype)), None)
 
 

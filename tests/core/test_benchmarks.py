@@ -15,7 +15,8 @@ from internvlu_core.models.language import Qwen3
 from internvlu_core.models.mmdit import MMDiT
 from internvlu_core.models.vae import VAE
 from internvlu_core.models.vlm import VLM
-from internvlu_core.quantization import WEIGHT_FORMATS
+from internvlu_core.quantization import WEIGHT_FORMATS, Gguf
+from internvlu_core.quantization.gguf import TYPES
 from support.checkpoints import CHECKPOINT
 from support.comfy_server import link_folder
 from support.tensors import noise
@@ -192,12 +193,16 @@ def test_weights_in_fewer_bits(tmp_path, options, monkeypatch):
     sizes = quantisation.released_sizes()
     assert all(sizes[name] <= 4.6e9 for name in ("float8_e4m3fn", "int8_tensorwise", "mxfp8"))
     assert sizes["nvfp4"] <= 2.9e9 < sizes["fp8"] < sizes["bf16"]
-    assert {"float32", "bf16", *WEIGHT_FORMATS} == set(quantisation.formats())
-    monkeypatch.setattr(quantisation, "formats", lambda: {"float32": torch.float32, "nvfp4": "nvfp4"})
+    assert sizes["MXFP4"] <= 2.9e9 < sizes["Q4_0"] < sizes["Q8_0"] <= 4.8e9  # three files; less in one (test_gguf.py)
+    assert {"float32", "bf16", *WEIGHT_FORMATS, *TYPES} == set(quantisation.formats())
+    some = {"float32": torch.float32, "nvfp4": "nvfp4", "Q4_0": Gguf("Q4_0")}
+    monkeypatch.setattr(quantisation, "formats", lambda: some)
     monkeypatch.setattr(quantisation, "released_sizes", lambda: sizes)
     assert main(["quantisation", *options, "--quick"]) == 0
     (file,) = (tmp_path / "results").glob("quantisation-*.jsonl")
-    exact, rounded = (json.loads(line) for line in file.read_text().splitlines())
+    exact, *both = (json.loads(line) for line in file.read_text().splitlines())
     assert exact["velocity"] == 0 and exact["psnr"] is None and exact["distance"] < 1e-6
-    assert 0 < rounded["velocity"] < 0.2 and 0 < rounded["recorded"] < 0.2 and 10 < rounded["psnr"] < 60
-    assert "| nvfp4 | 2.90 GB |" in tables.render([exact, rounded])
+    for rounded in both:
+        assert 0 < rounded["velocity"] < 0.2 and 0 < rounded["recorded"] < 0.2 and 10 < rounded["psnr"] < 60
+    table = tables.render([exact, *both])
+    assert "| nvfp4 | 2.90 GB |" in table and "| Q4_0 | 2.95 GB |" in table

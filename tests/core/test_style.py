@@ -11,19 +11,20 @@ ROOT = Path(__file__).parents[2] / "internvlu_core"
 FILES = {path.relative_to(ROOT).with_suffix("").as_posix(): path for path in sorted(ROOT.rglob("*.py"))}
 TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in FILES.items()}
 
-# Not counted below: conversion, download, offloading, weight formats, checks of an installation, command line.
+# Not counted below: GGUF, conversion, download, offloading, weight formats, checks of an installation, command line.
 APART = (
     "checkpoints/convert",
+    "checkpoints/gguf",
     "checkpoints/quantised",
     "checkpoints/hub",
     "offload",
     "quantization/",
     "doctor/",
+    "to_transformers",
     "cli",
     "__main__",
 )
 CORE = [name for name in FILES if not name.startswith(APART)]
-DOCTOR = [name for name in FILES if name.startswith("doctor/")]
 
 # Who imports whom: each layer only what stands above it, or in its own line (but see NETWORKS).
 LAYERS = (
@@ -83,10 +84,10 @@ def statements(name: str) -> int:
 
 def test_size_of_the_core():
     """In statements; wrapped as they are, these are a fifth more lines."""
-    assert sum(map(statements, CORE)) <= 3333
+    assert sum(map(statements, CORE)) <= 3050
 
 
-@pytest.mark.parametrize("name", CORE + DOCTOR)
+@pytest.mark.parametrize("name", FILES)
 def test_functions_are_short(name):
     """From the line of `def` to the last, less the docstring; self and cls are no parameters."""
     for function in functions(TREES[name]):
