@@ -1,4 +1,6 @@
-"""The command line: `python -m internvlu_core answer|reason|generate CHECKPOINT PROMPT …`, `convert`, `download`.
+"""The command line: `internvlu answer|reason|generate CHECKPOINT PROMPT …`, `convert`, `download`.
+
+Where nothing is installed, as in the pack's folder, it is `python -m internvlu_core answer …`.
 
 Pictures go to files, text to standard output, progress to standard error. Exit code 2 and one line on bad input.
 """
@@ -22,6 +24,7 @@ from .errors import CheckpointError, InputError
 from .imaging import open_image
 from .pipeline import InternVLU
 from .quantization import WEIGHT_FORMATS
+from .to_transformers import to_transformers
 
 DTYPES = {"auto": "auto", "bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 RUN_DTYPES = DTYPES | {name: weight_format.torch_dtype or name for name, weight_format in WEIGHT_FORMATS.items()}
@@ -107,7 +110,11 @@ def convert_files(options):
     """Convert a checkpoint, and print the names of the files."""
     dtype = None if options.dtype == "auto" else DTYPES[options.dtype]
     with Progress(0, "B", unit_scale=True) as progress:
-        files = convert(options.source, options.target, options.to, dtype=dtype, force=options.force, progress=progress)
+        settings = {"dtype": dtype, "force": options.force, "progress": progress}
+        if options.to == "transformers":
+            files = to_transformers(options.source, options.target, **settings)
+        else:
+            files = convert(options.source, options.target, options.to, **settings)
     print(*files, sep="\n")
     if any(file.match(SPLIT_FILES["vae"]) and WAN_MARK not in read_header(file)[1] for file in files):
         print("note: ComfyUI's VAELoader cannot build a VAE of this shape; use one file there", file=sys.stderr)
@@ -213,7 +220,9 @@ def output_paths(options) -> list[Path]:
 
 def parser() -> argparse.ArgumentParser:
     """The parser of the command line. Its options have the function of their command as `run`."""
-    root = argparse.ArgumentParser(prog="python -m internvlu_core", description="InternVL-U without ComfyUI.")
+    # Of what is typed only the console command, which `pip install` makes, says how this program is called.
+    called = "internvlu" if Path(sys.argv[0]).stem == "internvlu" else "python -m internvlu_core"
+    root = argparse.ArgumentParser(prog=called, description="InternVL-U without ComfyUI.")
     commands = root.add_subparsers(dest="command", required=True)
     _answer_arguments(_model_command(commands, answer, "answer a question, about images if any are given", 1024))
     _sampling_arguments(_model_command(commands, reason, "think in words about the picture to draw", 200))
@@ -224,7 +233,10 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("source", help="checkpoint folder, file, or folder with the three files")
     sub.add_argument("target", help="where to; for three files ComfyUI's models folder, say")
     sub.add_argument(
-        "--to", choices=CHECKPOINT_FORMATS, default="split", help="three files (default), one, or the released folder"
+        "--to",
+        choices=(*CHECKPOINT_FORMATS, "transformers"),
+        default="split",
+        help="three files (default), one, the released folder, or what answers questions as transformers' InternVL",
     )
     sub.add_argument("--dtype", choices=DTYPES, default="auto", help="of the weights; auto: as they are")
     sub.add_argument("--force", action="store_true", help="overwrite what is there")

@@ -23,7 +23,7 @@ from ..errors import InputError
 from . import files as source
 from . import load as weights
 from .config import RELEASED_VAE, Config, VAEConfig
-from .files import COMPONENTS, SPLIT_FILES, STEMS, Stored
+from .files import COMPONENTS, SPLIT_FILES, STEMS, Joined, Stored
 
 CHECKPOINT_FORMATS = ("split", "single", "folder")  # that a checkpoint can be written in
 SINGLE_FILE = "internvl_u.safetensors"
@@ -48,7 +48,7 @@ class Output:
     """A file to write: {key: tensor} with metadata as safetensors, or text."""
 
     path: Path
-    tensors: dict[str, Stored]
+    tensors: dict[str, Stored | Joined]
     metadata: dict[str, str]
     text: str | None = None
 
@@ -76,6 +76,13 @@ def convert(
     with origin.tokenizer_folder():  # raises if there is none
         pass
     outputs = _plan(config.texts, components, target, checkpoint_format)
+    return write_files(outputs, dtype, force=force, progress=progress)
+
+
+def write_files(
+    outputs: list[Output], dtype: torch.dtype | None, *, force: bool, progress: OnBytes | None
+) -> list[Path]:
+    """Write all outputs, or none if there is an error. Arguments, result and errors are those of convert."""
     for output in outputs:
         if output.path.exists() and not force:
             raise InputError(f"{output.path} exists; --force overwrites it")
@@ -238,10 +245,10 @@ def _write_tensors(path: Path, output: Output, dtype: torch.dtype | None, advanc
         file.write(struct.pack("<Q", len(encoded)) + encoded)
         opened = {}
         for key in order:
-            tensor = output.tensors[key]
-            if tensor.file not in opened:
-                opened[tensor.file] = inputs.enter_context(source.open_file(tensor.file))
-            _copy(opened[tensor.file], file, tensor, dtype if _changes(tensor, dtype) else None, advance)
+            for part in output.tensors[key].parts:
+                if part.file not in opened:
+                    opened[part.file] = inputs.enter_context(source.open_file(part.file))
+                _copy(opened[part.file], file, part, dtype if _changes(part, dtype) else None, advance)
         file.flush()
         os.fsync(file.fileno())  # some file systems report only now that the disk is full
 
@@ -271,15 +278,17 @@ def _cast(piece: bytes, tensor: Stored, dtype: torch.dtype) -> bytes:
 _NAMES = {dtype: name for name, dtype in weights.DTYPES.items()}
 
 
-def _changes(tensor: Stored, dtype: torch.dtype | None) -> bool:
-    return dtype is not None and tensor.dtype in FLOATS and weights.DTYPES[tensor.dtype] is not dtype
+def _changes(tensor: Stored | Joined, dtype: torch.dtype | None) -> bool:
+    return dtype is not None and any(
+        part.dtype in FLOATS and weights.DTYPES[part.dtype] is not dtype for part in tensor.parts
+    )
 
 
-def _width(tensor: Stored, dtype: torch.dtype | None) -> int:
+def _width(tensor: Stored | Joined, dtype: torch.dtype | None) -> int:
     """Bytes of one value."""
     return dtype.itemsize if _changes(tensor, dtype) else tensor.nbytes // max(1, math.prod(tensor.shape))
 
 
-def _size(tensor: Stored, dtype: torch.dtype | None) -> int:
+def _size(tensor: Stored | Joined, dtype: torch.dtype | None) -> int:
     """Bytes of the tensor as it will be written."""
     return math.prod(tensor.shape) * dtype.itemsize if _changes(tensor, dtype) else tensor.nbytes

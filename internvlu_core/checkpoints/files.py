@@ -20,7 +20,7 @@ import struct
 import tempfile
 from abc import ABC, abstractmethod
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
@@ -84,6 +84,39 @@ class Stored:
     shape: tuple[int, ...]
     offset: int
     nbytes: int
+
+    @property
+    def parts(self) -> "tuple[Stored, ...]":
+        """What is read for it, one after the other."""
+        return (self,)
+
+    def rows(self, start: int, stop: int) -> "Stored":
+        """A part of it along the first axis."""
+        size = self.nbytes // self.shape[0]
+        shape = (stop - start, *self.shape[1:])
+        return replace(self, shape=shape, offset=self.offset + start * size, nbytes=(stop - start) * size)
+
+
+@dataclass(frozen=True)
+class Joined:
+    """Stored tensors that are written as one, one after the other along the first axis, in one dtype."""
+
+    parts: tuple[Stored, ...]
+
+    @property
+    def dtype(self) -> str:
+        """By safetensors' name."""
+        return self.parts[0].dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the whole."""
+        return (sum(part.shape[0] for part in self.parts), *self.parts[0].shape[1:])
+
+    @property
+    def nbytes(self) -> int:
+        """Of the whole, as stored."""
+        return sum(part.nbytes for part in self.parts)
 
 
 class Source(ABC):

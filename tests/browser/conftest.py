@@ -5,6 +5,7 @@ The servers last as long as the tests. The browser ends with its module: Playwri
 other tests start theirs.
 """
 
+import time
 from contextlib import ExitStack
 from functools import cache
 from pathlib import Path
@@ -306,8 +307,8 @@ class Ui:
         }""")
         self.settle()
         self.page.mouse.click(1450, 560)
-        # Else undo is the text area's own. (The canvas keeps the focus: it must hear of Shift.)
-        self.js("() => { const at = document.activeElement; if (at.tagName === 'TEXTAREA') at.blur(); }")
+        # Keys are for the canvas, as after a person's click: a text area has an undo and a paste of its own.
+        self.js("() => app.canvas.canvas.focus()")
         self.page.mouse.move(400, 640)
         self.settle()
 
@@ -319,6 +320,13 @@ class Ui:
     def type(self, words: str):
         self.page.keyboard.type(words)
         self.settle()
+
+    def wait_until(self, reached, seconds: float = 10):
+        """Ask again and again until a function says so: what it waits for may begin unseen by the page, as a paste."""
+        end = time.monotonic() + seconds
+        while not reached():
+            assert time.monotonic() < end, "this does not come"
+            self.page.wait_for_timeout(200)
 
     def undo_until(self, reached, keys: str = "Control+z"):
         """Press undo, or redo, until a function says so: some frontends count an arrangement as a change of its own."""

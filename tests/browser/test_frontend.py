@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+from playwright.sync_api import expect
+
 from support.saved_workflows import saved_graph, saved_prompt
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -301,7 +303,8 @@ def test_scripts_of_all_directions(ui):
         ui.execute(text=[words], tokens=[3])
         ui.settle()
         for area in (ui.page.locator(ANSWER), reasoning_box(ui)):
-            assert area.input_value() == words
+            expect(area).to_have_count(1)
+            expect(area).to_have_value(words)
             assert area.evaluate("(area) => getComputedStyle(area).direction") == direction
         ui.shot(f"direction_{direction}_{len(words)}")
 

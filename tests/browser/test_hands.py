@@ -125,7 +125,7 @@ def unpack(ui):
 
 def survives(ui, before: list, after: list, reload: bool = True):
     """After undo it is as before, after redo as after; and so it stays when the page is loaded anew."""
-    assert computes(ui) == after
+    ui.wait_until(lambda: computes(ui) == after)
     ui.click_canvas()
     ui.undo_until(lambda: computes(ui) == before)
     ui.undo_until(lambda: computes(ui) == after, "Control+y")
@@ -190,7 +190,7 @@ def test_duplicate_by_dragging(ui, base, mode):
     ui.page.keyboard.up("Alt")
     ui.settle()
     both = ordered([tree, cut(find(tree, ENCODE))])
-    assert computes(ui) == both
+    ui.wait_until(lambda: computes(ui) == both)
     if (ui.frontend, mode) != ("pinned", "vue"):  # which does not count a Vue node's clone as a change
         survives(ui, base, both, reload=False)
 
@@ -214,7 +214,7 @@ def test_nested_subgraphs(ui, base):
     ui.press("Control+c")
     ui.press("Control+Shift+v")
     copy = find(base[0], SAMPLER)
-    assert computes(ui) == ordered([*base, copy])
+    ui.wait_until(lambda: computes(ui) == ordered([*base, copy]))
     ui.click_canvas()
     ui.undo_until(lambda: computes(ui) == base)
     unpack(ui)

@@ -38,7 +38,7 @@ LAYERS = (
         "conditioning",
         "offload",
     ),
-    ("pipeline",),
+    ("pipeline", "to_transformers"),
     ("__init__", "cli"),
     ("__main__",),
 )
@@ -67,7 +67,7 @@ def statements(name: str) -> int:
 
 def test_size_of_the_core():
     """In statements; wrapped as they are, these are a fifth more lines."""
-    assert sum(map(statements, CORE)) <= 2760
+    assert sum(map(statements, CORE)) <= 2910
 
 
 @pytest.mark.parametrize("name", CORE)
