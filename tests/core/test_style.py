@@ -11,8 +11,8 @@ ROOT = Path(__file__).parents[2] / "internvlu_core"
 FILES = {path.relative_to(ROOT).with_suffix("").as_posix(): path for path in sorted(ROOT.rglob("*.py"))}
 TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in FILES.items()}
 
-# Not counted below: conversion, download, offloading, weight formats, command line.
-APART = ("checkpoints/convert", "checkpoints/hub", "offload", "quantization/", "cli", "__main__")
+# Not counted below: conversion, download, offloading, weight formats, batch runs, command line.
+APART = ("checkpoints/convert", "checkpoints/hub", "offload", "quantization/", "batch/", "cli", "__main__")
 CORE = [name for name in FILES if not name.startswith(APART)]
 
 # Who imports whom: each layer only what stands above it, or in its own line (but see NETWORKS).
@@ -39,6 +39,15 @@ LAYERS = (
         "offload",
     ),
     ("pipeline", "to_transformers"),
+    (
+        "batch/requests_file",
+        "batch/pictures",
+        "batch/results",
+        "batch/worker",
+        "batch/engines",
+        "batch/comfyui",
+        "batch/__init__",
+    ),
     ("__init__", "cli"),
     ("__main__",),
 )
