@@ -436,7 +436,7 @@ FAULTS = 300  # rows, of which every tenth is bad
 
 @pytest.fixture
 def processes():
-    """start(*options) → a run of the command in a process of its own. Nothing that any of them started outlives them."""
+    """start(*options) → a run of the command in a process of its own. Nothing that one of them started outlives it."""
     started, seen = [], {}
 
     def start(*options) -> psutil.Process:
@@ -461,7 +461,7 @@ def processes():
     psutil.wait_procs(left, timeout=20)
 
 
-def wait_for(condition, seconds: float = 120):
+def wait_for(condition, seconds: float = 500):
     """The first true value of condition()."""
     end = time.monotonic() + seconds
     while not (found := condition()):
@@ -483,7 +483,7 @@ def workers(processes) -> dict[int, psutil.Process]:
 
 
 def test_killed_workers_and_drivers_lose_nothing(processes, tmp_path):
-    """A worker is killed, then the driver, then the next driver is interrupted; the last run does what is left."""
+    """A worker is killed, then the driver; the next run does what is left."""
     rows = [ANSWER | {"id": f"r{i}", "prompt": f"row {i}", "max_new_tokens": 1 + i % 7} for i in range(FAULTS)]
     rows[::10] = [ANSWER | {"id": f"r{i}", "prompt": "bad", "images": "no.png"} for i in range(0, FAULTS, 10)]
     requests, out = write(tmp_path / "r.jsonl", rows), tmp_path / "out"
@@ -503,20 +503,12 @@ def test_killed_workers_and_drivers_lose_nothing(processes, tmp_path):
     wait_for(lambda: not workers(processes))  # Ray ends with its driver
     assert 2 <= parts() < FAULTS / 5
 
-    before = parts()
     driver = processes(*options)
-    wait_for(lambda: driver.poll() is not None or parts() > before)
-    driver.send_signal(signal.SIGINT)
-    _, said = driver.communicate(timeout=60)
-    assert driver.returncode == 130, said
-    assert said.endswith("internvlu_core: cancelled\n")
-    assert parts() < FAULTS / 5
-
-    driver = processes(*options)
-    printed, said = driver.communicate(timeout=120)
+    printed, said = driver.communicate(timeout=500)
     assert driver.returncode == 0, said
     assert printed.startswith(f"{FAULTS} rows done, ")
-    assert all("row" in line for line in said.replace("\r", "\n").splitlines() if line), said  # the bar alone
+    lines = [line for line in said.replace("\r", "\n").splitlines() if line and "logging.cc" not in line]
+    assert all("row/s]" in line or "s/row]" in line for line in lines), said  # the bar alone
 
     run(requests, tmp_path / "alone", together=1)
     found, alone = read(out), read(tmp_path / "alone")
@@ -524,3 +516,16 @@ def test_killed_workers_and_drivers_lose_nothing(processes, tmp_path):
     for one, row in found.items():
         assert (row["text"], row["error"]) == (alone[one]["text"], alone[one]["error"])
     assert sum(row["error"] is not None for row in found.values()) == FAULTS / 10
+
+
+def test_interrupted(processes, tmp_path):
+    rows = [ANSWER | {"prompt": f"row {i}", "max_new_tokens": 7} for i in range(400)]
+    requests, out = write(tmp_path / "r.jsonl", rows), tmp_path / "out"
+    process = processes(requests, out, "--checkpoint", CHECKPOINT, "--dtype", "fp32", "--chunk", 5)
+    wait_for(lambda: process.poll() is not None or list(out.glob("part-*")))
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=100)
+    assert process.returncode == 130, said
+    assert said.endswith("internvlu_core: cancelled\n")
+    assert 5 <= len(read(out)) < len(rows)
+    assert run_batch(BatchOptions(write(tmp_path / "r.jsonl", rows), out, MODEL, chunk=100)).rows == len(rows)
