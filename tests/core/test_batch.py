@@ -440,7 +440,8 @@ def processes():
     started, seen = [], {}
 
     def start(*options) -> psutil.Process:
-        environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        # Ray gives its workers a low priority, which on a busy machine takes minutes to start them.
+        environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "RAY_worker_niceness": "0"}
         command = [sys.executable, "-m", "internvlu_core", "batch", *map(str, options)]
         process = psutil.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         started.append(process)

@@ -25,7 +25,7 @@ WORKFLOW = {
 
 
 class FakeComfy(http.server.ThreadingHTTPServer):
-    """A server whose workflow makes a text and a picture of its inputs. dies: the number of the prompt at which it does."""
+    """A server whose workflow makes a text and a picture of its inputs. dies: at the prompt of this number."""
 
     daemon_threads = True
 
