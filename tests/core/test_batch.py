@@ -443,7 +443,11 @@ def processes():
         # Ray gives its workers a low priority, which on a busy machine takes minutes to start them.
         environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "RAY_worker_niceness": "0"}
         command = [sys.executable, "-m", "internvlu_core", "batch", *map(str, options)]
-        process = psutil.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        # A shell's background jobs do not hear SIGINT, nor would what they start.
+        process = psutil.Popen(
+            command, env=environment, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL), **pipes
+        )
         started.append(process)
         return process
 
