@@ -99,8 +99,8 @@ def scan(path: Path) -> Scan:
 
     Raises InputError if the file cannot be read, an id is there twice, or a column is called like one of the results.
     """
-    _check_file(path)
     read = _scan_parquet if is_parquet(path) else _scan_jsonl
+    _check_file(path)
     ids, offsets, kinds = read(path)
     if taken := sorted(set(RESULTS) & kinds.keys()):
         raise InputError(f"{path} has a column {taken[0]!r}, which is a column of the results: rename it")
