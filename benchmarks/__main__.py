@@ -2,7 +2,8 @@
 
     python -m benchmarks setup                                   make an environment for the official code
     python -m benchmarks NAME --official CHECKOUT --comfyui DIR  one comparison: load, stages, end-to-end, comfyui, vae,
-                                                                 decode, scaling, memory, fp8
+                                                                 decode, many, many-pictures, scaling, memory, savings,
+                                                                 fp8, quantisation, sixteen
     python -m benchmarks all  --official CHECKOUT --comfyui DIR  all comparisons, and the tables
     python -m benchmarks tables                                  write the results into BENCHMARKS.md
 
@@ -35,17 +36,25 @@ CPU_PLAN = [
     ("vae", {"repeats": 2}),
     ("decode", {"scale": "text", "dtype": "bfloat16", "repeats": 2, "tokens": 8}),
     ("decode", {"scale": "narrow", "tokens": 128}),
+    ("many", {"dtype": "bfloat16", "tokens": 24}),
+    ("many-pictures", {"size": 256, "steps": 4}),
     ("scaling", {}),
     ("memory", {"scale": "released", "dtype": "bfloat16"}),
+    ("savings", {"scale": "toy", "size": 64}),
     ("fp8", {}),
+    ("quantisation", {"scale": "toy"}),
+    ("sixteen", {"scale": "toy"}),
 ]
 # The options that a comparison uses, for the command in its results; by default only the repeats.
 OPTIONS = {
     "stages": ["repeats", "tokens"],
     "end-to-end": ["end_to_end_repeats", "steps", "tokens"],
     "decode": ["repeats", "tokens"],
+    "many": ["repeats", "tokens"],
+    "many-pictures": ["repeats", "steps"],
+    "quantisation": ["steps", "count"],
 }
-CUDA_PLAN = [(name, {"scale": "released", "size": 1024, "dtype": "bfloat16"}) for name in NAMES]
+CUDA_PLAN = [(name, {"scale": "released", "size": 1024, "dtype": "bfloat16"}) for name in NAMES if name != "savings"]
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -77,6 +86,7 @@ def compare(name: str, options):
     fresh = options.work / target.name
     fresh.unlink(missing_ok=True)
     used = ["scale", "dtype", "device", "size", *OPTIONS.get(name, ["repeats"])]
+    used += ["quick"] if options.quick else []
     given = (f"--{key.replace('_', '-')} {vars(options)[key]}" for key in used)
     command = " ".join(["python -m benchmarks", name, *given])
     run = Run(options.work, fresh, options.device, options.dtype, options.scale, command)
@@ -113,6 +123,8 @@ def parser() -> argparse.ArgumentParser:
     root.add_argument("--steps", type=int, default=20, help="of end-to-end")
     root.add_argument("--tokens", type=int, default=32, help="of text")
     root.add_argument("--repeats", type=int, default=3)
+    root.add_argument("--count", type=int, default=20, help="of quantisation: prompts a kind, questions a domain")
+    root.add_argument("--quick", action="store_true", help="quantisation: as little as shows that it works")
     root.add_argument("--end-to-end-repeats", type=int, default=1)
     root.add_argument("--torch", default="torch==2.13.0", help="the requirement that setup installs")
     return root

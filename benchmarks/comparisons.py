@@ -1,5 +1,6 @@
 """The comparisons. Each function in NAMES is a command of `python -m benchmarks`."""
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -12,6 +13,7 @@ from support.scaled_checkpoints import write_checkpoint
 from . import counts
 from .harness import ROOT, WORKERS, BenchmarkError, Case, Run, Side, Worker, fit, floor, peaks, side_by_side, summary
 from .memory import table
+from .quantisation import quantisation, sixteen
 
 PROMPT = "A photo of a ginger cat that sits on a red chair next to an open window, in the evening light"
 EDIT = "Make it night, and put a small lamp on the table"
@@ -240,6 +242,50 @@ class _PerToken(Side):
         return reply | {"seconds": (reply["seconds"] - self.constant) / self.count}
 
 
+BATCHES = (1, 2, 4, 8, 16)
+
+
+def _together_and_alone(core: Side, together: str, alone: str) -> list[Side]:
+    return [
+        Side(name, core.worker, {"many": op}, core.about)
+        for name, op in {"together": together, "one by one": alone}.items()
+    ]
+
+
+def many(run: Run, options):
+    """Texts of many requests in one decoding loop, and one by one. A call reads the prompts and writes all tokens."""
+    config, n = Config.read(checkpoint(run)), options.tokens
+    itemsize = getattr(torch, run.dtype).itemsize
+    with loaded(run, options, "core") as (core,):
+        sides = _together_and_alone(core, "continue_many", "continue_each")
+        for count in BATCHES:
+            ids = [core.call("chat_ids", prompt=f"{QUESTION[:85]} {i}")["ids"] for i in range(count)]
+            lengths = [len(one) for one in ids]
+            flops = sum(
+                counts.language(config.language, length)
+                + (n - 1) * counts.language(config.language, 1, length + n // 2)
+                for length in lengths
+            )
+            # The weights once for each prompt, and once for each step of all; and each row's own keys and values.
+            weights = counts.language_bytes(config.language, 0, itemsize)
+            own = sum(counts.language_bytes(config.language, length + n // 2, itemsize) - weights for length in lengths)
+            nbytes = count * weights + (n - 1) * (weights + own)
+            stage = f"text, {count} × {n} tokens"
+            side_by_side(
+                run, sides, Case("many", stage, "many", {"ids": ids, "tokens": n}, options.repeats, flops, nbytes)
+            )
+
+
+def many_pictures(run: Run, options):
+    """Drawings of many requests in one forward, and one by one, from the prompt to the picture."""
+    with loaded(run, options, "core") as (core,):
+        for count in (1, 4, 8):
+            arguments = {"count": count, "size": options.size, "steps": options.steps}
+            stage = f"{count} × {options.size}×{options.size}, {options.steps} steps"
+            sides = _together_and_alone(core, "draw_many", "draw_each")
+            side_by_side(run, sides, Case("many-pictures", stage, "many", arguments, options.repeats))
+
+
 AXES = {
     "image tokens": [{"side": side} for side in (256, 384, 512, 768, 1024)],
     "pictures": [{"batch": n} for n in (1, 2, 4, 8)],
@@ -275,6 +321,17 @@ def memory(run: Run, options):
         run.record(comparison="memory", side="core", machine="computed", **row)
 
 
+def savings(run: Run, options):
+    """What Guidance Range and EasyCache save on the toy, and what they change. repeats: pictures of each kind."""
+    if not options.comfyui:
+        raise BenchmarkError("--comfyui, or COMFYUI_PATH, must name a ComfyUI folder")
+    os.environ["COMFYUI_PATH"] = str(options.comfyui)
+    from .savings import table as savings_table  # needs ComfyUI in this process
+
+    for row in savings_table(options.repeats):
+        run.record(comparison="savings", side="ComfyUI", machine="a CPU", **row)
+
+
 def fp8(run: Run, options):
     """The error of the first velocity when the MMDiT's matrices are stored in 8 bits."""
     with loaded(run, options, "core") as (core,):
@@ -292,8 +349,13 @@ NAMES = {
     "comfyui": comfyui,
     "vae": vae,
     "decode": decode,
+    "many": many,
+    "many-pictures": many_pictures,
     "scaling": scaling,
     "memory": memory,
+    "savings": savings,
     "fp8": fp8,
+    "quantisation": quantisation,
+    "sixteen": sixteen,
 }
 __all__ = ["NAMES", "ROOT", "official_python"]

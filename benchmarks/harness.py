@@ -13,6 +13,9 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from internvlu_core.doctor.measure import least_time
+from internvlu_core.doctor.recording import sample_picture
+
 ROOT = Path(__file__).resolve().parents[1]
 WORKERS = ROOT / "benchmarks" / "workers"
 # The largest relative difference at which two sides count as the same computation.
@@ -97,11 +100,8 @@ class Run:
         return self.file(name)
 
     def picture(self, size: int) -> str:
-        """A smooth picture with some structure."""
-        y, x = np.mgrid[:size, :size] * (6.283 / size)
-        channels = [np.sin(a * x + b * y) + np.cos(b * x - a * y) for a, b in ((1, 2), (3, 1), (5, 7))]
-        levels = ((np.stack(channels, -1) + 2) * 63.75).astype(np.uint8)
-        Image.fromarray(levels).save(self.file(f"picture{size}.png"))
+        """The file of a picture with some structure."""
+        sample_picture(size).save(self.file(f"picture{size}.png"))
         return self.file(f"picture{size}.png")
 
 
@@ -159,7 +159,7 @@ class Case:
     suffix: str = ".safetensors"
 
     def call(self, side: Side, file: str) -> dict:
-        out = {} if self.op in ("text", "continue_ids") else {"out": file}
+        out = {} if self.op in ("text", "continue_ids") or "ids" in self.arguments else {"out": file}
         return side.call(self.op, **self.arguments, **out)
 
 
@@ -209,8 +209,7 @@ def floor(run: Run, flops: int, nbytes: int) -> dict:
     """The least seconds that this many FLOPs and bytes take at the machine's own speed."""
     if not run.floor or not (flops or nbytes):
         return {}
-    least = max(flops / run.floor["flops_per_second"], nbytes / run.floor["bytes_per_second"])
-    return {"flops": flops, "bytes": nbytes, "floor_seconds": least}
+    return {"flops": flops, "bytes": nbytes, "floor_seconds": least_time(run.floor, flops, nbytes)}
 
 
 def fit(points: list[tuple[float, float]]) -> dict:

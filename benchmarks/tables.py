@@ -10,9 +10,14 @@ TITLES = {
     "comfyui": "In ComfyUI, against the core",
     "vae": "VAE, against ComfyUI's own",
     "transformers": "Text, against transformers' generate",
+    "many": "Many texts together, against one by one",
+    "many-pictures": "Many pictures together, against one by one",
     "scaling": "Growth",
     "memory": "Memory, kernels and arithmetic of a GPU at 1024×1024, computed",
+    "savings": "Guidance in a part of the steps, and EasyCache: what they save and change on the toy",
     "fp8": "Weights in 8 bits: errors of the first velocity, of the weights",
+    "quantisation": "Weights in fewer bits",
+    "sixteen": "Which matrices stay in 16 bits",
 }
 
 
@@ -46,8 +51,7 @@ def render(lines: list[dict]) -> str:
                 titled.add(title)
                 parts.append(f"### {title}\n")
             parts += [_about(group, floors.get(about[-1]), *about), ""]
-            table = {"scaling": _scaling, "fp8": _fp8, "memory": _memory}.get(comparison, _sides)
-            parts += [*table(group), ""]
+            parts += [*TABLES.get(comparison, _sides)(group), ""]
     return "\n".join(parts)
 
 
@@ -127,3 +131,52 @@ def _memory(group: list[dict]) -> list[str]:
         cells += [str(line["kernels"]), str(line["kernels_fp8"]), f"{line['flops'] / 1e12:.3g}"]
         rows.append("| " + " | ".join(cells) + " |")
     return rows
+
+
+def _savings(group: list[dict]) -> list[str]:
+    """Rows are branches of a step. The first line is the one without any of it."""
+    head = ["20 steps with", "rows of the network", "rows saved", "PSNR, median", "PSNR, least", "right pictures"]
+    rows = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    for line in group:
+        changed = line["rows"] != group[0]["rows"]
+        levels = [f"{line[key]:.1f} dB" if changed else "" for key in ("psnr", "least")]
+        saved = f"{1 - line['rows'] / group[0]['rows']:.0%}" if changed else ""
+        cells = [line["stage"], str(line["rows"]), saved, *levels, f"{line['right']} of {line['pictures']}"]
+        rows.append("| " + " | ".join(cells) + " |")
+    return rows
+
+
+def _quantisation(group: list[dict]) -> list[str]:
+    """A row for each format. Sizes are of the released networks, computed; all else is of the toy unless it says so."""
+    head = ["format", "on disk", "drawing 1024×1024", "velocity", "velocity, recorded", "PSNR", "ViT distance"]
+    head += ["GenEval", "questions", "a step"]
+    rows = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    for line in group:
+        cells = [line["stage"], f"{line['disk'] / 1e9:.2f} GB"]
+        cells += [f"{line['drawing'] / 1e9:.2f} GB" if "drawing" in line else ""]
+        cells += [f"{line[key]:.2%}" for key in ("velocity", "recorded")]
+        cells += [f"{line['psnr']:.1f} dB" if line["psnr"] else "equal", f"{line['distance']:.4f}"]
+        cells += [f"{line['geneval']:.3f}", f"{line['questions']:.3f}", f"{line['step'] * 1e3:.0f} ms"]
+        rows.append("| " + " | ".join(cells) + " |")
+    return rows
+
+
+def _sixteen(group: list[dict]) -> list[str]:
+    """A row for each group of matrices, a column for each format: errors of velocity, hidden states and logits."""
+    names = list(dict.fromkeys(line["side"] for line in group))
+    rows = ["| in fewer bits | values | " + " | ".join(names) + " |", "|---" * (len(names) + 2) + "|"]
+    for stage in dict.fromkeys(line["stage"] for line in group):
+        found = {line["side"]: line for line in group if line["stage"] == stage}
+        errors = [", ".join(f"{found[name][key]:.2%}" for key in ("velocity", "hidden", "logits")) for name in names]
+        rows.append("| " + " | ".join([stage, f"{found[names[0]]['values'] / 1e6:.0f} M", *errors]) + " |")
+    return rows
+
+
+TABLES = {
+    "scaling": _scaling,
+    "fp8": _fp8,
+    "memory": _memory,
+    "savings": _savings,
+    "quantisation": _quantisation,
+    "sixteen": _sixteen,
+}

@@ -1,8 +1,7 @@
 """Many texts in one decoding loop: each row of the batch ends for itself, and a waiting text takes its place.
 
 A prompt is read alone, as for one text. Then each step reads one token of every row, so the weights are read once for
-all. See "Continuous batching" in docs/how-it-works.md; Orca (Yu et al., OSDI 2022) describes it as iteration-level
-scheduling.
+all. Source: iteration-level scheduling, Orca (Yu et al., OSDI 2022).
 """
 
 from collections.abc import Callable, Iterable, Iterator

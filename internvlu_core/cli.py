@@ -1,4 +1,4 @@
-"""The command line: `internvlu answer|reason|generate CHECKPOINT PROMPT …`, `batch`, `convert`, `download`.
+"""The command line: `internvlu answer|reason|generate CHECKPOINT PROMPT …`, `batch`, `convert`, `download`, `doctor`.
 
 Where nothing is installed, as in the pack's folder, it is `python -m internvlu_core answer …`.
 
@@ -22,10 +22,13 @@ from .checkpoints.convert import CHECKPOINT_FORMATS, convert
 from .checkpoints.files import SPLIT_FILES, WAN_MARK, read_header
 from .conditioning import TextResult
 from .conversation import History, Turn, read_turns, write_turns
+from .doctor.checkup import Checkup, examine
+from .doctor.report import MARKDOWN
 from .errors import CheckpointError, InputError
 from .imaging import open_image
+from .models import attention
 from .pipeline import InternVLU
-from .quantization import WEIGHT_FORMATS
+from .quantization import QUANTS, WEIGHT_FORMATS
 from .to_transformers import to_transformers
 
 DTYPES = {"auto": "auto", "bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -37,14 +40,13 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one command. arguments: those of the command line by default. Returns the exit code."""
     options = parser().parse_args(arguments)
     try:
-        options.run(options)
+        return options.run(options) or 0
     except ERRORS as error:
         print(f"internvlu_core: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("internvlu_core: cancelled", file=sys.stderr)
         return 130
-    return 0
 
 
 def run() -> int:
@@ -94,6 +96,8 @@ def generate(options):
             steps=options.steps,
             all_scale=options.all_scale,
             partial_scale=options.partial_scale,
+            guidance_start=options.guidance_start,
+            guidance_end=options.guidance_end,
             seed=0 if options.seed is None else options.seed,
             num_images=len(outputs),
             reasoning=reasoning,
@@ -113,10 +117,12 @@ def convert_files(options):
     dtype = None if options.dtype == "auto" else DTYPES[options.dtype]
     with Progress(0, "B", unit_scale=True) as progress:
         settings = {"dtype": dtype, "force": options.force, "progress": progress}
-        if options.to == "transformers":
-            files = to_transformers(options.source, options.target, **settings)
+        if options.to != "transformers":
+            files = convert(options.source, options.target, options.to, quant=options.quant, **settings)
+        elif options.quant:
+            raise InputError("--quant is ComfyUI's; transformers quantises a model when it loads it")
         else:
-            files = convert(options.source, options.target, options.to, **settings)
+            files = to_transformers(options.source, options.target, **settings)
     print(*files, sep="\n")
     if any(file.match(SPLIT_FILES["vae"]) and WAN_MARK not in read_header(file)[1] for file in files):
         print("note: ComfyUI's VAELoader cannot build a VAE of this shape; use one file there", file=sys.stderr)
@@ -157,6 +163,26 @@ def batch(options):
     print(f"{summary.rows} rows done{before}; {summary.errors} with an error in this run")
 
 
+def examine_all(options) -> int:
+    """Check a checkpoint, the machine and the code, and print the report. Returns 1 if something is wrong."""
+    checkup = Checkup(
+        Path(options.checkpoint),
+        options.out,
+        options.device,
+        RUN_DTYPES[options.dtype],
+        options.official,
+        options.official_python,
+        options.ask_hub,
+        options.side,
+        options.steps,
+        options.tokens,
+    )
+    report = examine(checkup)
+    print(report.markdown())
+    print(f"internvlu_core: the report is in {options.out / MARKDOWN}", file=sys.stderr)
+    return 1 if report.wrong else 0
+
+
 # What the commands share
 
 
@@ -167,7 +193,8 @@ def load(options) -> InternVLU:
 
 def model_options(options) -> ModelOptions:
     """How to load the model that the options name."""
-    return ModelOptions(options.checkpoint, options.device, RUN_DTYPES[options.dtype], options.max_memory)
+    dtype = RUN_DTYPES[options.dtype]
+    return ModelOptions(options.checkpoint, options.device, dtype, options.max_memory, options.attention)
 
 
 def sampling(options) -> dict:
@@ -274,12 +301,31 @@ def parser() -> argparse.ArgumentParser:
         help="three files (default), one, the released folder, or what answers questions as transformers' InternVL",
     )
     sub.add_argument("--dtype", choices=DTYPES, default="auto", help="of the weights; auto: as they are")
+    sub.add_argument("--quant", choices=QUANTS, help="large matrices in fewer bits, as ComfyUI stores them")
     sub.add_argument("--force", action="store_true", help="overwrite what is there")
 
     sub = commands.add_parser("download", help=f"download {hub.REPOSITORY} ({hub.SIZE}) from its hub")
     sub.set_defaults(run=download_files)
     sub.add_argument("folder", help="the checkpoint folder to make")
+    _doctor_arguments(commands)
     return root
+
+
+def _doctor_arguments(commands):
+    description = "check a checkpoint, this machine and this program, and write a report"
+    sub = commands.add_parser("doctor", description=description, help=description)
+    sub.set_defaults(run=examine_all)
+    sub.add_argument("checkpoint", help="checkpoint folder in the released layout, or a converted file")
+    _device_arguments(sub)
+    sub.add_argument("--out", type=Path, default=Path("doctor"), metavar="FOLDER", help="of the report and pictures")
+    sub.add_argument(
+        "--official", type=Path, metavar="DIR", help="a checkout of the official code, or a folder of its recorded runs"
+    )
+    sub.add_argument("--official-python", metavar="FILE", help="the Python of the official code's environment")
+    sub.add_argument("--ask-hub", action="store_true", help="compare sizes and hashes with the hub's (no download)")
+    sub.add_argument("--side", type=int, metavar="PIXELS", help="of the pictures; by default the checkpoint's")
+    sub.add_argument("--steps", type=int, default=20, help="of a picture")
+    sub.add_argument("--tokens", type=int, default=32, help="of a text")
 
 
 def _model_command(commands, function: Callable, description: str, tokens: int) -> argparse.ArgumentParser:
@@ -297,12 +343,17 @@ def _model_command(commands, function: Callable, description: str, tokens: int) 
 
 
 def _loading_arguments(sub: argparse.ArgumentParser):
-    sub.add_argument("--device", help="default: cuda if there is a GPU, else cpu")
-    sub.add_argument("--dtype", choices=RUN_DTYPES, default="auto", help="fp8: matrices in 8 bits, for less memory")
+    _device_arguments(sub)
     sub.add_argument(
         "--max-memory",
         metavar="SIZE",
         help="weights that may be on the device at once, such as 5GB, or auto; the others wait in main memory",
+    )
+    sub.add_argument(
+        "--attention",
+        choices=attention.NAMES,
+        default="auto",
+        help="of the image generator; sage, flash: by these packages; varlen: torch's for different lengths",
     )
 
 
@@ -314,6 +365,7 @@ def _batch_arguments(commands):
     sub.add_argument("out", type=Path, metavar="OUT", help="folder for the results; a run that was ended goes on there")
     sub.add_argument("--checkpoint", help="checkpoint folder in the released layout, or a converted file")
     _loading_arguments(sub)
+    sub.set_defaults(device=None)  # the workers may be on other machines
     sub.add_argument("--workers", type=int, metavar="N", help="processes with a model each; 0 (default): this one only")
     sub.add_argument("--address", help="of a Ray cluster to join; auto for the one on this machine")
     sub.add_argument("--gpus-per-worker", type=float, metavar="N", help="default: 1 on GPUs")
@@ -325,6 +377,11 @@ def _batch_arguments(commands):
     sub.add_argument("--allow-urls", action="store_true", help="images may be http and https addresses")
     sub.add_argument("--comfyui", nargs="+", default=[], metavar="URL", help="servers, in place of --checkpoint")
     sub.add_argument("--workflow", type=Path, metavar="FILE", help="what the servers run, in the API format")
+
+
+def _device_arguments(sub: argparse.ArgumentParser):
+    sub.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    sub.add_argument("--dtype", choices=RUN_DTYPES, default="auto", help="fp8: matrices in 8 bits, for less memory")
 
 
 def _sampling_arguments(sub: argparse.ArgumentParser):
@@ -352,6 +409,8 @@ def _generate_arguments(sub: argparse.ArgumentParser):
     sub.add_argument("--steps", type=int, default=20)
     sub.add_argument("--all-scale", type=float)
     sub.add_argument("--partial-scale", type=float)
+    sub.add_argument("--guidance-start", type=float, default=0.0, metavar="F", help="guide from this fraction of steps")
+    sub.add_argument("--guidance-end", type=float, default=1.0, metavar="F", help="up to this one; less is faster")
     reasoning = sub.add_mutually_exclusive_group()
     reasoning.add_argument("--reason", action="store_true", help="think in words first")
     reasoning.add_argument("--reasoning", metavar="TEXT", help="draw from these words as well")

@@ -47,3 +47,8 @@ def need(module: str, extra: str = "batch"):
         return importlib.import_module(module)
     except ImportError as error:
         raise InputError(f'{module} is missing ({error}); pip install "internvl-u[{extra}]"') from error
+
+
+def in_one_line(error: BaseException, longest: int = 200) -> str:
+    """The message of an error without line breaks, cut after so many characters."""
+    return " ".join(str(error).split())[:longest]

@@ -1,8 +1,9 @@
 """Dual classifier-free guidance over three branches.
 
 The full branch has the prompt and the pictures, the partial branch only the pictures, the unconditional branch neither.
-Without pictures the last two are one. This file decides which branches are evaluated (`distinct`) and how their
-velocities are combined (`guided_velocity`); every sampler calls it. The default scales are in checkpoints/config.py.
+Without pictures the last two are one. This file decides which branches are evaluated (`distinct`, and `is_guided`: in
+which steps) and how their velocities are combined (`guided_velocity`); every sampler calls it. The default scales are
+in checkpoints/config.py.
 
 Source: docs/model.md, "Guidance"; official code, commit 018a59c,
 `internvlu/diffusion/pipeline_internvlu_generation_decoder.py`.
@@ -17,6 +18,7 @@ from torch import Tensor
 
 EARLY_TIMESTEP = 930  # above it, large differences are damped
 DAMPING = 0.4
+ALWAYS = (1.0, 0.0)  # the noise levels between which is_guided holds for every step
 
 T = TypeVar("T")
 
@@ -35,10 +37,24 @@ def by_name(values: Sequence[T]) -> tuple[T, T, T]:
     return full, others[0] if others else unconditional, unconditional
 
 
+def is_guided(sigma: float, start: float, end: float) -> bool:
+    """Whether the step at noise level σ is guided, of those from start down to end, without end itself.
+
+    Of other steps only the full branch is evaluated, which is to guide with scale 1 (arXiv 2404.07724).
+    """
+    rounding = 1 + 1e-6  # a scheduler may mean start or end and miss it by that
+    return end * rounding < sigma <= start * rounding
+
+
 def guided_velocity(
     velocities: Sequence[Tensor], all_scale: float, partial_scale: float, timestep: float | Tensor
 ) -> Tensor:
-    """combine, for the velocities of the branches that `distinct` gives, in its order."""
+    """combine, for the velocities of the branches that `distinct` gives, in its order.
+
+    The full branch's alone, of a step that is not guided, is returned as it is.
+    """
+    if len(velocities) == 1:
+        return velocities[0]
     return combine(*by_name(velocities), all_scale, partial_scale, timestep)
 
 

@@ -5,7 +5,7 @@ docs/model.md describes the model stage by stage. Official code, commit 018a59c:
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,6 +24,7 @@ from .conversation import pictures_of
 from .errors import MAX_BYTES, MAX_SETTING, InputError, check_integer
 from .grounding import answer_text
 from .many import Entry, Order, Outcome, Pool
+from .models.attention import Attention, find_attention
 from .models.mmdit import MMDiT, Prepared, pack, working_bytes
 from .models.vae import VAE
 from .models.vlm import VLM
@@ -95,6 +96,7 @@ class InternVLU:
         *,
         device_map: str | None = None,
         max_memory: int | str | None = None,
+        attention: str | Attention = "auto",
     ) -> "InternVLU":
         """Load a checkpoint: a folder in the released layout, or files that the converter has made of one.
 
@@ -103,14 +105,17 @@ class InternVLU:
         "auto" means. On a CPU without bfloat16 instructions, float32 is several times as fast, in twice the memory.
         device_map="auto": weights that do not fit on the device stay in main memory and are moved when they are used.
         max_memory: bytes of weights on the device at once, or a text such as "5GB"; by default the free memory less
-        2 GiB, which pictures of 1024 × 1024 need beside the weights.
+        2 GiB, which 1024 × 1024 needs beside the weights: four drawings at once, or an edit of two pictures.
+        attention: how the MMDiT computes its attention: "torch", which "auto" is too; "sage" or "flash" by the package
+        sageattention or flash-attn; "varlen" by torch's attention for sequences of different lengths; or a function
+        of q, k, v [B, heads, T, head_dim]. The three need a GPU and float16 or bfloat16; "sage" is not exact.
 
         Raises CheckpointError if anything in the checkpoint is missing, unknown, damaged or contradictory, InputError
         for an argument that cannot be used.
         """
         source = open_source(path)
         config = Config.read(source)
-        device = _device(device)
+        device = usable_device(device)
         if device_map not in (None, "auto"):
             raise InputError(f"device_map is {device_map!r}; it must be 'auto' or None")
         if max_memory is not None and device_map is None:
@@ -122,12 +127,15 @@ class InternVLU:
             raise InputError(f"dtype is {dtype!r}; it must be 'auto' or a torch dtype such as torch.bfloat16")
         with source.tokenizer_folder() as folder:
             tokenizer = Tokenizer(folder)
+        attention = find_attention(attention, device, dtype, config.mmdit.head_dim)
         if not device_map:
             networks = weights.load_networks(source, config, dtype=dtype, device=device, weight_format=weight_format)
+            networks.mmdit.use_attention(attention)
             return cls(config, tokenizer, *networks)
         from .offload import Offload, memory_limit  # imports accelerate, which takes a second
 
         networks, states = weights.stage_networks(source, config, dtype=dtype, weight_format=weight_format)
+        networks.mmdit.use_attention(attention)
         staged = dict(zip(("VLM", "MMDiT", "VAE"), zip(networks, states, strict=True), strict=True))
         return cls(config, tokenizer, *networks, Offload(staged, device, memory_limit(max_memory, device)))
 
@@ -336,7 +344,8 @@ class InternVLU:
         request = as_request(DrawRequest, prompt, images, settings)
         drawing = self._drawing(request, latents)
         sigmas = self._sigmas(request)
-        return self._finish(drawing, self.sample(drawing.context, drawing.noise, sigmas, *drawing.scales, callback))
+        latents = self.sample(drawing.context, drawing.noise, sigmas, *drawing.scales, callback, request.guided)
+        return self._finish(drawing, latents)
 
     def generate_many(
         self,
@@ -349,11 +358,11 @@ class InternVLU:
     ) -> Iterator[Outcome[GenerateResult]]:
         """Draw or edit many pictures, those of one size together, and yield each outcome when it is there.
 
-        requests: DrawRequests, or mappings of their settings. Those of equal size, steps and num_images are drawn
-        together, whatever else differs; at most 2 · pictures requests are taken from the iterable ahead. pictures: how
-        many are drawn together, at most. memory: bytes that they may need at once beside the weights; one request is
-        always drawn. ordered: yield in the order of the requests. callback(index, step, steps, denoised latents
-        [n, z, h, w]) is called for each request after each step and may raise to cancel all.
+        requests: DrawRequests, or mappings of their settings. Those of equal size, steps, guided steps and num_images
+        are drawn together, whatever else differs; at most 2 · pictures requests are taken from the iterable ahead.
+        pictures: how many are drawn together, at most. memory: bytes that they may need at once beside the weights; one
+        request is always drawn. ordered: yield in the order of the requests. callback(index, step, steps, denoised
+        latents [n, z, h, w]) is called for each request after each step and may raise to cancel all.
 
         In float32 the pictures are those of generate for each request, within one level of 255. Whatever is wrong with
         one request is its outcome's error; nothing is raised for it. Raises InputError for bad limits.
@@ -381,7 +390,8 @@ class InternVLU:
     def _read_drawing(self, given: DrawRequest | Mapping) -> tuple[DrawRequest, tuple]:
         """The request, and what must be equal of those that are drawn together."""
         request = from_settings(DrawRequest, given)
-        return request, (self._latent_shape(*self._size(request), request.num_images), request.steps)
+        shape = self._latent_shape(*self._size(request), request.num_images)
+        return request, (shape, request.steps, request.guided)
 
     def _make_drawings(self, group: list[Entry], memory: int) -> list[Entry]:
         """The first of these entries, made ready or with an error: as many as need no more than these bytes at once."""
@@ -426,6 +436,7 @@ class InternVLU:
             self._sigmas(drawings[0].request),
             [drawing.scales for drawing in drawings],
             callback and report,
+            drawings[0].request.guided,
         )
         return {entry.index: latents for entry, latents in zip(entries, sampled, strict=True)}
 
@@ -460,15 +471,16 @@ class InternVLU:
         all_scale: float,
         partial_scale: float,
         callback: OnStep | None = None,
+        guided: tuple[float, float] = (0.0, 1.0),
     ) -> Tensor:
         """Noise [n, z, h, w] → normalised latents, float32.
 
         context: of one prompt, or of n prompts whose branches have a batch axis (hidden [n, T, C], references
-        [n, z, h_i, w_i]). sigmas: see sampling.flow_sigmas. callback: as in generate. Raises FloatingPointError if the
-        result is not finite.
+        [n, z, h_i, w_i]). sigmas: see sampling.flow_sigmas. callback: as in generate. guided: guidance_start and
+        guidance_end of DrawRequest. Raises FloatingPointError if the result is not finite.
         """
         report = callback and (lambda step, steps, denoised: callback(step, steps, denoised[0]))
-        sampled = self._sample([context], [noise], sigmas, [(all_scale, partial_scale)], report)
+        sampled = self._sample([context], [noise], sigmas, [(all_scale, partial_scale)], report, guided)
         return sampling.check_sampled(sampled[0])
 
     def _sample(
@@ -478,21 +490,31 @@ class InternVLU:
         sigmas: Tensor,
         scales: Sequence[tuple[float, float]],
         callback: OnStep | None,
+        guided: tuple[float, float],
     ) -> Tensor:
         """As sample for N requests of one size, all branches in one forward → [N, n, z, h, w], not checked.
 
-        callback: as in sampling.sample.
+        callback: as in sampling.sample. guided: as in sample, for all requests.
         """
         branches = [guidance.distinct(c.full, c.partial, c.unconditional) for c in contexts]
-        of = [index for index, found in enumerate(branches) for _ in found]  # the request of each branch
-        alone = len(contexts) == 1
-        prepared = pack([self._prepare(branch, noises[0]) for found in branches for branch in found])
+        prepared = [[self._prepare(branch, noises[0]) for branch in found] for found in branches]
+        levels = tuple(sampling.sigma_at(fraction, self.config.mmdit.flow_shift) for fraction in guided)
 
-        def velocities(latents: Sequence[Tensor], timestep: float) -> list[Sequence[Tensor]]:
-            each = iter(self._velocities(prepared, latents if alone else [latents[i] for i in of], timestep))
-            return [list(islice(each, len(found))) for found in branches]
+        @cache
+        def packed(guided: bool) -> tuple[Prepared, list[int]]:
+            """All branches, or the full ones, as one, and how many there are of each request."""
+            used = [found if guided else found[:1] for found in prepared]
+            return pack([branch for found in used for branch in found]), [len(found) for found in used]
 
-        return sampling.sample(velocities, [noise.to(self.device) for noise in noises], sigmas, scales, callback)
+        def velocities(latents: Sequence[Tensor], timestep: float, guided: bool) -> list[Sequence[Tensor]]:
+            together, counts = packed(guided)
+            if len(latents) > 1:
+                latents = [x for x, count in zip(latents, counts, strict=True) for _ in range(count)]
+            each = iter(self._velocities(together, latents, timestep))
+            return [list(islice(each, count)) for count in counts]
+
+        noises = [noise.to(self.device) for noise in noises]
+        return sampling.sample(velocities, noises, sigmas, scales, callback, levels)
 
     def velocity(self, branch: Branch, x: Tensor, timestep: Tensor | float) -> Tensor:
         """The MMDiT's output [n, z, h, w] for one branch, float32, at one timestep of 0…1000."""
@@ -583,7 +605,8 @@ def choose_dtype(stored: torch.dtype, device: torch.device) -> torch.dtype:
     return stored
 
 
-def _device(device: str | torch.device) -> torch.device:
+def usable_device(device: str | torch.device) -> torch.device:
+    """The device of this name, after a first tensor on it. Raises InputError if there is none."""
     try:
         usable = torch.device(device)
         torch.empty(0, device=usable)

@@ -12,7 +12,7 @@ from PIL import Image
 
 from .conversation import Turn, as_history, as_images
 from .decoding import TextResult, TextSettings
-from .errors import MAX_SEED, MAX_SETTING, InputError, check_integer, check_text
+from .errors import MAX_SEED, MAX_SETTING, InputError, check_integer, check_number, check_text
 from .sampling import MAX_STEPS
 
 MAX_IMAGES = 4096  # pictures of one call; also the largest batch in ComfyUI
@@ -21,7 +21,9 @@ ANSWER_TOKENS, REASON_TOKENS = 1024, 200  # default max_new_tokens of an answer 
 
 # Settings of TextRequest that reasoning does not have, and of DrawRequest that its conditioning does not depend on.
 ANSWER_ONLY = frozenset({"max_tiles", "history"})
-DRAW_ONLY = frozenset({"height", "width", "steps", "all_scale", "partial_scale", "seed", "num_images"})
+DRAW_ONLY = frozenset(
+    {"height", "width", "steps", "all_scale", "partial_scale", "seed", "num_images", "guidance_start", "guidance_end"}
+)
 
 Request = TypeVar("Request", "TextRequest", "DrawRequest")
 
@@ -71,7 +73,8 @@ class DrawRequest:
     prompt, images, system_prompt: as in TextRequest. height, width: pixels; by default those of the checkpoint, or, for
     an edit, those of the first picture, scaled to the size at which the model reads it. A size off the model's grid is
     drawn at the next lower one and resized. steps: of the sampler. all_scale, partial_scale: guidance; by default the
-    checkpoint's. seed: of the noise. num_images: pictures drawn at once.
+    checkpoint's. seed: of the noise. num_images: pictures drawn at once. guidance_start, guidance_end: the steps that
+    are guided, as fractions of all; others follow the prompt alone, in a half or a third of the time.
 
     reasoning: a TextResult, whose tokens are cut and padded as in the official pipeline, or used whole with
     whole_reasoning; or a string, which is always used whole. negative: what the picture should not be, in place of the
@@ -96,6 +99,8 @@ class DrawRequest:
     system_prompt: str | None = None
     negative: str = ""
     partial_negative: str = ""
+    guidance_start: float = 0.0
+    guidance_end: float = 1.0
 
     def __post_init__(self):
         _check(self, "prompt", "negative", "partial_negative", optional=("system_prompt",))
@@ -103,10 +108,19 @@ class DrawRequest:
             check_text("reasoning", self.reasoning)
         elif self.reasoning is not None and not isinstance(self.reasoning, TextResult):
             raise InputError(f"reasoning must be a TextResult or a string, not {type(self.reasoning).__name__}")
+        for name in ("guidance_start", "guidance_end"):
+            check_number(name, getattr(self, name), lambda fraction: 0 <= fraction <= 1, "from 0 to 1")
+        if self.guidance_start > self.guidance_end:
+            raise InputError(f"guidance_start is {self.guidance_start}, behind guidance_end, {self.guidance_end}")
         check_integer("steps", self.steps, 1, MAX_STEPS)
         check_integer("num_images", self.num_images, 1, MAX_IMAGES)
         check_integer("seed", self.seed, 0, MAX_SEED)
         object.__setattr__(self, "images", tuple(as_images(self.images)))
+
+    @property
+    def guided(self) -> tuple[float, float]:
+        """Where the guided steps begin and end, as fractions of all."""
+        return self.guidance_start, self.guidance_end
 
 
 def as_request(

@@ -24,14 +24,22 @@ def flow_sigmas(steps: int, shift: float = 3.0) -> Tensor:
     check_integer("steps", steps, 1, MAX_STEPS)
     # The arithmetic and its order are those of diffusers' DPMSolverMultistepScheduler. Time steps are truncated, so
     # another rounding can change one by a whole step.
-    exact = 1.0 - np.linspace(1, 1 / TIMESTEPS, steps + 1)
-    exact = np.flip(shift * exact / (1 + (shift - 1) * exact))[:-1]
+    exact = np.flip(_shifted(1.0 - np.linspace(1, 1 / TIMESTEPS, steps + 1), shift))[:-1]
     sigmas = exact.astype(np.float32)
     # Rounding to float32 moves a few σ across a whole time step (in 15 of the schedules up to 1000 steps).
     wanted = np.trunc(exact * TIMESTEPS)
     while (crossed := sigma_to_timestep(torch.from_numpy(sigmas)).numpy() - wanted).any():
         sigmas = np.where(crossed, np.nextafter(sigmas, np.where(crossed > 0, 0, 1).astype(np.float32)), sigmas)
     return torch.cat([torch.from_numpy(sigmas), torch.zeros(1)])
+
+
+def sigma_at(fraction: float, shift: float) -> float:
+    """The noise level after this fraction of the steps of a shifted flow schedule: 1 at 0, and 0 at 1."""
+    return _shifted(1 - fraction, shift)
+
+
+def _shifted(sigma, shift: float):
+    return shift * sigma / (1 + (shift - 1) * sigma)
 
 
 def sigma_to_timestep(sigma: Tensor) -> Tensor:
@@ -52,23 +60,26 @@ OnStep = Callable[[int, int, Tensor], None]  # (step from 0, steps, denoised lat
 
 
 def sample(
-    velocities: Callable[[Sequence[Tensor], float], Sequence[Sequence[Tensor]]],
+    velocities: Callable[[Sequence[Tensor], float, bool], Sequence[Sequence[Tensor]]],
     noises: Sequence[Tensor],
     sigmas: Tensor,
     scales: Sequence[tuple[float, float]],
     callback: Callable[[int, int, Tensor], None] | None = None,
+    guided: tuple[float, float] = guidance.ALWAYS,
 ) -> Tensor:
     """The noises [n, z, h, w] of N requests → their normalised latents [N, n, z, h, w], float32, on the noises' device.
 
-    velocities(latents of each request, timestep): for each request, those of the branches that guidance.distinct gives,
-    in its order. sigmas: on the CPU, as flow_sigmas gives them. scales: (all_scale, partial_scale) of each request.
-    callback(step, steps, denoised latents [N, n, z, h, w]) may raise to cancel. Requests do not mix.
+    velocities(latents of each request, timestep, guided): those of the branches that guidance.distinct gives for each
+    request, in its order; of the full branch alone where the step is not guided. sigmas: on the CPU, as flow_sigmas
+    gives them. scales: (all_scale, partial_scale) of each request. callback(step, steps, denoised latents
+    [N, n, z, h, w]) may raise to cancel. guided: of all requests, see guidance.is_guided. Requests do not mix.
     """
 
     def denoise(x: Tensor, sigma: Tensor) -> Tensor:
         timestep = float(sigma_to_timestep(sigma))  # σ is on the CPU, so no step waits for the device
-        found = zip(velocities(list(x), timestep), scales, strict=True)
-        return x - sigma * torch.stack([guidance.guided_velocity(v, *scale, timestep) for v, scale in found])
+        found = velocities(list(x), timestep, guidance.is_guided(float(sigma), *guided))
+        combined = [guidance.guided_velocity(v, *scale, timestep) for v, scale in zip(found, scales, strict=True)]
+        return x - sigma * torch.stack(combined)
 
     return dpmpp_2m(denoise, torch.stack(list(noises)).float(), sigmas, callback)
 

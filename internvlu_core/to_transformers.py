@@ -20,6 +20,7 @@ from .checkpoints import load as weights
 from .checkpoints.config import Config, LanguageConfig, ProcessorConfig, VisionConfig
 from .checkpoints.convert import OnBytes, Output, write_files
 from .checkpoints.files import Joined, Source, Stored, open_source
+from .checkpoints.quantised import split_layers
 from .errors import CheckpointError, InputError
 from .models.vlm import SPECIAL_TOKENS
 from .prompt import CHAT_SYSTEM, IM_END, IM_START, IMG, IMG_CONTEXT, IMG_END, IMG_UNCOND, PAD, Tokenizer
@@ -97,6 +98,8 @@ def to_transformers(
     source = open_source(checkpoint)
     config = Config.read(source)
     stored = weights.check_component(source, config, "vlm")
+    if split_layers(source, "vlm")[1]:
+        raise InputError(f"{source.path} has weights in fewer bits; convert it with a dtype to a folder first")
     with source.tokenizer_folder() as folder:
         tokenizer = Tokenizer(folder)
     _check(config, tokenizer)

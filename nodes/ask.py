@@ -1,18 +1,24 @@
 """InternVL-U Ask: answers questions, about pictures if any are connected."""
 
+from dataclasses import dataclass
+
 from comfy_api.latest import io
 
+from ..internvlu_core.conditioning import ToWrite
 from ..internvlu_core.conversation import Turn, as_history, pictures_of, read_turns, write_turns
 from ..internvlu_core.errors import InputError
 from ..internvlu_core.requests import TextRequest
 from .comfy.clip import as_vlm
-from .comfy.stream import TextStream
+from .comfy.stream import TextStream, TextStreams, merge_ui
+from .comfy.vlm import ComfyVLM, write_each
 from .schema import (
     CATEGORY,
     History,
+    ListNode,
     aliases,
     decoding_inputs,
     image_inputs,
+    items_of,
     prompt_input,
     split,
     system_input,
@@ -20,7 +26,7 @@ from .schema import (
 )
 
 
-class InternVLUAsk(io.ComfyNode):
+class InternVLUAsk(ListNode, io.ComfyNode):
     @classmethod
     def define_schema(cls):
         return io.Schema(
@@ -75,26 +81,52 @@ class InternVLUAsk(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, go_on=False, conversation=""):
+    def validate_inputs(cls, go_on=(False,), conversation=("",)):
         # What comes over a link is not there yet.
         try:
-            read_turns(conversation if go_on is True else "")
+            for item in items_of({"go_on": go_on, "conversation": conversation}):
+                read_turns(item["conversation"] if item["go_on"] is True else "")
         except InputError as error:
             return str(error)
         return True
 
     @classmethod
-    def execute(cls, vlm, question, max_tiles=1, history=None, go_on=False, conversation="", **inputs) -> io.NodeOutput:
-        vlm = as_vlm(vlm)
-        pictures, settings = split(inputs)
-        here = read_turns(conversation, pictures) if go_on else ()
-        pictures = [] if here else pictures
-        history = as_history(history) + here
-        request = TextRequest(question, pictures, max_tiles=max_tiles, history=history, **settings)
-        tiles = vlm.see([*pictures_of(request.history), *request.images], request.max_tiles)
-        chat = vlm.conditioner.prompts.chat(question, [len(t) for t in tiles], request.system_prompt, history)
-        stream = TextStream(cls.hidden.unique_id, question=question)
-        answer = vlm.decode(vlm.write(chat, tiles, request.settings, stream).token_ids)
-        turn = Turn(question, answer, pictures)
-        conversation = write_turns((*here, turn))
-        return io.NodeOutput(answer, (*history, turn), ui=stream.ui(answer) | {"conversation": [conversation]})
+    def execute(cls, **lists) -> io.NodeOutput:
+        questions = [_read(**item) for item in items_of(lists)]
+        streams = [TextStream(cls.hidden.unique_id, shown=False, question=q.request.prompt) for q in questions]
+        jobs = [(q.vlm, q.to_write, q.request.max_new_tokens) for q in questions]
+        results = write_each(jobs, TextStreams(streams))
+        answers = [q.vlm.decode(result.token_ids) for q, result in zip(questions, results, strict=True)]
+        turns = [q.turn(answer) for q, answer in zip(questions, answers, strict=True)]
+        said = [write_turns((*q.here, turn)) for q, turn in zip(questions, turns, strict=True)]
+        histories = [(*q.request.history, turn) for q, turn in zip(questions, turns, strict=True)]
+        return io.NodeOutput(answers, histories, ui=merge_ui(streams, answers) | {"conversation": said})
+
+
+@dataclass(frozen=True)
+class _Question:
+    """here: what was said in this node before."""
+
+    vlm: ComfyVLM
+    request: TextRequest
+    here: tuple[Turn, ...]
+
+    def to_write(self) -> ToWrite:
+        request = self.request
+        tiles = self.vlm.see([*pictures_of(request.history), *request.images], request.max_tiles)
+        chat = self.vlm.conditioner.prompts.chat(
+            request.prompt, [len(t) for t in tiles], request.system_prompt, request.history
+        )
+        return chat, tiles, request.settings
+
+    def turn(self, answer: str) -> Turn:
+        return Turn(self.request.prompt, answer, self.request.images)
+
+
+def _read(vlm, question, max_tiles=1, history=None, go_on=False, conversation="", **inputs) -> _Question:
+    pictures, settings = split(inputs)
+    here = read_turns(conversation, pictures) if go_on else ()
+    request = TextRequest(
+        question, [] if here else pictures, max_tiles=max_tiles, history=as_history(history) + here, **settings
+    )
+    return _Question(as_vlm(vlm), request, here)

@@ -13,6 +13,7 @@ from .loader import InternVLULoader, InternVLUModelLoader, InternVLUVLMLoader
 from .reason import InternVLUReason
 from .sampling import (
     InternVLUGuidance,
+    InternVLUGuidanceRange,
     InternVLUGuider,
     InternVLUSampler,
     InternVLUSamplerSelect,
@@ -37,6 +38,7 @@ class InternVLUExtension(ComfyExtension):
             InternVLUSampler,
             InternVLUGuider,
             InternVLUGuidance,
+            InternVLUGuidanceRange,
             InternVLUScheduler,
             InternVLUSamplerSelect,
             InternVLUEmptyLatent,

@@ -1,19 +1,25 @@
 """InternVL-U Reason: the model reasons in words about the picture to draw."""
 
+from dataclasses import dataclass
+
 from comfy_api.latest import io
 
+from ..internvlu_core.conditioning import TextResult, ToWrite
 from ..internvlu_core.errors import InputError
 from ..internvlu_core.requests import TextRequest
 from .comfy import metadata
 from .comfy.clip import as_vlm
-from .comfy.stream import TextStream
+from .comfy.stream import TextStream, TextStreams
 from .comfy.thought import Thought
+from .comfy.vlm import ComfyVLM, write_each
 from .schema import (
     CATEGORY,
+    ListNode,
     Reasoning,
     aliases,
     decoding_inputs,
     image_inputs,
+    items_of,
     prompt_input,
     split,
     system_input,
@@ -23,7 +29,7 @@ from .schema import (
 EMPTY_PIN = '"my own words" is on, but the text is empty; write one, or switch it off'
 
 
-class InternVLUReason(io.ComfyNode):
+class InternVLUReason(ListNode, io.ComfyNode):
     @classmethod
     def define_schema(cls):
         return io.Schema(
@@ -62,24 +68,57 @@ class InternVLUReason(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, text=None, pinned=False):
+    def validate_inputs(cls, text=(None,), pinned=(False,)):
         # A text that comes over a link is not there yet.
-        return EMPTY_PIN if pinned is True and text is not None and not text.strip() else True
+        items = items_of({"text": text, "pinned": pinned})
+        return EMPTY_PIN if any(_is_empty(**item) for item in items) else True
 
     @classmethod
-    def execute(cls, vlm, prompt, text="", pinned=False, **inputs) -> io.NodeOutput:
-        vlm = as_vlm(vlm)
-        if pinned and not text.strip():
-            raise InputError(EMPTY_PIN)
-        pictures, settings = split(inputs)
-        if pinned:
-            result = vlm.as_generated(text)
-            ui = {"text": [text], "tokens": [len(result.token_ids) - 1]}
-        else:
-            request = TextRequest(prompt, pictures, **settings)
-            full = vlm.conditioner.prompts.full(prompt, len(pictures), request.system_prompt)
-            stream = TextStream(cls.hidden.unique_id)
-            result = vlm.write(full, vlm.see(pictures), request.settings, stream, keep=True)
-            ui = stream.ui(result.text)
-        metadata.add(cls.hidden.prompt, cls.hidden.extra_pnginfo, cls.hidden.unique_id, result.text)
-        return io.NodeOutput(Thought(result, prompt, tuple(pictures)), result.text, ui=ui)
+    def execute(cls, **lists) -> io.NodeOutput:
+        items = [_read(**item) for item in items_of(lists)]
+        written = [item for item in items if item.pinned is None]
+        streams = [TextStream(cls.hidden.unique_id, shown=False) for _ in written]
+        jobs = [(item.vlm, item.to_write, item.request.max_new_tokens) for item in written]
+        found = iter(write_each(jobs, TextStreams(streams), keep=len(items) == 1) if written else [])
+        results = [next(found) if item.pinned is None else item.vlm.as_generated(item.pinned) for item in items]
+        texts = [result.text for result in results]
+        for text in texts:
+            metadata.add(cls.hidden.prompt, cls.hidden.extra_pnginfo, cls.hidden.unique_id, text)
+        thoughts = [Thought(r, i.request.prompt, i.request.images) for r, i in zip(results, items, strict=True)]
+        return io.NodeOutput(thoughts, texts, ui=_ui(items, results, streams))
+
+
+@dataclass(frozen=True)
+class _Item:
+    """pinned: the user's own words in place of generated ones, or None."""
+
+    vlm: ComfyVLM
+    request: TextRequest
+    pinned: str | None
+
+    def to_write(self) -> ToWrite:
+        request = self.request
+        full = self.vlm.conditioner.prompts.full(request.prompt, len(request.images), request.system_prompt)
+        return full, self.vlm.see(request.images), request.settings
+
+
+def _is_empty(text, pinned) -> bool:
+    return pinned is True and text is not None and not text.strip()
+
+
+def _read(vlm, prompt, text="", pinned=False, **inputs) -> _Item:
+    if pinned and not text.strip():
+        raise InputError(EMPTY_PIN)
+    pictures, settings = split(inputs)
+    return _Item(as_vlm(vlm), TextRequest(prompt, pictures, **settings), text if pinned else None)
+
+
+def _ui(items: list[_Item], results: list[TextResult], streams: list[TextStream]) -> dict:
+    """Own words have a number of tokens, without the one that ends them, and no rate."""
+    written = iter(streams)
+    counts = [
+        (len(result.token_ids) - 1, 0.0) if item.pinned is not None else next(written).counted
+        for item, result in zip(items, results, strict=True)
+    ]
+    ui = {"text": [result.text for result in results], "tokens": [tokens for tokens, _ in counts]}
+    return ui | ({"tokens_per_second": [rate for _, rate in counts]} if streams else {})

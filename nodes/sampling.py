@@ -4,7 +4,7 @@ import comfy.samplers
 from comfy_api.latest import io, ui
 from comfy_execution.graph import ExecutionBlocker
 
-from .comfy.guider import AUTOMATIC, DualGuider, patch_model
+from .comfy.guider import AUTOMATIC, DualGuider, limit_guidance, patch_model
 from .comfy.images import from_pil
 from .comfy.sampler import denoise_sigmas, sample_dpmpp_2m, sample_latent, shift_of
 from .plot import plot_guidance
@@ -161,6 +161,42 @@ class InternVLUGuidance(io.ComfyNode):
     @classmethod
     def execute(cls, model, partial, partial_scale) -> io.NodeOutput:
         return io.NodeOutput(patch_model(model, partial, partial_scale))
+
+
+class InternVLUGuidanceRange(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        limits = {"min": 0.0, "max": 1.0, "step": 0.01}
+        return io.Schema(
+            node_id="InternVLUGuidanceRange",
+            display_name="InternVL-U Guidance Range",
+            **aliases("guidance interval", "limited interval", "cfg range", "faster"),
+            category=CATEGORY,
+            description="Guides only a part of the steps. The others follow the prompt alone, in a half or a third of "
+            "the time.",
+            inputs=[
+                model_input(),
+                io.Float.Input(
+                    "start_percent",
+                    display_name="start",
+                    default=0.0,
+                    **limits,
+                    tooltip="The first guided step, as a fraction of the noise schedule.",
+                ),
+                io.Float.Input(
+                    "end_percent",
+                    display_name="end",
+                    default=1.0,
+                    **limits,
+                    tooltip="Where the guidance ends. 1 guides to the last step; less is faster.",
+                ),
+            ],
+            outputs=[io.Model.Output(tooltip="For InternVL-U Sample, InternVL-U Guider, a KSampler or a CFGGuider.")],
+        )
+
+    @classmethod
+    def execute(cls, model, start_percent, end_percent) -> io.NodeOutput:
+        return io.NodeOutput(limit_guidance(model, start_percent, end_percent))
 
 
 class InternVLUScheduler(io.ComfyNode):

@@ -121,6 +121,23 @@ def decoding_inputs(max_new_tokens: int) -> list:
     ]
 
 
+class ListNode:
+    """A node with two outputs that gets whole lists and works on their items together.
+
+    It gives a list for each output, as if ComfyUI had run it for each item. The flags are those of ComfyUI's classes
+    and not of the schema, because the page shows sockets of lists in another way, and nothing changes for the page.
+    """
+
+    INPUT_IS_LIST = True
+    OUTPUT_IS_LIST = [True, True]  # noqa: RUF012 - ComfyUI reads it
+
+
+def items_of(inputs: dict[str, list]) -> list[dict]:
+    """The inputs of each item, as ComfyUI pairs lists: the last item of a shorter list is repeated."""
+    count = max(map(len, inputs.values()))
+    return [{name: values[min(index, len(values) - 1)] for name, values in inputs.items()} for index in range(count)]
+
+
 def split(inputs: dict) -> tuple[list[Image.Image], dict]:
     """The pictures of the image sockets, and the other inputs as settings of the core. No system prompt is None."""
     settings = {name: value for name, value in inputs.items() if not name.startswith("image")}

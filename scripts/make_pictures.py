@@ -56,6 +56,11 @@ EXTRA = {
         "3": node("InternVLUGuidance", model=["1", 0], partial=["2", 1]),
         "4": node("KSampler", model=["3", 0], positive=["2", 0], negative=["2", 2], cfg=4.5, steps=20),
     },
+    "InternVLUGuidanceRange": {
+        "1": node("InternVLULoader", checkpoint="InternVL-U"),
+        "2": node("InternVLUGuidanceRange", model=["1", 0], end_percent=0.8),
+        "3": node("InternVLUSampler", model=["2", 0]),
+    },
     "InternVLUModelLoader": {
         "1": node("InternVLUModelLoader"),
         "2": node("InternVLUVLMLoader"),

@@ -1,25 +1,22 @@
 """A worker with the core, which also measures the speed of the machine for the floors."""
 
 import sys
-import time
 from pathlib import Path
 
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from wire import StepClock, measured, serve, start_noise, synchronise, versions
+from wire import StepClock, measured, serve, start_noise, versions
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from internvlu_core import InternVLU  # noqa: E402
+from internvlu_core.batching import BatchLimits, TextBatch, TextJob  # noqa: E402
 from internvlu_core.decoding import TextSettings, generate_tokens  # noqa: E402
+from internvlu_core.doctor.measure import machine_speed  # noqa: E402
 from internvlu_core.quantization.float8 import quantise  # noqa: E402
 from internvlu_core.sampling import flow_sigmas  # noqa: E402
-
-# Sizes for measuring the machine: side of the square matrices to multiply, bytes of the buffer to copy.
-PROBES = {"cpu": (2048, 2**27), "cuda": (8192, 2**30)}
-
 
 FP8 = torch.float8_e4m3fn
 
@@ -140,6 +137,47 @@ class Core:
         generated, cost = measured(run, self.device)
         return cost | {"tokens": generated}
 
+    # Many requests
+
+    def continue_many(self, ids: list[list[int]], tokens: int) -> dict:
+        """As continue_ids for several prompts, in one decoding loop."""
+
+        @torch.inference_mode()
+        def run():
+            embed, settings = self.model.vlm.embed_generated, TextSettings(tokens)
+            prompts = [embed(torch.tensor([one], device=self.device)) for one in ids]
+            jobs = (lambda x=x: TextJob(x.shape[1], lambda: x, settings) for x in prompts)
+            found = dict(TextBatch(self.model.vlm, (), jobs, BatchLimits(rows=len(ids))).run())
+            return [found[index] for index in range(len(ids))]
+
+        written, cost = measured(run, self.device)
+        return cost | {"tokens": _by_step(written)}
+
+    def continue_each(self, ids: list[list[int]], tokens: int) -> dict:
+        """As continue_many, one by one."""
+        replies = [self.continue_ids(one, tokens) for one in ids]
+        seconds = sum(reply["seconds"] for reply in replies)
+        return replies[-1] | {"seconds": seconds, "tokens": _by_step([reply["tokens"] for reply in replies])}
+
+    def draw_many(self, count: int, size: int, steps: int, out: str) -> dict:
+        """Drawings of several prompts and seeds together."""
+        return self._draw(
+            lambda asked: [o.unwrap().latents for o in self.model.generate_many(asked)], count, size, steps, out
+        )
+
+    def draw_each(self, count: int, size: int, steps: int, out: str) -> dict:
+        """As draw_many, one by one."""
+        return self._draw(lambda asked: [self.model.generate(**one).latents for one in asked], count, size, steps, out)
+
+    def _draw(self, run, count: int, size: int, steps: int, out: str) -> dict:
+        asked = [
+            {"prompt": f"A red boat on lake {i}", "height": size, "width": size, "steps": steps, "seed": i}
+            for i in range(count)
+        ]
+        latents, cost = measured(lambda: run(asked), self.device)
+        save_file({"value": torch.cat(latents)}, out)
+        return cost
+
     # Scaling
 
     @torch.inference_mode()
@@ -209,26 +247,13 @@ class Core:
     # Floors
 
     def floor(self) -> dict:
-        """The speed of the machine: FLOP/s of a matrix product in the weights' dtype, bytes/s of a copy (read plus
-        written)."""
-        side, nbytes = PROBES[self.device.partition(":")[0]]
-        a, b = (torch.randn(side, side, device=self.device, dtype=self.dtype) for _ in range(2))
-        source = torch.ones(nbytes, dtype=torch.uint8, device=self.device)
-        target = torch.empty_like(source)
-        return {
-            "flops_per_second": 2 * side**3 / self._least_seconds(lambda: a @ b),
-            "bytes_per_second": 2 * nbytes / self._least_seconds(lambda: target.copy_(source)),
-        }
+        """The speed of the machine."""
+        return machine_speed(self.device, self.dtype)
 
-    def _least_seconds(self, function, repeats: int = 5) -> float:
-        seconds = []
-        for _ in range(repeats):
-            synchronise(self.device)
-            start = time.perf_counter()
-            function()
-            synchronise(self.device)
-            seconds.append(time.perf_counter() - start)
-        return min(seconds)
+
+def _by_step(texts: list[list[int]]) -> list[int]:
+    """The first token of each text, then the second of each, and so on."""
+    return [token for step in zip(*texts, strict=True) for token in step]
 
 
 def _pictures(files: list[str]) -> list[Image.Image]:
@@ -238,5 +263,6 @@ def _pictures(files: list[str]) -> list[Image.Image]:
 if __name__ == "__main__":
     core = Core()
     stages = "see", "context", "steps", "vae_encode", "vae_decode", "text", "generate"
-    names = "hello", "load", *stages, "chat_ids", "continue_ids", "forward", "fp8", "floor"
+    many = "continue_many", "continue_each", "draw_many", "draw_each"
+    names = "hello", "load", *stages, "chat_ids", "continue_ids", *many, "forward", "fp8", "floor"
     serve({name: getattr(core, name) for name in names})

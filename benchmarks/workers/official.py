@@ -7,7 +7,6 @@ which float32 weights cannot process, so pixels get the dtype of the weights.
 """
 
 import sys
-from types import ModuleType
 
 import torch
 from PIL import Image
@@ -15,19 +14,8 @@ from safetensors.torch import load_file, save_file
 from wire import StepClock, measured, serve, start_noise, versions
 
 sys.path.insert(0, sys.argv[1])
-
-from internvlu import InternVLUPipeline, processing_internvlu
-
-
-class TorchWithOtherBfloat16(ModuleType):
-    """torch, with another dtype in place of bfloat16."""
-
-    def __init__(self, dtype: torch.dtype):
-        super().__init__("torch")
-        self.bfloat16 = dtype
-
-    def __getattr__(self, name: str):
-        return getattr(torch, name)
+import internvlu  # noqa: F401, so that loading is timed without it
+from record_official import load_official  # wire knows its place
 
 
 class Official:
@@ -39,14 +27,7 @@ class Official:
 
     def load(self, checkpoint: str, device: str, dtype: str) -> dict:
         self.device, self.dtype = device, getattr(torch, dtype)
-        processing_internvlu.torch = TorchWithOtherBfloat16(self.dtype)
-
-        def load():
-            pipeline = InternVLUPipeline.from_pretrained(checkpoint, torch_dtype=self.dtype)
-            return pipeline if device == "cpu" else pipeline.to(device)
-
-        self.pipeline, cost = measured(load, device)
-        self.pipeline.set_progress_bar_config(disable=True)
+        self.pipeline, cost = measured(lambda: load_official(checkpoint, device, self.dtype), device)
         networks = self.pipeline.vlm, self.pipeline.generation_decoder, self.pipeline.vae
         unique = {p.data_ptr(): p.nbytes for network in networks for p in network.parameters()}
         return cost | {"weights": sum(unique.values())}

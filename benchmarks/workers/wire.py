@@ -1,11 +1,9 @@
 """What worker processes share: requests and replies as JSON lines, and the measurement of time and peak memory.
 
-A worker may run in an environment of its own, so this file needs torch only, and imports nothing of this repository.
-Tensors are passed in files.
+A worker may run in an environment of its own, so this file needs torch only, and so do the core's files that it
+imports by their place. Tensors are passed in files.
 """
 
-import ctypes
-import gc
 import json
 import os
 import platform
@@ -16,6 +14,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+
+sys.path.append(str(Path(__file__).resolve().parents[2] / "internvlu_core" / "doctor"))
+from measure import machine, measured, synchronise  # noqa: F401, workers take `measured` from here
 
 # Standard output is for replies only; what libraries print, some of them when imported, goes to standard error.
 _replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
@@ -40,60 +41,6 @@ def versions(*packages: str) -> dict:
     found = {"python": platform.python_version(), "torch": torch.__version__}
     found |= {package: version(package) for package in packages}
     return {"versions": found, "machine": machine()}
-
-
-def machine() -> str:
-    """A description: processor, number of torch's threads, GPU if there is one."""
-    names = [line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")]
-    words = [names[0] if names else platform.processor() or platform.machine(), f"{torch.get_num_threads()} threads"]
-    if torch.cuda.is_available():
-        words.append(torch.cuda.get_device_name())
-    return ", ".join(words)
-
-
-def synchronise(device: str):
-    if device.startswith("cuda"):
-        torch.cuda.synchronize()
-
-
-def measured(function: Callable, device: str) -> tuple[object, dict]:
-    """The result of a function, and its {"seconds", "peak"}.
-
-    peak: bytes on the device; on a CPU the resident bytes of the process (on Linux only).
-    """
-    gc.collect()
-    if sys.platform == "linux":  # memory that was freed before does not count
-        ctypes.CDLL(None).malloc_trim(0)
-    reset_peak(device)
-    synchronise(device)
-    start = time.perf_counter()
-    result = function()
-    synchronise(device)
-    return result, {"seconds": time.perf_counter() - start, "peak": peak(device)}
-
-
-def reset_peak(device: str):
-    if device.startswith("cuda"):
-        torch.cuda.reset_peak_memory_stats()
-    elif os.access("/proc/self/clear_refs", os.W_OK):
-        Path("/proc/self/clear_refs").write_text("5")
-
-
-def peak(device: str) -> int | None:
-    if device.startswith("cuda"):
-        return torch.cuda.max_memory_allocated()
-    return _status("VmHWM")
-
-
-def _status(key: str) -> int | None:
-    for line in _lines("/proc/self/status"):
-        if line.startswith(key):
-            return int(line.split()[1]) * 1024
-    return None
-
-
-def _lines(path: str) -> list[str]:
-    return Path(path).read_text(encoding="utf-8").splitlines() if Path(path).exists() else []
 
 
 def start_noise(size: int, seed: int) -> torch.Tensor:

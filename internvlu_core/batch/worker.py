@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from PIL import Image
@@ -27,7 +27,7 @@ REASON = TEXT - ANSWER_ONLY
 # The settings that each task has. With "reason+", reasoning and drawing share system_prompt and seed.
 TASKS = {"answer": TEXT, "reason": REASON, "generate": DRAW, "edit": DRAW}
 TASKS |= {f"reason+{task}": REASON | DRAW - {"reasoning"} for task in ("generate", "edit")}
-FLOATS = ("temperature", "top_p", "all_scale", "partial_scale")  # all other numbers are integers
+INTEGERS = {f.name for kind in (TextRequest, DrawRequest) for f in fields(kind) if int in (f.type, *get_args(f.type))}
 OWN_ERRORS = CheckpointError, InputError, FloatingPointError  # their message says all
 # After these a process cannot compute on its GPU any more, so that every further row would fail.
 FATAL = tuple(kind for name in ("AcceleratorError",) if (kind := getattr(torch, name, None)))
@@ -41,6 +41,7 @@ class ModelOptions:
     device: str | None = None
     dtype: torch.dtype | str = "auto"
     max_memory: str | None = None
+    attention: str = "auto"
 
     def load(self) -> InternVLU:
         """The model."""
@@ -48,7 +49,7 @@ class ModelOptions:
         if self.max_memory:
             memory = {"device_map": "auto", "max_memory": None if self.max_memory == "auto" else self.max_memory}
         device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
-        return InternVLU.from_pretrained(self.checkpoint, device, self.dtype, **memory)
+        return InternVLU.from_pretrained(self.checkpoint, device, self.dtype, attention=self.attention, **memory)
 
 
 @dataclass(frozen=True)
@@ -231,7 +232,7 @@ def _settings(values: Settings) -> Settings:
         raise InputError(f"the task is {task!r}; it must be one of {', '.join(TASKS)}")
     check_text("prompt", values.get("prompt"))
     settings = {name: value for name, value in values.items() if name in SETTINGS}
-    settings = {name: value if name in FLOATS else integral(value) for name, value in settings.items()}
+    settings = {name: integral(value) if name in INTEGERS else value for name, value in settings.items()}
     for name, sides in (("n", ("num_images",)), ("size", ("width", "height"))):
         if name in values:
             if taken := [side for side in sides if side in settings]:

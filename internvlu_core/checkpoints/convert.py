@@ -1,5 +1,7 @@
 """Conversion of a checkpoint between its formats: the released folder, one file, three files (see files.py).
 
+Layers can be stored in fewer bits on the way (quant), one after the other, and those that are can be written as floats.
+
 Tensors are copied in small pieces, without being interpreted: memory does not grow with the model, and tensors of any
 type, also those that inference never reads, are copied bit by bit. safetensors' own save_file does not replace this: it
 takes all tensors at once, and can neither report progress nor be cancelled. For 0.8 GB of float32 this writer grows the
@@ -20,10 +22,12 @@ from pathlib import Path
 import torch
 
 from ..errors import InputError
+from ..quantization import QUANTS, FileFormat, network_formats
 from . import files as source
 from . import load as weights
 from .config import RELEASED_VAE, Config, VAEConfig
-from .files import COMPONENTS, SPLIT_FILES, STEMS, Joined, Stored
+from .files import COMPONENTS, QUANT_METADATA, QUANT_TENSOR, SPLIT_FILES, STEMS, Joined, Stored
+from .quantised import INPUT_SCALE, StoredLayer, split_layers
 
 CHECKPOINT_FORMATS = ("split", "single", "folder")  # that a checkpoint can be written in
 SINGLE_FILE = "internvl_u.safetensors"
@@ -44,11 +48,49 @@ OnBytes = Callable[[int, int], None]  # (bytes written, bytes in all)
 
 
 @dataclass(frozen=True)
+class Layer:
+    """A layer's weight on its way to another form. stored: as it is; format: to be; None for a float of this dtype."""
+
+    stored: Stored | StoredLayer
+    shape: tuple[int, int]
+    format: FileFormat | None
+    dtype: torch.dtype
+
+    def compute(self) -> dict[str, torch.Tensor]:
+        """The tensors to write, by their names in the layer."""
+        if self.format is None:
+            return {"weight": self._rows(0, self.shape[0]).to(self.dtype)}
+        count = max(1, PIECE // self.shape[1]) if self.format.by_rows and isinstance(self.stored, Stored) else 0
+        starts = range(0, self.shape[0], count) if count else (0,)
+        pieces = [self.format.quantise(self._rows(start, count or self.shape[0])) for start in starts]
+        return pieces[0] if len(pieces) == 1 else {k: torch.cat([piece[k] for piece in pieces]) for k in pieces[0]}
+
+    def _rows(self, start: int, count: int) -> torch.Tensor:
+        """Rows of the weight as float32."""
+        if isinstance(self.stored, Stored):
+            return _read_rows(self.stored, start, count).float()
+        parts = {name: _read_rows(part, 0) for name, part in self.stored.parts.items() if name != INPUT_SCALE}
+        return self.stored.format.of_shape(self.shape).dequantise(parts, torch.float32)[start : start + count]
+
+
+@dataclass(frozen=True)
+class Computed:
+    """A tensor that is not copied: a part of a layer, or bytes."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    nbytes: int
+    layer: Layer | None
+    part: str = ""
+    content: bytes = b""
+
+
+@dataclass(frozen=True)
 class Output:
     """A file to write: {key: tensor} with metadata as safetensors, or text."""
 
     path: Path
-    tensors: dict[str, Stored | Joined]
+    tensors: dict[str, Stored | Joined | Computed]
     metadata: dict[str, str]
     text: str | None = None
 
@@ -59,6 +101,7 @@ def convert(
     checkpoint_format: str = "split",
     *,
     dtype: torch.dtype | None = None,
+    quant: str | None = None,
     force: bool = False,
     progress: OnBytes | None = None,
 ) -> list[Path]:
@@ -66,13 +109,15 @@ def convert(
 
     checkpoint_format: "split" writes SPLIT_FILES into the folder target, for example ComfyUI's models folder; "single"
     writes one file, target or SINGLE_FILE in the folder target; "folder" writes the released layout into target.
-    dtype: of all floating-point tensors; None keeps the dtype of each. force: overwrite files that exist. progress: may
-    raise to cancel. After that, as after an error, no file is left behind.
+    dtype: of all floating-point tensors; None keeps the dtype of each. quant: one of QUANTS, stores large matrices in
+    fewer bits (docs/quantisation.md). Either turns layers that are in fewer bits already into floats first, of the
+    dtype or bfloat16. force: overwrite files that exist. progress: may raise to cancel. After that, as
+    after an error, no file is left behind.
     Raises CheckpointError for a checkpoint that cannot be read, InputError for a target that cannot be written.
     """
     target, origin = Path(target), source.open_source(checkpoint)
     config = Config.read(origin)
-    components = {component: weights.check_component(origin, config, component) for component in COMPONENTS}
+    components = {component: _tensors(origin, config, component, dtype, _format(quant)) for component in COMPONENTS}
     with origin.tokenizer_folder():  # raises if there is none
         pass
     outputs = _plan(config.texts, components, target, checkpoint_format)
@@ -89,12 +134,68 @@ def write_files(
     return _write(outputs, dtype, progress or (lambda done, total: None))
 
 
+def _format(quant: str | None) -> FileFormat | None:
+    if quant is not None and quant not in QUANTS:
+        raise InputError(f"quant is {quant!r}; it must be {' or '.join(QUANTS)}")
+    return None if quant is None else QUANTS[quant]
+
+
+def _tensors(
+    origin: source.Source, config: Config, component: str, dtype: torch.dtype | None, to: FileFormat | None
+) -> dict[str, Stored | Computed]:
+    """{released name: tensor} of a component as they are to be written, layers in fewer bits included."""
+    weights.check_component(origin, config, component)
+    plain, layers = split_layers(origin, component)
+    network, names = weights.build_on_meta(config, component), weights.tensor_names(config, component)
+    shapes = {names.file_name(name).removesuffix(".weight"): t.shape for name, t in network.state_dict().items()}
+    wanted = network_formats(network, to) if to else {}
+    wanted = {names.file_name(f"{path}.weight").removesuffix(".weight"): of_layer for path, of_layer in wanted.items()}
+    tensors = {name: tensor for name, tensor in plain.items() if name.removesuffix(".weight") not in wanted}
+    for path in sorted(layers.keys() | wanted.keys()):
+        stored = layers.get(path) or plain[f"{path}.weight"]
+        if isinstance(stored, StoredLayer) and not dtype and not to:
+            parts, of_layer = stored.parts, stored.format
+        else:
+            of_layer = wanted.get(path)
+            parts = _computed(Layer(stored, tuple(shapes[path]), of_layer, dtype or torch.bfloat16))
+        tensors |= {f"{path}.{name}": tensor for name, tensor in parts.items()}
+        if of_layer:
+            tensors[f"{path}.{QUANT_TENSOR}"] = _text_tensor(json.dumps(of_layer.metadata()))
+    return tensors
+
+
+def _computed(layer: Layer) -> dict[str, Computed]:
+    if layer.format is None:
+        parts = {"weight": torch.empty(layer.shape, dtype=layer.dtype, device="meta")}
+    else:
+        parts = layer.format.layouts(layer.shape)[0]
+    return {name: Computed(_NAMES[t.dtype], tuple(t.shape), t.nbytes, layer, name) for name, t in parts.items()}
+
+
+def _text_tensor(text: str) -> Computed:
+    content = text.encode()
+    return Computed("U8", (len(content),), len(content), None, content=content)
+
+
+def _read_rows(tensor: Stored, start: int, count: int | None = None) -> torch.Tensor:
+    """Rows of a stored tensor, from the first on; all of one without rows."""
+    size = tensor.nbytes // tensor.shape[0] if tensor.shape else tensor.nbytes
+    rows = min(count or tensor.shape[0], tensor.shape[0] - start) if tensor.shape else 1
+    with source.open_file(tensor.file) as file:
+        file.seek(tensor.offset + start * size)
+        content = bytearray(rows * size)
+        if file.readinto(content) < len(content):
+            raise InputError(f"{tensor.file} became shorter while it was read")
+    values = torch.frombuffer(content, dtype=torch.uint8).view(weights.DTYPES[tensor.dtype])
+    return values.view(rows, *tensor.shape[1:]) if tensor.shape else values[0]
+
+
 def _plan(
-    texts: dict[str, str], components: dict[str, dict[str, Stored]], target: Path, checkpoint_format: str
+    texts: dict[str, str], components: dict[str, dict[str, Stored | Computed]], target: Path, checkpoint_format: str
 ) -> list[Output]:
     if checkpoint_format == "folder":
         outputs = [
-            Output(target / name / f"{STEMS[name]}.safetensors", tensors, {"format": "pt"})
+            Output(target / name / f"{STEMS[name]}.safetensors", tensors, {"format": "pt", **_described(tensors)})
             for name, tensors in components.items()
         ]
         return outputs + [Output(target / name, {}, {}, text) for name, text in texts.items()]
@@ -106,7 +207,7 @@ def _plan(
         tensors = {
             f"{component}.{name}": tensor for component in COMPONENTS for name, tensor in components[component].items()
         }
-        return [Output(target, tensors, _metadata(COMPONENTS, texts))]
+        return [Output(target, tensors, _metadata(COMPONENTS, texts) | _described(tensors))]
     if checkpoint_format != "split":
         raise InputError(f"checkpoint_format is {checkpoint_format!r}; it must be {' or '.join(CHECKPOINT_FORMATS)}")
     if target.is_file():
@@ -118,8 +219,19 @@ def _plan(
         if component == "vae":
             native = is_wan(texts["vae/config.json"], tensors)
             tensors = {source.to_wan(name) if native else f"vae.{name}": tensor for name, tensor in tensors.items()}
-        outputs.append(Output(target / SPLIT_FILES[component], tensors, _metadata([component], own)))
+        metadata = _metadata([component], own) | _described(tensors)
+        outputs.append(Output(target / SPLIT_FILES[component], tensors, metadata))
     return outputs
+
+
+def _described(tensors: dict[str, Stored | Computed]) -> dict[str, str]:
+    """What ComfyUI 0.3 asks a file's metadata: which of its layers are stored in fewer bits, and how."""
+    layers = {
+        key.removesuffix(f".{QUANT_TENSOR}"): json.loads(tensor.content)
+        for key, tensor in tensors.items()
+        if key.endswith(f".{QUANT_TENSOR}") and isinstance(tensor, Computed)
+    }
+    return {QUANT_METADATA: json.dumps({"format_version": "1.0", "layers": layers})} if layers else {}
 
 
 def is_wan(config: str, tensors: dict[str, Stored]) -> bool:
@@ -241,16 +353,38 @@ def _write_tensors(path: Path, output: Output, dtype: torch.dtype | None, advanc
         offset += size
     encoded = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
     encoded += b" " * (-len(encoded) % 8)
+    start = 8 + len(encoded)
     with path.open("wb") as file, ExitStack() as inputs:
         file.write(struct.pack("<Q", len(encoded)) + encoded)
-        opened = {}
+        opened, layers = {}, {}
         for key in order:
-            for part in output.tensors[key].parts:
-                if part.file not in opened:
-                    opened[part.file] = inputs.enter_context(source.open_file(part.file))
-                _copy(opened[part.file], file, part, dtype if _changes(part, dtype) else None, advance)
+            tensor = output.tensors[key]
+            file.seek(start + header[key]["data_offsets"][0])
+            if isinstance(tensor, Stored | Joined):
+                for part in tensor.parts:
+                    if part.file not in opened:
+                        opened[part.file] = inputs.enter_context(source.open_file(part.file))
+                    _copy(opened[part.file], file, part, dtype if _changes(part, dtype) else None, advance)
+            elif tensor.layer is None:
+                file.write(tensor.content)
+                advance(tensor.nbytes)
+            else:
+                places = layers.setdefault(id(tensor.layer), (tensor.layer, {}))[1]
+                places[tensor.part] = start + header[key]["data_offsets"][0]
+        for layer, places in layers.values():
+            _write_layer(file, layer, places, advance)
         file.flush()
         os.fsync(file.fileno())  # some file systems report only now that the disk is full
+
+
+def _write_layer(file, layer: Layer, places: dict[str, int], advance: Callable[[int], None]):
+    """Compute a layer's tensors and write each at its place."""
+    for name, tensor in layer.compute().items():
+        if layer.format is None and not tensor.isfinite().all():
+            raise InputError(f"a layer has values beyond the range of {layer.dtype}")
+        file.seek(places[name])
+        file.write(tensor.contiguous().flatten().view(torch.uint8).numpy())
+        advance(tensor.nbytes)
 
 
 def _copy(reader, writer, tensor: Stored, dtype: torch.dtype | None, advance: Callable[[int], None]):
@@ -278,17 +412,17 @@ def _cast(piece: bytes, tensor: Stored, dtype: torch.dtype) -> bytes:
 _NAMES = {dtype: name for name, dtype in weights.DTYPES.items()}
 
 
-def _changes(tensor: Stored | Joined, dtype: torch.dtype | None) -> bool:
-    return dtype is not None and any(
-        part.dtype in FLOATS and weights.DTYPES[part.dtype] is not dtype for part in tensor.parts
-    )
+def _changes(tensor: Stored | Joined | Computed, dtype: torch.dtype | None) -> bool:
+    if dtype is None or isinstance(tensor, Computed):
+        return False
+    return any(part.dtype in FLOATS and weights.DTYPES[part.dtype] is not dtype for part in tensor.parts)
 
 
-def _width(tensor: Stored | Joined, dtype: torch.dtype | None) -> int:
+def _width(tensor: Stored | Joined | Computed, dtype: torch.dtype | None) -> int:
     """Bytes of one value."""
     return dtype.itemsize if _changes(tensor, dtype) else tensor.nbytes // max(1, math.prod(tensor.shape))
 
 
-def _size(tensor: Stored | Joined, dtype: torch.dtype | None) -> int:
+def _size(tensor: Stored | Joined | Computed, dtype: torch.dtype | None) -> int:
     """Bytes of the tensor as it will be written."""
     return math.prod(tensor.shape) * dtype.itemsize if _changes(tensor, dtype) else tensor.nbytes

@@ -62,6 +62,9 @@ SAVED_PREFIXES = {
 }
 SAVED_TEXTS = "internvlu_files"
 
+# Where ComfyUI says that layers are stored in fewer bits (see quantised.py): a layer's tensor, and a file's metadata.
+QUANT_TENSOR, QUANT_METADATA = "comfy_quant", "_quantization_metadata"
+
 
 def file_names(*endings: str) -> re.Pattern:
     """Matches the names that a checkpoint's files with these endings may have, such as "vlm/config.json".
@@ -143,6 +146,10 @@ class Source(ABC):
         """The folder or file that holds a component's tensors, for error messages."""
         return self.path
 
+    @abstractmethod
+    def quantisation(self, component: str) -> dict[str, dict]:
+        """{released name of a layer: how it is stored}, as the metadata of a component's files say it."""
+
     @contextmanager
     def tokenizer_folder(self):
         """A folder with the tokenizer's files, for as long as the context lasts."""
@@ -215,6 +222,10 @@ class Folder(Source):
                 raise CheckpointError(f"{file} has tensors that its index does not name: {first(unnamed)}")
         return tensors
 
+    def quantisation(self, component):
+        headers = (read_header(file)[0] for file in self._weight_files(component))
+        return {layer: config for metadata in headers for layer, config in quantised_by(metadata).items()}
+
     def _weight_files(self, component: str) -> dict[Path, list[str] | None]:
         """{safetensors file: names of its tensors by the index, None where there is no index}."""
         folder, stem = self.path / component, STEMS[component]
@@ -248,6 +259,7 @@ class File(Source):
     def __init__(self, path: Path):
         self.path = path
         metadata, self._stored = read_header(path)
+        self._quantised = quantised_by(metadata)
         self.components = _components(metadata, self._stored)
         self.saved = VERSION_KEY not in metadata
         if self.saved:
@@ -305,6 +317,10 @@ class File(Source):
                 tensors[name] = stored
         return tensors
 
+    def quantisation(self, component):
+        named = {self._released_name(component, layer): config for layer, config in self._quantised.items()}
+        return {name: config for name, config in named.items() if name is not None}
+
     def _released_name(self, component: str, key: str) -> str | None:
         """None for another component's key."""
         if self.saved:
@@ -347,6 +363,9 @@ class Split(Source):
 
     def tensors(self, component):
         return self.files[component].tensors(component)
+
+    def quantisation(self, component):
+        return self.files[component].quantisation(component)
 
 
 def pack_texts(texts: dict[str, str]) -> torch.Tensor:
@@ -434,6 +453,15 @@ def _parse_header(file: Path) -> tuple[dict[str, str], dict[str, Stored]]:
             file, key, header[key]["dtype"], tuple(header[key]["shape"]), 8 + size + start, end - start
         )
     return metadata, stored
+
+
+def quantised_by(metadata: dict[str, str]) -> dict[str, dict]:
+    """{layer: how it is stored} as a file's metadata say it; {} if they do not, or not readably."""
+    try:
+        layers = json.loads(metadata.get(QUANT_METADATA, "{}")).get("layers", {})
+        return {layer: dict(config) for layer, config in layers.items()}
+    except (ValueError, TypeError, AttributeError, RecursionError):
+        return {}
 
 
 def components_of(file: Path) -> tuple[str, ...]:

@@ -5,7 +5,7 @@ converted or moved goes through memory tensor by tensor.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -17,9 +17,10 @@ from ..errors import CheckpointError
 from ..models.mmdit import MMDiT
 from ..models.vae import VAE
 from ..models.vlm import VLM
-from ..quantization import WeightFormat, quantise_network
+from ..quantization import FileFormat, WeightFormat, quantise_network, replace_layer
 from .config import Config
 from .files import COMPONENTS, STEMS, Source, Stored, first, open_safetensors, open_source
+from .quantised import INPUT_SCALE, StoredLayer, fits, split_layers
 
 # Handles are reopened after this many converted bytes: a mapped page counts as resident memory until its file closes.
 REOPEN_AFTER = 256 * 2**20
@@ -124,6 +125,15 @@ def read_weights(
     return load_state_dict(checkpoint, names, network, dtype=dtype, device=device)
 
 
+def read_formats(checkpoint: str | Path | Source, config: Config, component: str) -> dict[str, FileFormat]:
+    """{path in the network: format} of a component's layers in fewer bits.
+
+    Their tensors are in read_weights, under the names of the format: "<path>.weight_scale" and so on.
+    """
+    names, network = tensor_names(config, component), build_on_meta(config, component)
+    return layers_of(open_source(checkpoint), names, network)
+
+
 def check_component(checkpoint: str | Path | Source, config: Config, component: str) -> dict[str, Stored]:
     """check_tensors for the network that the config describes."""
     return check_tensors(checkpoint, tensor_names(config, component), build_on_meta(config, component))
@@ -177,6 +187,13 @@ def _stage(checkpoint, config, component, dtype, device, weight_format, **attent
     network = build_on_meta(config, component, **attention).requires_grad_(False).eval()
     names = tensor_names(config, component)
     state = load_state_dict(checkpoint, names, network, dtype=dtype, device=device)
+    layers = layers_of(open_source(checkpoint), names, network)
+    dtype = dtype or (stored_dtype(checkpoint, names) if layers else None)
+    for path, stored_format in layers.items():
+        state.pop(f"{path}.{INPUT_SCALE}", None)
+        parts = {name.rpartition(".")[2]: state[name] for name in state if name.rpartition(".")[0] == path}
+        parts.pop("bias", None)
+        replace_layer(network, path, stored_format, parts, dtype)
     if weight_format is not None:
         quantise_network(network, state, weight_format)
     return network, state
@@ -185,14 +202,17 @@ def _stage(checkpoint, config, component, dtype, device, weight_format, **attent
 def check_tensors(checkpoint: str | Path | Source, names: TensorNames, network: nn.Module) -> dict[str, Stored]:
     """{released name: where it is stored} of a component, after checking that `network` can load it.
 
-    network: its parameters may be on the meta device. Raises CheckpointError naming the tensors that are missing,
-    unknown, of a wrong shape or not floating-point, or the file that cannot be read.
+    Layers in fewer bits have several tensors, see quantised.py. network: its parameters may be on the meta device.
+    Raises CheckpointError naming the tensors that are missing, unknown, of a wrong shape or not floating-point, or the
+    file that cannot be read.
     """
     source = open_source(checkpoint)
     place = source.place(names.folder)
     stored = source.tensors(names.folder)
-    meta = {name: _on_meta(name, tensor) for name, tensor in stored.items()}
     wanted = {names.file_name(name): tensor.shape for name, tensor in network.state_dict().items()}
+    plain, layers = split_layers(source, names.folder)
+    meta = {name: _on_meta(name, tensor) for name, tensor in plain.items()}
+    meta |= {f"{path}.weight": _weight_of(path, layer, wanted, network) for path, layer in layers.items()}
 
     missing = sorted(wanted.keys() - meta.keys())
     unknown = sorted(name for name in meta.keys() - wanted.keys() if not names.unread.fullmatch(name))
@@ -215,6 +235,27 @@ def check_tensors(checkpoint: str | Path | Source, names: TensorNames, network: 
     return stored
 
 
+def _weight_of(path: str, layer: StoredLayer, wanted: dict[str, torch.Size], network: nn.Module) -> torch.Tensor:
+    """The weight that a layer in fewer bits stands for, on the meta device: of a wrong shape if its parts are."""
+    parts = {name: _on_meta(f"{path}.{name}", tensor) for name, tensor in layer.parts.items()}
+    shape = wanted.get(f"{path}.weight", ())
+    if path.endswith("embed_tokens") and not hasattr(network.language_model, "lm_head"):
+        shape = ()  # the model multiplies by it, as a whole matrix
+    if fits(layer, shape, parts):
+        return torch.empty(shape, device="meta")
+    return parts.get("weight", torch.empty(0, device="meta")).new_empty((0,), dtype=torch.float32)
+
+
+def layers_of(source: Source, names: TensorNames, network: nn.Module) -> dict[str, FileFormat]:
+    """{path in the network: format} of its layers that are stored in fewer bits. network: as it was built."""
+    layers, found = split_layers(source, names.folder)[1], {}
+    for name, tensor in network.state_dict().items() if layers else ():
+        layer = layers.get(names.file_name(name).removesuffix(".weight"))
+        if layer is not None and name.endswith(".weight"):
+            found[name.removesuffix(".weight")] = layer.format.of_shape(tensor.shape)
+    return found
+
+
 def load_state_dict(
     checkpoint: str | Path | Source,
     names: TensorNames,
@@ -225,27 +266,31 @@ def load_state_dict(
 ) -> dict[str, torch.Tensor]:
     """{parameter name: tensor} of `network`, from a checkpoint, for network.load_state_dict(…, assign=True).
 
-    network: its parameters may be on the meta device. dtype: of all tensors; None keeps the dtype of each. A tensor
-    that is neither converted nor moved is mapped from the file. Raises CheckpointError as check_tensors does.
+    network: its parameters may be on the meta device. dtype: of all tensors but those of layers in fewer bits, which
+    stay as stored, under the names of their format; None keeps the dtype of each. A tensor that is neither converted
+    nor moved is mapped from the file. Raises CheckpointError as check_tensors does.
     """
-    stored = check_tensors(checkpoint, names, network)
+    check_tensors(checkpoint, names, network)
+    plain, layers = split_layers(open_source(checkpoint), names.folder)
     wanted = {names.file_name(name): (name, tensor.shape) for name, tensor in network.state_dict().items()}
-    files: dict[Path, dict[str, Stored]] = {}
-    for name, tensor in stored.items():
-        if name in wanted:
-            files.setdefault(tensor.file, {})[name] = tensor
     state = {}
-    for file, tensors in files.items():
-        for name, tensor in _read(file, tensors, dtype, device):
-            parameter, shape = wanted[name]
-            state[parameter] = names.adapt(name, tensor, shape).contiguous()
+    for name, tensor in _read_all({name: plain[name] for name in plain if name in wanted}, dtype, device):
+        parameter, shape = wanted[name]
+        state[parameter] = names.adapt(name, tensor, shape).contiguous()
+    paths = {path: wanted[f"{path}.weight"][0].removesuffix(".weight") for path in layers}
+    parts = {(path, name): part for path, layer in layers.items() for name, part in layer.parts.items()}
+    for (path, name), tensor in _read_all(parts, None, device):
+        state[f"{paths[path]}.{name}"] = tensor
     return state
 
 
 def stored_dtype(checkpoint: str | Path | Source, names: TensorNames) -> torch.dtype:
-    """The floating-point dtype of most of a component's stored values; float32 if it has none."""
+    """The floating-point dtype of most of a component's stored values; float32 if it has none.
+
+    Layers in fewer bits do not count.
+    """
     counts = {torch.float32: 0}
-    for name, stored in open_source(checkpoint).tensors(names.folder).items():
+    for name, stored in split_layers(open_source(checkpoint), names.folder)[0].items():
         tensor = _on_meta(name, stored)
         if tensor.is_floating_point():  # check_tensors names those that are not
             counts[tensor.dtype] = counts.get(tensor.dtype, 0) + tensor.numel()
@@ -266,6 +311,8 @@ DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
+if hasattr(torch, "float8_e8m0fnu"):  # since torch 2.7
+    DTYPES["F8_E8M0"] = torch.float8_e8m0fnu
 
 
 def _on_meta(name: str, stored: Stored) -> torch.Tensor:
@@ -275,7 +322,16 @@ def _on_meta(name: str, stored: Stored) -> torch.Tensor:
     return torch.empty(stored.shape, dtype=DTYPES[stored.dtype], device="meta")
 
 
-def _read(file: Path, tensors: dict[str, Stored], dtype, device):
+def _read_all(tensors: dict[Hashable, Stored], dtype, device):
+    """Yield (name, tensor) of all, file by file."""
+    files: dict[Path, dict[Hashable, Stored]] = {}
+    for name, tensor in tensors.items():
+        files.setdefault(tensor.file, {})[name] = tensor
+    for file, stored in files.items():
+        yield from _read(file, stored, dtype, device)
+
+
+def _read(file: Path, tensors: dict[Hashable, Stored], dtype, device):
     """Yield (name, tensor), keeping little of the mapped file resident when tensors are converted or moved."""
     left = list(tensors.items())
     while left:

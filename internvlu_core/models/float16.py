@@ -25,9 +25,9 @@ def to_residual_dtype(x: Tensor) -> Tensor:
 
 def scale_down(x: Tensor, limit: float = LIMIT) -> tuple[Tensor, Tensor]:
     """(x / scale, scale [..., 1]). scale is, for each token, the least power of two ≥ 1 that keeps |x| ≤ limit."""
-    largest = x.abs().amax(dim=-1, keepdim=True)
+    largest = x.abs().amax(dim=-1, keepdim=True).float()
     scale = torch.exp2(torch.ceil(torch.log2(largest / limit))).clamp(min=1)
-    return x / scale, scale
+    return x / scale.to(x.dtype), scale
 
 
 def scale_for_norm(x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -42,8 +42,10 @@ def project_to_residual(linear: nn.Module, x: Tensor, dtype: torch.dtype) -> Ten
     """linear(x) [B, T, C], to be added to a residual stream, in the stream's dtype. dtype: of the computation."""
     if dtype != torch.float16:
         return linear(x)
-    x, scale = scale_down(to_residual_dtype(x))
+    # In float16 if x is in it: that takes half the memory, and a division by a power of two rounds as in float32.
+    x, scale = scale_down(x)
     # The bias must not be scaled. A further row of zeros gives it, also where a host patches or moves the weights.
-    out = linear(nn.functional.pad(x.to(dtype), (0, 0, 0, 1))).float()
+    x = nn.functional.pad(x.to(dtype), (0, 0, 0, 1))  # by the same name, so that the smaller one is freed
+    out = linear(x).float()
     out, bias = out[..., :-1, :], out[..., -1:, :]
     return (out - bias) * scale + bias

@@ -171,15 +171,36 @@ def cache_bytes(config: LanguageConfig, dtype: torch.dtype) -> int:
     return 2 * config.num_layers * config.num_kv_heads * config.head_dim * dtype.itemsize
 
 
+# False where oneDNN does not compute in bfloat16 on this processor. There PyTorch's own product takes a time in
+# proportion to the rows.
+CPU_BFLOAT16 = (
+    not torch.backends.mkldnn.is_available() or getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)()
+)
+FEW_ROWS = 4  # up to which that product is still the faster one
+PIECE = 2**17  # weights in float32 that stay in the processor's cache
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """F.linear, but on a CPU without bfloat16 instructions in float32, a piece of the weights at a time."""
+    plain = x.device.type != "cpu" or x.dtype != torch.bfloat16 or CPU_BFLOAT16
+    if plain or x.shape[:-1].numel() <= FEW_ROWS or torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return F.linear(x, weight, bias)
+    wide = x.float()
+    out = torch.cat([F.linear(wide, piece.float()) for piece in weight.split(max(1, PIECE // x.shape[-1]))], dim=-1)
+    return (out if bias is None else out + bias.float()).to(x.dtype)
+
+
 class Linear(nn.Linear):
-    """nn.Linear, but with oneDNN for a single float32 row on a CPU, where F.linear uses only one thread."""
+    """nn.Linear as `linear` computes it, but with oneDNN for a single float32 row on a CPU, where F.linear uses only
+    one thread.
+    """
 
     by_rows = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
 
     def forward(self, x: Tensor) -> Tensor:
         single = x.device.type == "cpu" and x.dtype == torch.float32 and x.numel() == self.in_features
         if self.by_rows is None or not single or torch.is_grad_enabled() or torch.compiler.is_compiling():
-            return super().forward(x)
+            return linear(x, self.weight, self.bias)
         return self.by_rows(x, self.weight, self.bias, "none", [], "")
 
 
@@ -240,7 +261,7 @@ class Qwen3(nn.Module):
         """Output of the final norm [..., C] → logits of the next token [..., vocabulary], float32."""
         if self.config.tied_head:
             table = self.model["embed_tokens"].weight
-            return F.linear(hidden, table.to(hidden.device, hidden.dtype)).float()
+            return linear(hidden, table.to(hidden.device, hidden.dtype)).float()
         return self.lm_head(hidden).float()
 
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ..checkpoints.config import MMDiTConfig
 from ..errors import InputError
+from .attention import by_branch
 from .float16 import project_to_residual, scale_down
 from .rope import Grid, joint_positions, rope_table_3d, rotate_pairs
 
@@ -44,15 +45,20 @@ class SequenceLayout:
         """The number of generated tokens of all branches."""
         return self.generated * len(self.texts)
 
-    def join(self, img: Tensor, txt: Tensor) -> list[Tensor]:
-        """Both streams → each branch's tokens [B, tokens of the branch, …]: generated, references, context."""
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """The number of tokens of each branch."""
+        return tuple(self.generated + sum(sizes) for sizes in zip(self.references, self.texts, strict=True))
+
+    def join(self, img: Tensor, txt: Tensor) -> Tensor:
+        """Both streams → [B, tokens of all branches, …], branch by branch: generated, references, context."""
         generated = img[:, : self.all_generated].split(self.generated, dim=1)
         references = img[:, self.all_generated :].split(self.references, dim=1)
         branches = zip(generated, references, txt.split(self.texts, dim=1), strict=True)
-        return [torch.cat(tokens, dim=1) for tokens in branches]
+        return torch.cat([tokens for branch in branches for tokens in branch], dim=1)  # one kernel for all
 
     def part(self, branches: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """The inverse of join."""
+        """The inverse of join, of the branches [B, tokens, …] one by one."""
         sizes = zip(self.references, self.texts, strict=True)
         parts = [x.split([self.generated, *size], dim=1) for x, size in zip(branches, sizes, strict=True)]
         generated, references, texts = zip(*parts, strict=True)
@@ -104,7 +110,7 @@ class MMDiT(nn.Module):
     """The velocity of noisy latents, given the conditioning of one branch; see forward.
 
     operations: a namespace of layers, torch.nn or a host's own. attention: a function of q, k, v [B, heads, T,
-    head_dim]. factory: dtype and device of the parameters.
+    head_dim], see attention.py. factory: dtype and device of the parameters.
     """
 
     def __init__(self, config: MMDiTConfig, operations=nn, attention=F.scaled_dot_product_attention, **factory):
@@ -193,6 +199,11 @@ class MMDiT(nn.Module):
         """Both streams [B, T, size] after a block; after the last, only the generated tokens. Hosts may override."""
         last = index == len(self.transformer_blocks) - 1
         return self.transformer_blocks[index](img, txt, temb, layout, generated_only=last, **attention_options)
+
+    def use_attention(self, attention):
+        """Compute with another attention function from now on. attention: as for the class."""
+        for block in self.transformer_blocks:
+            block.attn.attention = attention
 
     def bound_context(self, context: Tensor) -> Tensor:
         """Hidden states [..., T, C] scaled into float16's range, without effect on the velocity.
@@ -334,14 +345,13 @@ class GatedAttention(nn.Module):
         """
         keys, values = self.keys(img, txt, layout)
         queries, *gates = self.queries(img, txt, layout, generated_only)
-        found = []
-        for branch in zip(queries, keys, values, strict=True):
-            q, k, v = (t.transpose(1, 2) for t in branch)  # [B, heads, T, D]
-            found.append(self.attention(q, k, v, **attention_options).transpose(1, 2).flatten(2))
-        return found, *gates
+        lengths = (layout.generated,) * len(layout.texts) if generated_only else layout.lengths
+        packed = getattr(self.attention, "packed", None) or partial(by_branch, self.attention)
+        found = packed(queries, keys, values, lengths, layout.lengths, **attention_options)
+        return [branch.flatten(2) for branch in found], *gates
 
-    def keys(self, img: Tensor, txt: Tensor, layout: SequenceLayout) -> tuple[list[Tensor], list[Tensor]]:
-        """Keys and values [B, tokens, heads, D] of each branch."""
+    def keys(self, img: Tensor, txt: Tensor, layout: SequenceLayout) -> tuple[Tensor, Tensor]:
+        """Keys and values [B, tokens of all branches, heads, D], see SequenceLayout.join."""
         img_k = rotate_pairs(self.norm_k(self.heads_of(self.to_k(img))), layout.img_rope)
         txt_k = rotate_pairs(self.norm_added_k(self.heads_of(self.add_k_proj(txt))), layout.txt_rope)
         keys = layout.join(img_k, txt_k)
@@ -349,13 +359,13 @@ class GatedAttention(nn.Module):
         return keys, layout.join(self.heads_of(self.to_v(img)), self.heads_of(self.add_v_proj(txt)))
 
     def queries(self, img: Tensor, txt: Tensor, layout: SequenceLayout, generated_only: bool):
-        """Queries [B, tokens, heads, D] of each branch, and the gates [B, T, heads·D] of both streams, or None."""
+        """Queries [B, tokens, heads, D] of all branches, and the gates [B, T, heads·D] of both streams, or None."""
         if generated_only:
             img = img[:, : layout.all_generated]
         img_q, img_gate = self.heads_of(self.to_q(img)).chunk(2, dim=-1)
         img_q, img_gate = rotate_pairs(self.norm_q(img_q), layout.img_rope), img_gate.flatten(2)
         if generated_only:
-            return img_q.split(layout.generated, dim=1), img_gate, None
+            return img_q, img_gate, None
         txt_q, txt_gate = self.heads_of(self.add_q_proj(txt)).chunk(2, dim=-1)
         txt_q = rotate_pairs(self.norm_added_q(txt_q), layout.txt_rope)
         return layout.join(img_q, txt_q), img_gate, txt_gate.flatten(2)
@@ -379,9 +389,13 @@ class FeedForward(nn.Module):
         )
 
     def forward(self, x: Tensor, shift: Tensor, scale: Tensor, gate: Tensor) -> Tensor:
+        # No name holds the hidden layer, so that what is made of it can take its place.
+        return torch.addcmul(x, gate, project_to_residual(self.net[2], self.hidden(x, shift, scale), scale.dtype))
+
+    def hidden(self, x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+        """[B, T, size] → [B, T, 4·size]."""
         # In place, which F.gelu cannot: no tensor in the network is larger.
-        hidden = torch.ops.aten.gelu_(self.net[0]["proj"](modulate(x, shift, scale)), approximate="tanh")
-        return torch.addcmul(x, gate, project_to_residual(self.net[2], hidden, hidden.dtype))
+        return torch.ops.aten.gelu_(self.net[0]["proj"](modulate(x, shift, scale)), approximate="tanh")
 
 
 class OutputNorm(nn.Module):

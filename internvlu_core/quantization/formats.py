@@ -3,7 +3,7 @@
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -69,6 +69,58 @@ class WeightFormat(ABC):
         return {"format": self.name, **asdict(self)}
 
 
+# The VLM's matrices outside of the layers: embedding of tokens, head and projector. They are a tenth of all weights.
+_OUTSIDE = re.compile(r".*\b(embed_tokens|lm_head|mlp1\.\d+)\.weight")
+
+
+@dataclass(frozen=True)
+class FileFormat(WeightFormat):
+    """A format that ComfyUI's quantised files have, under ComfyUI's name and with ComfyUI's tensors for a layer.
+
+    outside: the format of the VLM's matrices outside of the layers; None: this one. BENCHMARKS.md has the errors that
+    led to it. by_rows: whether rows can be quantised apart.
+    """
+
+    outside: ClassVar["FileFormat | None"] = None
+    by_rows: ClassVar[bool] = False
+
+    def for_layer(self, name, weight):
+        """As in WeightFormat, but also the VLM's matrices outside of the layers."""
+        if weight.ndim == 2 and _OUTSIDE.fullmatch(name):
+            return self.outside or self
+        return self if is_block_matrix(name, weight) else None
+
+    def rows(self, stored: Mapping[str, Tensor], ids: Tensor) -> dict[str, Tensor]:
+        """What is stored for some rows [n] of a weight, as for a matrix of these rows [n, in]."""
+        raise NotImplementedError(f"{self.name} cannot store an embedding")
+
+    def layouts(self, shape: tuple[int, int]) -> list[dict[str, Tensor]]:
+        """What may be stored for a weight [out, in], as tensors on the meta device; the first is what is written."""
+        return [self.quantise(torch.empty(shape, device="meta"))]
+
+    def of_shape(self, shape: tuple[int, int]) -> "FileFormat":
+        """The format of a layer whose weight has this shape."""
+        return self
+
+
+@dataclass(frozen=True)
+class PaddedFormat(FileFormat):
+    """A format that pads a weight. shape: [out, in] of the weight itself, which dequantise returns."""
+
+    shape: tuple[int, int] | None = None
+
+    def for_layer(self, name, weight):
+        found = super().for_layer(name, weight)
+        return found and found.of_shape(tuple(weight.shape))
+
+    def of_shape(self, shape):
+        return replace(self, shape=tuple(shape))
+
+    def crop(self, padded: Tensor) -> Tensor:
+        """The weight without its padding."""
+        return padded if self.shape is None else padded[: self.shape[0], : self.shape[1]]
+
+
 class QuantisedLinear(nn.Module):
     """A linear layer whose weight is stored in a weight format: its tensors are parameters under the format's names."""
 
@@ -84,24 +136,70 @@ class QuantisedLinear(nn.Module):
         return self.format.multiply(x, {name: getattr(self, name) for name in self.names}, self.bias)
 
 
+class QuantisedEmbedding(nn.Module):
+    """An embedding whose table is stored in a format of files; only the rows that are looked up are dequantised.
+
+    dtype: of the result.
+    """
+
+    def __init__(self, weight_format: FileFormat, stored: Mapping[str, Tensor], dtype: torch.dtype):
+        super().__init__()
+        self.format, self.names, self.dtype = weight_format, tuple(stored), dtype
+        for name, tensor in stored.items():
+            self.register_parameter(name, nn.Parameter(tensor, requires_grad=False))
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """ids [...] → rows of the table [..., in]."""
+        stored = self.format.rows({name: getattr(self, name) for name in self.names}, ids.flatten())
+        return self.format.dequantise(stored, self.dtype).unflatten(0, ids.shape)
+
+
+def network_formats(network: nn.Module, weight_format: WeightFormat) -> dict[str, WeightFormat]:
+    """{path: its format} of the layers of a network (on any device) that are to be stored in a weight format."""
+    modules, found = dict(network.named_modules()), {}
+    for path, layer in modules.items():
+        # Without a head the model multiplies by its embedding, which must then be a whole matrix.
+        headed = f"{path.removesuffix('model.embed_tokens')}lm_head" in modules
+        if isinstance(layer, nn.Linear) or (isinstance(layer, nn.Embedding) and headed):
+            of_layer = weight_format.for_layer(f"{path}.weight", layer.weight)
+            if of_layer is not None:
+                found[path] = of_layer
+    return found
+
+
 def quantise_network(network: nn.Module, state: dict[str, Tensor], weight_format: WeightFormat):
-    """Store a network's weights in a format: replaces linear layers, and their weights in its state dict, in place.
+    """Store a network's weights in a format: replaces layers, and their weights in its state dict, in place.
 
     The new layers are on the meta device, for network.load_state_dict(state, assign=True).
     """
-    for path, layer in list(network.named_modules()):
-        if not isinstance(layer, nn.Linear):
-            continue
-        of_layer = weight_format.for_layer(f"{path}.weight", layer.weight)
-        if of_layer is None:
-            continue
-        stored = of_layer.quantise(state.pop(f"{path}.weight"))
-        bias = None if layer.bias is None else state[f"{path}.bias"]
-        parent, _, attribute = path.rpartition(".")
-        setattr(network.get_submodule(parent), attribute, QuantisedLinear(of_layer, stored, bias).to("meta"))
+    for path, of_layer in network_formats(network, weight_format).items():
+        weight = state.pop(f"{path}.weight")
+        stored = of_layer.quantise(weight)
+        replace_layer(network, path, of_layer, stored, weight.dtype)
         state |= {f"{path}.{name}": tensor for name, tensor in stored.items()}
+
+
+def replace_layer(
+    network: nn.Module, path: str, weight_format: WeightFormat, stored: Mapping[str, Tensor], dtype: torch.dtype
+):
+    """Put a quantised layer in the place of a layer, with parameters like `stored` on the meta device.
+
+    dtype: of an embedding's results; a linear layer's have the dtype of its inputs.
+    """
+    parent, _, attribute = path.rpartition(".")
+    owner, layer = network.get_submodule(parent), network.get_submodule(path)
+    stored = {name: tensor.to("meta") for name, tensor in stored.items()}
+    if isinstance(layer, nn.Embedding):
+        new = QuantisedEmbedding(weight_format, stored, dtype)
+    else:
+        new = QuantisedLinear(weight_format, stored, None if layer.bias is None else layer.bias.to("meta"))
+    if isinstance(owner, nn.ModuleDict):
+        owner[attribute] = new
+    else:
+        setattr(owner, attribute, new)
 
 
 def layer_formats(network: nn.Module) -> dict[str, WeightFormat]:
     """{path: format} of a network's quantised layers: with the state dict, all that is needed to save them."""
-    return {path: layer.format for path, layer in network.named_modules() if isinstance(layer, QuantisedLinear)}
+    layers = QuantisedLinear | QuantisedEmbedding
+    return {path: layer.format for path, layer in network.named_modules() if isinstance(layer, layers)}

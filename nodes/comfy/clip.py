@@ -6,6 +6,7 @@ from ...internvlu_core.errors import InputError
 from .conditioning import conditioning
 from .float8 import scaled_state_dict
 from .images import to_pil
+from .quantised import stored_tensors
 from .vlm import ComfyVLM
 
 
@@ -59,7 +60,7 @@ class InternVLUCLIP(comfy.sd.CLIP):
         return self.patcher
 
     def get_sd(self):
-        return scaled_state_dict(self.cond_stage_model, self.cond_stage_model.state_dict())
+        return scaled_state_dict(self.cond_stage_model, stored_tensors(self.cond_stage_model.state_dict()))
 
     def state_dict_for_saving(self):
         return scaled_state_dict(self.cond_stage_model, self.patcher.model_state_dict_for_saving())

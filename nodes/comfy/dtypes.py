@@ -1,12 +1,16 @@
 """Which dtype each weight of a network is kept in, and which one the network computes in."""
 
+from types import MappingProxyType
+
 import comfy.model_management
 import comfy.utils
 import torch
 
+from ...internvlu_core.checkpoints.quantised import INPUT_SCALE
 from ...internvlu_core.quantization import find_format
 from ...internvlu_core.quantization.float8 import DTYPE as FLOAT8
 from .float8 import keep_in_float8
+from .quantised import Formats, operations, part_names, place_layers, plain_tensors
 
 # What the loaders offer. None: what ComfyUI prefers for the device and the stored weights.
 DTYPES = {
@@ -20,10 +24,25 @@ DTYPES = {
 COMPUTE_DTYPES = [torch.bfloat16, torch.float16, torch.float32]
 
 
+def as_floats(state_dict: dict, formats: Formats, dtype: torch.dtype | None) -> Formats:
+    """Turn layers in fewer bits into floats if the user chose a dtype of floats. Returns those that stay."""
+    if dtype is None or dtype.itemsize == 1:
+        return formats
+    for path, layer_format in formats.items():
+        parts = {name: state_dict.pop(f"{path}.{name}") for name in part_names(state_dict, path)}
+        parts.pop(INPUT_SCALE, None)
+        state_dict[f"{path}.weight"] = layer_format.dequantise(parts, dtype)
+    return {}
+
+
 def choose_dtypes(
-    state_dict: dict, dtype: torch.dtype | None, device: torch.device
+    state_dict: dict, dtype: torch.dtype | None, device: torch.device, formats: Formats = MappingProxyType({})
 ) -> tuple[torch.dtype, torch.dtype | None]:
-    """(dtype of the weights, dtype that they are cast to for computing; None if that is the same)."""
+    """(dtype of the weights, dtype that they are cast to for computing; None if that is the same).
+
+    formats: of layers in fewer bits, which do not count.
+    """
+    state_dict = plain_tensors(state_dict, formats)
     if dtype is None:
         dtype = comfy.model_management.unet_dtype(
             device=device,
@@ -42,13 +61,21 @@ def assign(
     dtype: torch.dtype,
     device: torch.device,
     compute_dtype: torch.dtype | None = None,
+    *,
+    formats: Formats = MappingProxyType({}),
+    load_device: torch.device | None = None,
+    exact: bool = False,
 ):
     """Give a network on the meta device its weights; those that need no conversion stay memory-mapped.
 
-    In 8 bits, the core says which layers are kept so; the rest has the dtype that is computed in, or its own.
+    In 8 bits, the core says which layers are kept so; the rest has the dtype that is computed in, or its own. formats:
+    of layers that are in fewer bits already, which they stay. load_device, exact: as in quantised.operations.
     """
     weight_format = find_format(dtype)
     rest = dtype if weight_format is None else compute_dtype
+    if formats:
+        ops = operations(formats, compute_dtype or dtype, load_device, exact=exact)
+        place_layers(network, state_dict, formats, ops, rest or torch.bfloat16, device)
     while state_dict:
         name, tensor = state_dict.popitem()
         path, _, leaf = name.rpartition(".")

@@ -6,15 +6,18 @@ always see the scaled weight. `--fast fp8_matrix_mult` has no effect on them: it
 """
 
 import copy
+import json
 
 import comfy.float
 import comfy.ops
 import torch
 import torch.nn.functional as F
 
+from ...internvlu_core.checkpoints.files import QUANT_TENSOR
 from ...internvlu_core.quantization.float8 import DTYPE, dequantise, quantise, row_scales
+from ...internvlu_core.quantization.mxfp8 import MXFP8, from_rows
 
-SAVED_DTYPE = torch.bfloat16  # a float8 value times a power of two is exact in it
+PATCHED_DTYPE = torch.bfloat16  # a float8 value times a power of two is exact in it
 
 
 class Float8Linear(comfy.ops.manual_cast.Linear):
@@ -38,6 +41,10 @@ class Float8Linear(comfy.ops.manual_cast.Linear):
             stored, scale = weight, torch.ones(len(weight))
         else:
             stored, scale = quantise(weight.to(device).float())
+        self.keep_stored(stored, scale, device)
+
+    def keep_stored(self, stored: torch.Tensor, scale: torch.Tensor, device: torch.device):
+        """Take a weight in float8 [out, in] with its scales [out]."""
         self.weight = torch.nn.Parameter(stored.to(device), requires_grad=False)
         self.scale = self.own_scale = scale.to(device)
 
@@ -72,7 +79,7 @@ class Float8Linear(comfy.ops.manual_cast.Linear):
         scale = self.scale.to(weight.device) if inplace_update else row_scales(weight)
         stored = comfy.float.stochastic_rounding(weight.float() / scale[:, None], DTYPE, seed=seed or 0)
         if return_weight:
-            return dequantise(stored, scale, SAVED_DTYPE)
+            return dequantise(stored, scale, PATCHED_DTYPE)
         if inplace_update:
             self.weight.data.copy_(stored)
         else:
@@ -89,23 +96,32 @@ def _of_scaled_weights(patch):
     return patch
 
 
+def put(network: torch.nn.Module, path: str, layer: torch.nn.Module):
+    """Put a layer in the place of the one at this path."""
+    parent, _, name = path.rpartition(".")
+    owner = network.get_submodule(parent)
+    if isinstance(owner, torch.nn.ModuleDict):
+        owner[name] = layer
+    else:
+        setattr(owner, name, layer)
+
+
 def keep_in_float8(network: torch.nn.Module, path: str, weight: torch.Tensor, device: torch.device):
     """Replace the linear layer at this path by one in 8 bits with this weight."""
     layer = Float8Linear(network.get_submodule(path))
     layer.keep(weight, device)
-    parent, _, name = path.rpartition(".")
-    setattr(network.get_submodule(parent), name, layer)
+    put(network, path, layer)
 
 
 def scaled_state_dict(network: torch.nn.Module, state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """A network's state dict for a file: weights in 8 bits become what they stand for, in SAVED_DTYPE, exactly.
-
-    Whoever reads the file needs no scales, and loading it in 8 bits gives the same numbers.
-    """
+    """A network's state dict for a file: weights of these layers become MXFP8, which holds the same numbers."""
     scaled = dict(state_dict)
     for path, layer in network.named_modules():
         if isinstance(layer, Float8Linear) and f"{path}.weight" in scaled:
             weight = scaled[f"{path}.weight"].to("cpu")  # newer versions of ComfyUI patch it only now
-            stored = weight.dtype == DTYPE
-            scaled[f"{path}.weight"] = dequantise(weight, layer.scale.cpu(), SAVED_DTYPE) if stored else weight
+            # A patched weight was rounded already, so it is in 8 bits what it is.
+            stored = (weight, layer.scale.cpu()) if weight.dtype == DTYPE else quantise(weight.float())
+            described = json.dumps(MXFP8(shape=tuple(weight.shape)).metadata()).encode()
+            scaled |= {f"{path}.{name}": tensor for name, tensor in from_rows(*stored).items()}
+            scaled[f"{path}.{QUANT_TENSOR}"] = torch.tensor(list(described), dtype=torch.uint8)
     return scaled

@@ -11,7 +11,7 @@ from comfy.patcher_extension import WrappersMP
 from comfy.sampler_helpers import convert_cond
 
 from ...internvlu_core.errors import InputError
-from ...internvlu_core.guidance import by_name, distinct, guided_velocity, strengths
+from ...internvlu_core.guidance import by_name, distinct, guided_velocity, is_guided, strengths
 from ...internvlu_core.sampling import sigma_to_timestep
 from .model import InternVLUModel
 
@@ -173,6 +173,33 @@ def patch_model(model: comfy.model_patcher.ModelPatcher, partial: list, partial_
     patched = model.clone()
     patched.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, "internvl_u", guide_by_three)
     return patched
+
+
+def limit_guidance(model: comfy.model_patcher.ModelPatcher, start: float, end: float):
+    """A clone of MODEL that is guided only in the steps from start to end, fractions of the noise schedule.
+
+    In the others every guider evaluates the positive conditioning alone, as ComfyUI does at cfg 1.
+    """
+    check_model(model)
+    if start > end:
+        raise InputError(f"start_percent is {start}, end_percent {end}; the start must not be behind the end")
+
+    def guide_in_range(executor, x, timestep, model_options=None, seed=None):
+        guider, options = executor.class_obj, model_options or {}
+        sampling = guider.model_patcher.get_model_object("model_sampling")
+        # σ is on the device, which this waits for, as ComfyUI's own ranges do.
+        if is_guided(float(timestep[0]), *map(sampling.percent_to_sigma, (start, end))):
+            return executor(x, timestep, options, seed)
+        guidance = getattr(guider, "guidance", None)
+        if guidance is not None and guidance.trace is not None:
+            guidance.trace.append(torch.zeros(2))
+        options = {key: value for key, value in options.items() if key != "sampler_cfg_function"}
+        conds = guider.conds.get("negative"), guider.conds["positive"]
+        return comfy.samplers.sampling_function(guider.inner_model, x, timestep, *conds, 1.0, options, seed)
+
+    limited = model.clone()
+    limited.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, "internvl_u_range", guide_in_range)
+    return limited
 
 
 def alias(conditioning: list, conds: list[dict]) -> bool:

@@ -88,7 +88,8 @@ def _extended(original, network_class: type, spell):
         for parameter in parameters:
             if parameter.endswith(".weight"):
                 ours |= dict.fromkeys(spell(parameter), parameter)
-        ours.shapes |= {name: tensor.shape for name, tensor in parameters.items()}
+        # A weight in fewer bits is stored in another shape than it has.
+        ours.shapes |= {name: tensor.shape for name, tensor in (parameters | dict(model.named_parameters())).items()}
         ours.examples.append(f"{module_of(next(name for name in parameters if name.endswith('_proj.weight')))}.…")
         return ours
 

@@ -1,6 +1,7 @@
 """The core's MMDiT as a ComfyUI MODEL: a BaseModel that a stock ModelPatcher, sampler and guider can drive."""
 
 from functools import lru_cache
+from types import MappingProxyType
 from typing import ClassVar
 
 import comfy.conds
@@ -21,11 +22,12 @@ from ...internvlu_core.checkpoints.config import Config, MMDiTConfig
 from ...internvlu_core.errors import CheckpointError, InputError
 from ...internvlu_core.models.mmdit import MMDiT, pack
 from ...internvlu_core.sampling import TIMESTEPS, flow_sigmas
-from .dtypes import COMPUTE_DTYPES, assign, choose_dtypes
+from .dtypes import COMPUTE_DTYPES, as_floats, assign, choose_dtypes
 from .float8 import scaled_state_dict
 from .latents import CHANNELS, GRID, check_size
 from .notice import notify
 from .packing import Contexts, Form, Forms, References
+from .quantised import Formats, stored_tensors
 
 
 def attention(q, k, v, transformer_options=None):
@@ -141,8 +143,8 @@ def options_of(transformer_options: dict, index: int) -> dict:
 
 
 # Working memory as memory_required counts it, context included, by compute dtype. Measured with pytorch's attention, at
-# any size and number of references: 0.48, 0.37 and 1.03, for in float16 the streams are float32.
-MEMORY_USAGE_FACTORS = {torch.bfloat16: 0.55, torch.float32: 0.42, torch.float16: 1.1}
+# any size and number of references: 0.48, 0.37 and 0.66, for in float16 the streams are float32.
+MEMORY_USAGE_FACTORS = {torch.bfloat16: 0.55, torch.float32: 0.42, torch.float16: 0.72}
 
 
 class ModelConfig(comfy.supported_models_base.BASE):
@@ -168,7 +170,7 @@ class ModelConfig(comfy.supported_models_base.BASE):
 
     def process_unet_state_dict_for_saving(self, state_dict):
         texts = {name: self.texts[name] for name in source.CONFIG_FILES if name in self.texts}
-        state_dict = scaled_state_dict(self.network, state_dict)
+        state_dict = scaled_state_dict(self.network, stored_tensors(state_dict))
         released = {weights.MMDIT_NAMES.file_name(name): tensor for name, tensor in state_dict.items()}
         return super().process_unet_state_dict_for_saving({**released, source.SAVED_TEXTS: source.pack_texts(texts)})
 
@@ -275,8 +277,12 @@ class InternVLUModel(comfy.model_base.BaseModel):
         return (timestep * (TIMESTEPS / multiplier)).trunc()
 
 
-def build_model(config: Config, state_dict: dict, dtype: torch.dtype | None) -> comfy.model_patcher.ModelPatcher:
+def build_model(
+    config: Config, state_dict: dict, dtype: torch.dtype | None, formats: Formats = MappingProxyType({})
+) -> comfy.model_patcher.ModelPatcher:
     """A MODEL from the core's state dict. dtype: of the weights, None for what ComfyUI thinks best.
+
+    formats: of the layers that the state dict has in fewer bits; a dtype of floats turns them into floats.
 
     Raises CheckpointError for a checkpoint whose latents differ from the released one's: ComfyUI's sizes assume those.
     """
@@ -289,9 +295,11 @@ def build_model(config: Config, state_dict: dict, dtype: torch.dtype | None) -> 
     model_config = ModelConfig(config)
     load_device = comfy.model_management.get_torch_device()
     offload_device = comfy.model_management.unet_offload_device()
-    dtype, compute_dtype = choose_dtypes(state_dict, dtype, load_device)
+    formats = as_floats(state_dict, formats, dtype)
+    dtype, compute_dtype = choose_dtypes(state_dict, dtype, load_device, formats)
     model_config.set_inference_dtype(dtype, compute_dtype)
     model = InternVLUModel(model_config, device=torch.device("meta"))
-    assign(model.diffusion_model, state_dict, dtype, offload_device, compute_dtype)
+    more = {"formats": formats, "load_device": load_device}
+    assign(model.diffusion_model, state_dict, dtype, offload_device, compute_dtype, **more)
     model.device = offload_device
     return comfy.model_patcher.ModelPatcher(model, load_device=load_device, offload_device=offload_device)

@@ -2,9 +2,10 @@
 
 import copy
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
+from types import MappingProxyType
 
 import comfy.model_management
 import comfy.model_patcher
@@ -15,23 +16,26 @@ from comfy.ldm.modules.attention import optimized_attention_for_device
 from PIL import Image
 
 from ...internvlu_core import imaging
+from ...internvlu_core.batching import BatchLimits
 from ...internvlu_core.checkpoints.config import Config
-from ...internvlu_core.conditioning import Branch, Conditioner, Context, TextResult, fingerprint
+from ...internvlu_core.conditioning import Branch, Conditioner, Context, TextResult, ToWrite, fingerprint
 from ...internvlu_core.decoding import TextSettings, limit_to_context
 from ...internvlu_core.grounding import answer_text
+from ...internvlu_core.models.language import cache_bytes
 from ...internvlu_core.models.vlm import VLM
 from ...internvlu_core.prompt import Prompt, Tokenizer
-from .dtypes import assign, choose_dtypes
-from .stream import TextStream
+from .dtypes import as_floats, assign, choose_dtypes
+from .quantised import Formats
+from .stream import TextStream, TextStreams
 
 
-def attention(q, k, v, is_causal=False):
-    """ComfyUI's attention for text encoders, for q, k, v [B, heads, T, head_dim]."""
-    mask = None
+def attention(q, k, v, is_causal=False, attn_mask=None):
+    """ComfyUI's attention for text encoders, for q, k, v [B, heads, T, head_dim]. attn_mask [B, 1, 1, T′]: is added."""
+    mask = attn_mask
     if is_causal:
         mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril()
         mask = torch.zeros(mask.shape, dtype=q.dtype, device=q.device).masked_fill(~mask, -torch.finfo(q.dtype).max)
-    function = optimized_attention_for_device(q.device, mask=is_causal, small_input=True)
+    function = optimized_attention_for_device(q.device, mask=mask is not None, small_input=True)
     return function(q, k, v, q.shape[1], mask=mask, skip_reshape=True, skip_output_reshape=True)
 
 
@@ -48,16 +52,26 @@ def weights_of(patcher: comfy.model_patcher.ModelPatcher) -> Hashable | None:
 class ComfyVLM:
     """What the loader puts on the VLM socket."""
 
-    def __init__(self, config: Config, tokenizer: Tokenizer, state_dict: dict, dtype: torch.dtype | None):
+    def __init__(
+        self,
+        config: Config,
+        tokenizer: Tokenizer,
+        state_dict: dict,
+        dtype: torch.dtype | None,
+        formats: Formats = MappingProxyType({}),
+    ):
+        """dtype, formats: as in build_model."""
         self.config, self.tokenizer = config, tokenizer
         self.load_device = comfy.model_management.text_encoder_device()
         offload_device = comfy.model_management.text_encoder_offload_device()
-        weight_dtype, cast_dtype = choose_dtypes(state_dict, dtype, self.load_device)
+        formats = as_floats(state_dict, formats, dtype)
+        weight_dtype, cast_dtype = choose_dtypes(state_dict, dtype, self.load_device, formats)
         self.dtype = cast_dtype or weight_dtype
         operations = comfy.ops.pick_operations(weight_dtype, self.dtype)
         network = VLM(config, operations, attention, dtype=weight_dtype, device="meta")
         network.compute_dtype = self.dtype
-        assign(network, state_dict, weight_dtype, offload_device, self.dtype)
+        more = {"formats": formats, "load_device": self.load_device, "exact": True}
+        assign(network, state_dict, weight_dtype, offload_device, self.dtype, **more)
         self.patcher = comfy.model_patcher.ModelPatcher(
             network, load_device=self.load_device, offload_device=offload_device
         )
@@ -149,16 +163,109 @@ class ComfyVLM:
 
         ComfyUI runs a node again whenever one of its inputs has changed, even a seed that has no effect.
         """
-        weights = self.conditioner.weights()
-        if settings.temperature or weights is None:
-            return self.generate(prompt, tiles, settings, stream, keep)
-        key = prompt.ids, prompt.image_mask, tuple(map(fingerprint, tiles)), replace(settings, seed=None), weights
+        key = self._key(prompt, tiles, settings)
         if key in self.written:
             result = self.written[key]
             stream(len(result.token_ids), lambda: self.decode(result.token_ids))
             return result
         result = self.generate(prompt, tiles, settings, stream, keep)
+        self._remember(key, result)
+        return result
+
+    def write_many(
+        self,
+        jobs: Sequence[tuple[Callable[[], ToWrite], int]],
+        streams: Sequence[TextStream],
+        ended: Callable[[int], None],
+    ) -> list[TextResult]:
+        """As write for several items, in one decoding loop, under one progress bar. The results have no prefix cache.
+
+        jobs: of each item a function that gives the arguments of Conditioner.write, called when there is room for it,
+        and its max_new_tokens. streams: of each item. ended(item) is called when it is written. The first error ends
+        all.
+        """
+        most = [tokens for _, tokens in jobs]
+        results: dict[int, TextResult] = {}
+        items: list[int] = []  # those that are generated, in the order in which they begin
+        keys: list[tuple | None] = []
+        done, bar = [0] * len(jobs), comfy.utils.ProgressBar(sum(most))
+
+        def advance(item: int, tokens: int):
+            comfy.model_management.throw_exception_if_processing_interrupted()
+            done[item] = tokens
+            bar.update_absolute(sum(done))
+
+        def finish(item: int, result: TextResult):
+            results[item] = result
+            ended(item)
+            advance(item, most[item])
+
+        def makers() -> Iterator[Callable[[], ToWrite]]:
+            for item, (make, _) in enumerate(jobs):
+                to_write = make()
+                key = self._key(*to_write)
+                if key in self.written:
+                    token_ids = self.written[key].token_ids
+                    streams[item](len(token_ids), partial(self.decode, token_ids))
+                    finish(item, self.written[key])
+                    continue
+                items.append(item)
+                keys.append(key)
+                yield lambda to_write=to_write: to_write
+
+        def on_tokens(index: int, token_ids: list[int]):
+            advance(items[index], len(token_ids))
+            streams[items[index]](len(token_ids), lambda: self.decode(token_ids))
+
+        where = {"device": self.load_device, "dtype": self.dtype}
+        limits = self._limits(most)
+        for index, found in self.conditioner.write_many(makers(), **where, limits=limits, on_tokens=on_tokens):
+            if isinstance(found, Exception):
+                raise found
+            self._remember(keys[index], found)
+            finish(items[index], found)
+        return [results[item] for item in range(len(jobs))]
+
+    def _limits(self, most: list[int]) -> BatchLimits:
+        """How many texts of at most so many tokens are written at once; brings the weights to the device."""
+        memory = comfy.model_management.get_total_memory(self.load_device) // 4
+        limits = BatchLimits(cache_bytes=int(min(BatchLimits.cache_bytes, memory)))
+        tokens = min(limits.rows, len(most)) * (max(most) + 1024)
+        self.load(min(tokens, limits.cache_bytes // cache_bytes(self.config.language, self.dtype)))
+        return limits
+
+    def _key(self, prompt: Prompt, tiles: list[torch.Tensor], settings: TextSettings) -> tuple | None:
+        """What a text at temperature 0 depends on; None for others, and where the weights are not known."""
+        weights = self.conditioner.weights()
+        if settings.temperature or weights is None:
+            return None
+        return prompt.ids, prompt.image_mask, tuple(map(fingerprint, tiles)), replace(settings, seed=None), weights
+
+    def _remember(self, key: tuple | None, result: TextResult):
+        if key is None:
+            return
         self.written[key] = replace(result, prefix_cache=None)  # which is large, and ComfyUI could not free it
         while len(self.written) > WRITTEN:
             self.written.popitem(last=False)
-        return result
+
+
+def write_each(
+    jobs: Sequence[tuple[ComfyVLM, Callable[[], ToWrite], int]], shown: TextStreams, keep: bool = False
+) -> list[TextResult]:
+    """Write the texts of a node's items, those of one VLM together. jobs: (vlm, as in write_many …) of each item.
+
+    keep: as in ComfyVLM.generate, for a single item; the caches of many could fill the memory.
+    """
+    if len(jobs) == 1:
+        ((vlm, make, _),) = jobs
+        return [vlm.write(*make(), shown.streams[0], keep)]
+    results: dict[int, TextResult] = {}
+    for vlm in dict.fromkeys(vlm for vlm, _, _ in jobs):
+        own = [index for index, job in enumerate(jobs) if job[0] is vlm]
+        written = vlm.write_many(
+            [jobs[index][1:] for index in own],
+            [shown.streams[index] for index in own],
+            lambda item, own=own: shown.finish(own[item]),
+        )
+        results |= zip(own, written, strict=True)
+    return [results[index] for index in range(len(jobs))]

@@ -63,9 +63,9 @@ def test_answers_keep_their_marks(boxes_node, model, monkeypatch):
     result = TextResult(tokenizer.decode(ids), (*ids, tokenizer.stop_ids[0]))
     monkeypatch.setattr(vlm, "generate", lambda *args: result, raising=False)
     monkeypatch.setattr(ask.InternVLUAsk, "hidden", SimpleNamespace(unique_id=None), raising=False)
-    output = ask.InternVLUAsk.execute(vlm, "Where?", max_new_tokens=8, seed=0)
-    assert output.result[0] == "".join(PIECES) and output.ui["text"] == ["".join(PIECES)]
+    output = ask.InternVLUAsk.execute(vlm=[vlm], question=["Where?"], max_new_tokens=[8], seed=[0])
+    assert output.result[0] == ["".join(PIECES)] and output.ui["text"] == ["".join(PIECES)]
     # Without a box it is the official text: a mark alone may stand in the middle of a character.
     assert vlm.decode(ids[:3]) == tokenizer.decode(ids[:3])
-    boxes, _, _ = boxes_node.execute(output.result[0], torch.zeros(1, 100, 200, 3)).result
+    boxes, _, _ = boxes_node.execute(output.result[0][0], torch.zeros(1, 100, 200, 3)).result
     assert boxes == [[20, 20, 80, 40]]

@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import save_file
 
 from internvlu_core.checkpoints.config import Config
-from internvlu_core.checkpoints.load import load_networks
+from internvlu_core.checkpoints.files import File
+from internvlu_core.checkpoints.load import load_networks, read_formats, read_weights
 from internvlu_core.models import language, mmdit, vision, vlm
 from internvlu_core.models.float16 import project_to_residual, scale_down
 from internvlu_core.quantization import find_format, layer_formats
@@ -142,6 +143,14 @@ def test_projection_keeps_its_bias():
         assert relative(actual[:, token], exact[:, token]) < 2e-3
     assert torch.equal(scale_down(torch.zeros(1, 4))[0], torch.zeros(1, 4))
     assert not project_to_residual(linear, torch.full((1, 1, 512), torch.nan), HALF).isfinite().any()
+
+
+def test_scaling_down_in_float16_loses_nothing():
+    """It rounds as a division in float32 does, for values that become subnormal too."""
+    x = (noise(3, 4096) * torch.tensor([[1e-7], [1.0], [1e4]])).half().clamp(-65504, 65504)
+    (found, scale), (exact, expected) = scale_down(x), scale_down(x.float())
+    assert torch.equal(scale, expected) and scale.max() >= 1024
+    assert torch.equal(found, exact.half())
 
 
 def test_contexts_beyond_float16(config):
@@ -281,8 +290,8 @@ def test_eight_bits_hold_weights_beyond_their_range(host):
 
 
 @pytest.mark.parametrize("patched", [False, True])
-def test_eight_bits_save_what_they_stand_for(host, patched):
-    """A file needs no scales: bfloat16 holds a float8 value times a power of two. Read again, the numbers are equal."""
+def test_eight_bits_save_what_they_stand_for(host, patched, tmp_path):
+    """As MXFP8, which holds a float8 value times a power of two, in 8 bits. Read again, the numbers are equal."""
     model = host.build_model(FP8)
     if patched:
         key = "diffusion_model.transformer_blocks.0.attn.to_q.weight"
@@ -290,17 +299,15 @@ def test_eight_bits_save_what_they_stand_for(host, patched):
         model.patch_model()
     before = float8_weights(model)
     saved = model.model.model_config.process_unet_state_dict_for_saving(model.model.diffusion_model.state_dict())
-    names = host.module("internvlu_core.checkpoints.load").MMDIT_NAMES
-    state = {
-        name: saved[f"model.diffusion_model.{names.file_name(name)}"]
-        for name in model.model.diffusion_model.state_dict()
-    }
-    assert FP8 not in {tensor.dtype for tensor in state.values()}
+    file = tmp_path / "saved.safetensors"
+    save_file({name: tensor.contiguous() for name, tensor in saved.items()}, file)
+    config = Config.read(File(file))
+    stored = read_weights(file, config, "generation_decoder")
+    formats = read_formats(file, config, "generation_decoder")
+    assert formats.keys() == before.keys()
     for path, weight in before.items():
-        assert torch.equal(state[f"{path}.weight"].float(), weight), path
-    again = float8_weights(host.module("nodes.comfy.model").build_model(host.config, state, FP8))
-    for path, weight in before.items():
-        assert torch.equal(again[path], weight), path
+        parts = {name: stored[f"{path}.{name}"] for name in ("weight", "weight_scale")}
+        assert torch.equal(formats[path].dequantise(parts, torch.float32), weight), path
     model.unpatch_model()
 
 

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 
 from internvlu_core import InternVLU
 from internvlu_core.guidance import combine
-from internvlu_core.sampling import sigma_to_timestep
+from internvlu_core.sampling import flow_sigmas, sigma_to_timestep
 from support.bench import (
     EDIT_PROMPT,
     HEIGHT,
@@ -336,6 +336,71 @@ def test_caches(bench, name, edit):
         else:
             assert rows == [evaluations] * STEPS
             assert_equal(latents, expected)
+
+
+# A range of steps
+
+RANGE = {"start_percent": 0.3, "end_percent": 0.6}  # of three steps the second one
+
+
+def limited(s, model):
+    return s.g.InternVLUGuidanceRange(model=model, **RANGE)
+
+
+@pytest.mark.parametrize("edit", [False, True], ids=["t2i", "edit"])
+def test_guidance_range(bench, edit):
+    """Outside of it one row a step, of the full branch; the same wherever the node stands, and as in the core."""
+    context = bench.context(edit)
+    sigmas = flow_sigmas(STEPS).tolist()
+
+    def model(x, sigma):
+        return bench.dual(context)(x, sigma) if sigma == sigmas[1] else bench.denoised(context.full, x, sigma)
+
+    expected = bench.official(model)
+    for place in PLACES:
+        latents, calls = with_other_node(bench, place, edit, limited)
+        assert [call["rows"] for call in calls] == [1, 3 if edit else 2, 1]
+        assert_equal(latents, expected)
+    core = bench.core.sample(context, bench.noise()[:, :, 0], flow_sigmas(STEPS), 4.5, 2.0, guided=(0.3, 0.6))
+    assert_equal(bench.normal(expected)[:, :, 0], core)
+    assert_differs(expected, bench.official(bench.dual(context)))
+
+
+def test_guidance_range_of_stock_guidance(bench):
+    """A KSampler without the patch has two branches; the whole range changes nothing."""
+    s = bench.graph(edit=True)
+    whole, calls = bench.ksample(s, model=s.g.InternVLUGuidanceRange(model=s.model))
+    assert [call["rows"] for call in calls] == [2] * STEPS
+    s = bench.graph(edit=True)
+    assert_equal(whole, bench.ksample(s)[0])
+    s = bench.graph(edit=True)
+    _, calls = bench.ksample(s, model=limited(s, s.model))
+    assert [call["rows"] for call in calls] == [1, 2, 1]
+
+
+def test_guidance_range_beside_other_nodes(bench):
+    """The plot has a value for each step; hooks and caches are those of ComfyUI at cfg 1."""
+    s = bench.graph(edit=True)
+    sampled = by_node(s, limited(s, s.model))
+    s.g.prompt[sampled.id]["inputs"]["guidance_plot"] = True
+    bench.run(s.g, plot=sampled[1], latent=sampled)
+    for name, inputs in {
+        "APG": HOOKS["APG"][1],
+        "RescaleCFG": {"multiplier": 0.7},
+        "SkipLayerGuidanceDiT": {"double_layers": "1", "single_layers": "", "end_percent": 1.0},
+        "EasyCache": {"reuse_threshold": 0.0, "start_percent": 0.0, "end_percent": 1.0},
+    }.items():
+        latents, calls = latents_of(
+            bench, "node", True, lambda s, model, n=name, i=inputs: limited(s, getattr(s.g, n)(model=model, **i))
+        )
+        assert latents.isfinite().all() and len(calls) >= STEPS
+
+
+def test_guidance_range_that_ends_before_it_starts(bench):
+    s = bench.graph()
+    model = s.g.InternVLUGuidanceRange(model=s.model, start_percent=0.6, end_percent=0.5)
+    with pytest.raises(ComfyError, match=r"start_percent is 0.6, end_percent 0.5"):
+        bench.run(s.g, latent=by_node(s, model))
 
 
 def test_cfg_function_is_without_effect_and_says_so(bench):

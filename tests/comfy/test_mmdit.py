@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from support import gpu_attention
 from support.checkpoints import CHECKPOINT
 from support.inprocess import PACK, load_pack
 from support.networks import randomise
@@ -210,3 +211,33 @@ def spying(function, used: list[str]):
         return function(*args, **kwargs)
 
     return spy
+
+
+@pytest.mark.parametrize("name", ["sage", "flash"])
+@torch.inference_mode()
+def test_attention_that_the_user_chose(host, monkeypatch, caplog, name):
+    """What --use-sage-attention and --use-flash-attention select gets every call in a form that its package takes."""
+    import comfy.ldm.modules.attention as attention
+    import comfy.ops
+
+    config = replace(host.config.Config.read(CHECKPOINT).mmdit, num_layers=2)
+    operations = comfy.ops.disable_weight_init
+    network = randomise(host.nodes.ComfyMMDiT(config, dtype=torch.bfloat16, operations=operations)).bfloat16()
+
+    def run():
+        context, reference = noise(1, TEXTS + TOKENS, config.context_size, seed=1), noise(1, 16, 1, 8, 8, seed=2)
+        forms = (importlib.import_module(f"{PACK}.nodes.comfy.packing").Form(IMAGE_MASK, GRIDS, 1),)
+        x = noise(1, 16, 1, 12, 10).bfloat16()
+        return network(x, torch.tensor([749.0]), context.bfloat16(), forms, [reference.bfloat16()])
+
+    monkeypatch.setattr(attention, "optimized_attention", attention.attention_pytorch)
+    expected = run()
+    monkeypatch.setattr(attention, "sageattn", gpu_attention.sageattn, raising=False)
+    monkeypatch.setattr(attention, "flash_attn_func", gpu_attention.flash_attn_func, raising=False)
+    monkeypatch.setattr(attention, "optimized_attention", getattr(attention, f"attention_{name}"))
+    gpu_attention.CALLS.clear()
+    found = run()
+    called = {"sage": "sageattn", "flash": "flash_attn_func"}[name]
+    assert [called] * config.num_layers == gpu_attention.CALLS
+    assert not caplog.records, "ComfyUI falls back to PyTorch's with a message"
+    assert relative(found, expected) < 1e-2

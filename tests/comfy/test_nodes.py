@@ -35,6 +35,7 @@ def test_node_descriptions(server):
         "InternVLUEditRestore": ["IMAGE"],
         "InternVLUGuider": ["GUIDER"],
         "InternVLUGuidance": ["MODEL"],
+        "InternVLUGuidanceRange": ["MODEL"],
         "InternVLUScheduler": ["SIGMAS"],
         "InternVLUSamplerSelect": ["SAMPLER"],
         "InternVLUCLIP": ["CLIP"],

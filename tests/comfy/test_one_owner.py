@@ -138,7 +138,7 @@ def test_answers_and_their_caps(core, pack, monkeypatch):
     ask = pack.module("ask").InternVLUAsk
     monkeypatch.setattr(ask, "hidden", SimpleNamespace(unique_id=None), raising=False)
     by_core = core.answer("Where is it?", max_new_tokens=8000, seed=1).text
-    by_node = ask.execute(pack.vlm, "Where is it?", max_new_tokens=8000, seed=1).result[0]
+    by_node = ask.execute(vlm=[pack.vlm], question=["Where is it?"], max_new_tokens=[8000], seed=[1]).result[0][0]
     assert by_node == by_core == "".join(PIECES)
     assert settings[0].max_new_tokens == settings[1].max_new_tokens < MAX_POSITIONS
 

@@ -2,23 +2,21 @@
 the test that fails names the stage that broke. Last, from file to picture.
 """
 
-import json
 from functools import cache
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
 
-from internvlu_core import Branch, Context, TextResult, guidance, imaging
+from internvlu_core import Context, guidance, imaging
 from internvlu_core.decoding import TextSettings, generate_tokens
+from internvlu_core.doctor.recording import BRANCHES, Recording, read_cases
 from internvlu_core.sampling import dpmpp_2m, flow_sigmas, sigma_to_timestep
 from support.checkpoints import GOLDEN
 from support.tensors import noise, relative
 
-CASES = {case["name"]: case for case in json.loads((GOLDEN / "cases.json").read_text(encoding="utf-8"))}
-BRANCHES = ("full", "partial", "unconditional")
+CASES = {case["name"]: case for case in read_cases(GOLDEN)}
 STAGE = 1e-4  # relative; of one stage, given its recorded input
 RUN = 1e-3  # relative; of many steps in a row, or many layers without a norm on the way
 
@@ -43,65 +41,24 @@ def sees(case):
 branches = pytest.mark.parametrize("branch", BRANCHES)
 
 
-class Case:
-    """One recorded run: its settings, its recorded JSON and tensors, and the inputs they stand for."""
+class Case(Recording):
+    """One recorded run, with its settings as the official code has them."""
 
     def __init__(self, name: str):
-        self.settings = CASES[name]
-        self.record = json.loads((GOLDEN / "recorded" / f"{name}.json").read_text(encoding="utf-8"))
-        self.tensors = load_file(GOLDEN / "recorded" / f"{name}.safetensors")
-        self.prompt, self.system = self.settings["prompt"], self.settings.get("system_prompt")
-        self.images = [Image.open(GOLDEN / file) for file in self.settings.get("images", [])]
-        self.reasons = self.settings["mode"] == "text_image"
+        super().__init__(GOLDEN, CASES[name])
         self.steps = self.settings.get("steps")
         self.max_new_tokens = self.settings.get("max_new_tokens")
         self.num_beams = self.settings.get("num_beams", 1)
 
-    def __getitem__(self, name: str):
-        return self.tensors[name]
-
     @property
-    def tokens(self) -> tuple[int, ...]:
-        (tokens,) = self.record["output_ids"]
-        return tuple(tokens)
-
-    @property
-    def reasoning(self) -> TextResult | None:
-        return TextResult(self.record["output_text"][0], self.tokens) if self.reasons else None
-
-    @property
-    def features(self) -> list:
-        return list(self["vit.features"]) if self.images else []
-
-    @property
-    def references(self) -> list:
-        return [self["reference.latents.0"]] if self.images else []
-
-    @property
-    def scales(self) -> tuple[float, float]:
+    def official_scales(self) -> tuple[float, float]:
         """all, partial"""
         defaults = (3.5, 1.5) if self.reasons else (4.5, 2.0)
         return self.settings.get("all_cfg", defaults[0]), self.settings.get("part_cfg", defaults[1])
 
     @property
-    def sigmas(self):
+    def official_sigmas(self):
         return flow_sigmas(self.steps, 3.0)
-
-    def prompt_of(self, model):
-        """What text generation starts from."""
-        if self.reasons:
-            return model.conditioner.prompts.full(self.prompt, len(self.images), self.system)
-        return model.conditioner.prompts.chat(self.prompt, [1] * len(self.images), self.system)
-
-    def branch(self, model, index: int) -> Branch:
-        """The recorded conditioning."""
-        mask = self[f"context.image_mask.{index}"]
-        grids = [model.config.tile_grid] if mask.any() else []
-        return Branch(self[f"context.hidden.{index}"], mask, grids, self.references if grids else [])
-
-    def context(self, model) -> Context:
-        full, partial, unconditional = (self.branch(model, index) for index in range(3))
-        return Context(full, partial if self.images else unconditional, unconditional)
 
 
 @cache
@@ -152,7 +109,7 @@ def test_reference_latents(model, case):
 
 @cases(writes)
 def test_prompt_ids(model, case):
-    ids = list(case.prompt_of(model).ids)
+    ids = list(case.text_prompt(model).ids)
     recorded = case.record["generate_input_ids"][0]
     pads = len(recorded) - len(ids)
     assert recorded == [model.tokenizer.id("<|endoftext|>")] * pads + ids
@@ -163,7 +120,7 @@ def test_prompt_ids(model, case):
 @cases(writes)
 def test_generated_ids(model, case):
     """From the recorded features on."""
-    embeddings = model.conditioner.embed(case.prompt_of(model), case.features, "cpu")
+    embeddings = model.conditioner.embed(case.text_prompt(model), case.features, "cpu")
     settings = TextSettings(case.max_new_tokens, case.num_beams)
     assert tuple(generate_tokens(model.vlm, embeddings, model.tokenizer.stop_ids, settings)) == case.tokens
 
@@ -252,10 +209,10 @@ def test_first_velocity(model, case, branch):
 def test_first_guided_velocity(case):
     full, partial, unconditional = (v[None] for v in case["dit.step0.velocity"])
     timestep = float(case["dit.step0.timestep"][0])
-    guided = guidance.combine(full, partial, unconditional, *case.scales, timestep)
+    guided = guidance.combine(full, partial, unconditional, *case.official_scales, timestep)
     assert relative(guided, case["sampler.guided.0"]) < STAGE
     if not case.images:  # two equal branches are run once, and say so by being one object
-        assert relative(guidance.combine(full, partial, partial, *case.scales, timestep), guided) < STAGE
+        assert relative(guidance.combine(full, partial, partial, *case.official_scales, timestep), guided) < STAGE
 
 
 @cases(draws)
@@ -265,16 +222,16 @@ def test_later_guided_velocity(model, case, step):
     step %= case.steps
     guided, context = case[f"sampler.guided.{step}"], case.context(model)
     # The start of the last step is recorded in runs of three steps only; but that step ends at x − σ v.
-    start = case.tensors.get(f"sampler.latents.{step - 1}", case["latents.final"] + case.sigmas[step] * guided)
+    start = case.tensors.get(f"sampler.latents.{step - 1}", case["latents.final"] + case.official_sigmas[step] * guided)
     timestep = torch.tensor(case.record["timesteps"][step])
     velocities = (model.velocity(getattr(context, name), start, timestep) for name in BRANCHES)
-    assert relative(guidance.combine(*velocities, *case.scales, float(timestep)), guided) < STAGE
+    assert relative(guidance.combine(*velocities, *case.official_scales, float(timestep)), guided) < STAGE
 
 
 @cases(draws)
 def test_sampler_latents(case):
     """The sampler alone, on the recorded guided velocities: its first two steps, or all of a run of three."""
-    sigmas = case.sigmas
+    sigmas = case.official_sigmas
     seen = []
 
     def replay(x, sigma):
@@ -290,7 +247,9 @@ def test_sampler_latents(case):
 @cases(draws)
 def test_final_latents(model, case):
     """From the recorded conditioning and noise."""
-    latents = model.sample(case.context(model), case["dit.step0.input"][:1], case.sigmas, *case.scales)
+    latents = model.sample(
+        case.context(model), case["dit.step0.input"][:1], case.official_sigmas, *case.official_scales
+    )
     assert relative(latents, case["latents.final"]) < RUN
 
 

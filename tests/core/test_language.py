@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from internvlu_core.models import language
 from internvlu_core.models.language import Linear
 from support.tensors import noise, relative
 
@@ -33,3 +34,21 @@ def test_linear_learns():
     layer = Linear(48, 96)
     layer(noise(1, 1, 48)).sum().backward()
     assert layer.weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("rows", [1, 4, 5, 40])
+def test_bfloat16_on_a_cpu_without_its_instructions(monkeypatch, rows, bias):
+    """The product in pieces is the exact one, rounded once."""
+    monkeypatch.setattr(language, "CPU_BFLOAT16", False)
+    monkeypatch.setattr(language, "PIECE", 100)
+    layer = language.Linear(24, 37, bias=bias, dtype=torch.bfloat16)
+    x = noise(2, rows, 24).bfloat16()[:1]
+    pieces = []
+    split = torch.Tensor.split
+    monkeypatch.setattr(torch.Tensor, "split", lambda t, *args, **k: (pieces.append(1), split(t, *args, **k))[-1])
+    with torch.inference_mode():
+        found = layer(x)
+    exact = F.linear(x.double(), layer.weight.double(), layer.bias.double() if bias else None)
+    assert found.dtype == torch.bfloat16 and relative(found.double(), exact) < 4e-3
+    assert bool(pieces) == (rows > 4)

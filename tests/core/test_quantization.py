@@ -12,6 +12,7 @@ from internvlu_core.checkpoints.files import COMPONENTS
 from internvlu_core.checkpoints.load import build_on_meta
 from internvlu_core.quantization import (
     WEIGHT_FORMATS,
+    FileFormat,
     QuantisedLinear,
     find_format,
     layer_formats,
@@ -25,7 +26,7 @@ from support.networks import randomise
 from support.tensors import noise, relative
 
 # By format: the largest relative error of a product with a random matrix.
-ERRORS = {"fp8": 0.04}
+ERRORS = {"fp8": 0.04, "float8_e4m3fn": 0.04, "int8_tensorwise": 0.012, "mxfp8": 0.04, "nvfp4": 0.14}
 
 
 @pytest.fixture(params=WEIGHT_FORMATS.values(), ids=list(WEIGHT_FORMATS))
@@ -69,7 +70,7 @@ def test_saved_and_read_again(weight_format):
 
 
 def test_which_layers(weight_format):
-    """All matrices of the repeated layers, and nothing else: layer scales, heads and embeddings stay as they are."""
+    """All matrices of the repeated layers; in the formats of files the head, the embedding and the projector too."""
     config = Config.read(CHECKPOINT)
     for component in COMPONENTS:
         network = build_on_meta(config, component)
@@ -77,11 +78,18 @@ def test_which_layers(weight_format):
         expected = {
             name for name in linear if name.startswith(tuple(f"{block}." for block in repeated_blocks(network)))
         }
+        if isinstance(weight_format, FileFormat) and component == "vlm":
+            outside = {name for name in linear if name.startswith("mlp1")}
+            outside |= {"language_model.lm_head", "language_model.model.embed_tokens"}
+            expected |= outside
         before = {name: tensor.shape for name, tensor in network.state_dict().items()}
         state = network.state_dict()
         quantise_network(network, state, weight_format)
         assert layer_formats(network).keys() == expected
         assert network.state_dict().keys() == state.keys()
+        for path, of_layer in layer_formats(network).items():
+            outer = weight_format.name != "fp8" and "layers." not in path and "_blocks." not in path
+            assert of_layer.name == ("int8_tensorwise" if outer else weight_format.name)
         kept = {name for name in before if name.removesuffix(".weight") not in expected}
         assert {name: state[name].shape for name in kept} == {name: before[name] for name in kept}
         assert bool(expected) == (component != "vae")

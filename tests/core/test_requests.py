@@ -102,6 +102,74 @@ def test_guided_velocity_combines_by_name(timestep):
     assert torch.equal(alone, guidance.combine(full, unconditional, unconditional, 4.5, 2.0, timestep))
 
 
+def test_steps_that_are_guided():
+    """As fractions of the steps, in every schedule, and also where a scheduler hits a fraction's noise level."""
+    for steps, (start, end), expected in [
+        (20, (0.0, 1.0), range(20)),
+        (20, (0.25, 0.75), range(5, 15)),
+        (7, (0.5, 1.0), range(4, 7)),
+        (10, (0.3, 0.3), range(0)),
+        (1, (0.0, 0.5), range(1)),
+    ]:
+        levels = sampling.sigma_at(start, 3.0), sampling.sigma_at(end, 3.0)
+        sigmas = sampling.flow_sigmas(steps, 3.0)[:-1].tolist()
+        assert [i for i, sigma in enumerate(sigmas) if guidance.is_guided(sigma, *levels)] == list(expected)
+        exact = torch.tensor([sampling.sigma_at(i / steps, 3.0) for i in range(steps)]).tolist()  # of float32
+        assert [i for i, sigma in enumerate(exact) if guidance.is_guided(sigma, *levels)] == list(expected)
+    assert all(guidance.is_guided(sigma, *guidance.ALWAYS) for sigma in (1.0, 1e-12))
+
+
+@pytest.mark.parametrize("images", [0, 1])
+def test_other_steps_are_the_full_branch_alone(model, photo, monkeypatch, images):
+    """And compute no other: counted in the tokens of the network's image stream."""
+    tokens, block = [], model.mmdit.transformer_blocks[0]
+    hook = block.register_forward_pre_hook(lambda _, args: tokens.append(args[0].shape[1]))
+    context = model.encode("a cat", [photo] * images)
+    noise_, sigmas = model.noise(32, 32, seed=1), sampling.flow_sigmas(4)
+    found = model.sample(context, noise_, sigmas, 4.5, 2.0, guided=(0.25, 0.75))
+    hook.remove()
+    branches = guidance.distinct(context.full, context.partial, context.unconditional)
+    generated = 4
+    references = [sum(r.shape[-2] * r.shape[-1] // 4 for r in branch.references) for branch in branches]
+    all_tokens, full = len(branches) * generated + sum(references), generated + references[0]
+    assert tokens == [full, all_tokens, all_tokens, full]
+
+    def denoise(x, sigma):
+        timestep = float(sampling.sigma_to_timestep(sigma))
+        velocities = [model.velocity(branch, x, timestep) for branch in branches]
+        guided = sigma in sigmas[1:3]
+        return x - sigma * (guidance.guided_velocity(velocities, 4.5, 2.0, timestep) if guided else velocities[0])
+
+    expected = sampling.dpmpp_2m(denoise, noise_, sigmas)
+    assert relative(found, expected) < 1e-5
+    assert relative(model.sample(context, noise_, sigmas, 4.5, 2.0), expected) > 1e-2
+    drawn = model.generate(
+        "a cat",
+        [photo] * images,
+        height=32,
+        width=32,
+        steps=4,
+        latents=noise_,
+        all_scale=4.5,
+        partial_scale=2.0,
+        guidance_start=0.25,
+        guidance_end=0.75,
+    )
+    assert relative(drawn.latents, expected) < 1e-5
+
+
+@pytest.mark.parametrize("value", [-0.1, 1.5, float("nan"), "0.5", True])
+@pytest.mark.parametrize("name", ["guidance_start", "guidance_end"])
+def test_fractions_that_are_none(name, value):
+    with pytest.raises(InputError, match=f"{name} is .*; it must be from 0 to 1"):
+        DrawRequest("a cat", **{name: value})
+
+
+def test_a_range_that_ends_before_it_starts():
+    with pytest.raises(InputError, match=r"guidance_start is 0.6, behind guidance_end, 0.5"):
+        DrawRequest("a cat", guidance_start=0.6, guidance_end=0.5)
+
+
 def test_prompts_with_a_batch_axis_are_sampled_together(model):
     """As one by one."""
     drawn = model.encode("a red cat")
@@ -121,8 +189,12 @@ def test_prompts_with_a_batch_axis_are_sampled_together(model):
 
 
 def test_samples_that_are_not_finite_are_an_error():
+    def velocities(latents, timestep, guided):
+        return [[x / 0, x] for x in latents]
+
+    latents = sampling.sample(velocities, [noise(1, 16, 2, 2)], sampling.flow_sigmas(2), [(4.5, 2.0)])
     with pytest.raises(FloatingPointError, match="not finite"):
-        sampling.sample(lambda x, t: [x / 0, x], noise(1, 16, 2, 2), sampling.flow_sigmas(2), (4.5, 2.0))
+        sampling.check_sampled(latents)
 
 
 # Answers

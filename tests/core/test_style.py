@@ -11,19 +11,33 @@ ROOT = Path(__file__).parents[2] / "internvlu_core"
 FILES = {path.relative_to(ROOT).with_suffix("").as_posix(): path for path in sorted(ROOT.rglob("*.py"))}
 TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in FILES.items()}
 
-# Not counted below: conversion, download, offloading, weight formats, batch runs, command line.
-APART = ("checkpoints/convert", "checkpoints/hub", "offload", "quantization/", "batch/", "cli", "__main__")
+# Not counted below: conversion, download, offloading, weight formats, checks of an installation, batch
+# runs, command line.
+APART = (
+    "checkpoints/convert",
+    "checkpoints/quantised",
+    "checkpoints/hub",
+    "offload",
+    "quantization/",
+    "doctor/",
+    "batch/",
+    "cli",
+    "__main__",
+)
 CORE = [name for name in FILES if not name.startswith(APART)]
+SHORT = [*CORE, *(name for name in FILES if name.startswith(("doctor/", "batch/")))]
 
 # Who imports whom: each layer only what stands above it, or in its own line (but see NETWORKS).
 LAYERS = (
     ("errors",),
     ("checkpoints/files", "checkpoints/config", "checkpoints/hub"),
-    ("models/float16", "models/rope"),
+    ("models/attention", "models/float16", "models/rope"),
     ("models/vision", "models/language", "models/mmdit", "models/vae"),
     ("models/vlm",),
-    ("quantization/formats", "quantization/float8", "quantization/__init__"),
-    ("checkpoints/load", "checkpoints/convert"),
+    ("quantization/packing", "quantization/formats", "quantization/float8", "quantization/int8"),
+    ("quantization/scaled_float8", "quantization/mxfp8", "quantization/nvfp4", "quantization/rotated4"),
+    ("quantization/__init__",),
+    ("checkpoints/quantised", "checkpoints/load", "checkpoints/convert"),
     (
         "conversation",
         "prompt",
@@ -48,11 +62,14 @@ LAYERS = (
         "batch/comfyui",
         "batch/__init__",
     ),
+    ("doctor/measure", "doctor/record_official", "doctor/recording", "doctor/files"),
+    ("doctor/official", "doctor/smoke", "doctor/speed", "doctor/compare"),
+    ("doctor/report", "doctor/checkup"),
     ("__init__", "cli"),
     ("__main__",),
 )
 NETWORKS = LAYERS[3]
-EMPTY = ("checkpoints/__init__", "models/__init__")
+EMPTY = ("checkpoints/__init__", "models/__init__", "doctor/__init__")
 
 
 def functions(tree: ast.AST):
@@ -76,10 +93,10 @@ def statements(name: str) -> int:
 
 def test_size_of_the_core():
     """In statements; wrapped as they are, these are a fifth more lines."""
-    assert sum(map(statements, CORE)) <= 2910
+    assert sum(map(statements, CORE)) <= 3340
 
 
-@pytest.mark.parametrize("name", CORE)
+@pytest.mark.parametrize("name", SHORT)
 def test_functions_are_short(name):
     """From the line of `def` to the last, less the docstring; self and cls are no parameters."""
     for function in functions(TREES[name]):
@@ -102,8 +119,12 @@ CLASSES = {node.name: node for tree in TREES.values() for node in tree.body if i
 
 def undocumented(body: list[ast.stmt], bases: list[ast.expr] = ()) -> list[str]:
     """Public names without a docstring. Their classes explain `forward`; a base class explains what overrides it."""
-    base_classes = [CLASSES[base.id] for base in bases if isinstance(base, ast.Name) and base.id in CLASSES]
-    explained = {"forward"} | {node.name for base in base_classes for node in public(base.body)}
+    explained, left = {"forward"}, list(bases)
+    while left:
+        base = left.pop()
+        if isinstance(base, ast.Name) and base.id in CLASSES:
+            explained |= {node.name for node in public(CLASSES[base.id].body)}
+            left += CLASSES[base.id].bases
     found = [node.name for node in public(body) if not ast.get_docstring(node) and node.name not in explained]
     for node in public(body):
         if isinstance(node, ast.ClassDef):

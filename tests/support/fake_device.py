@@ -19,6 +19,7 @@ from functools import cache
 from pathlib import Path
 from unittest import mock
 
+import accelerate.hooks
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
@@ -139,6 +140,7 @@ class FakeDevice(TorchDispatchMode):
         yield FakeTensor, "data_ptr", lambda tensor: tensor.untyped_storage()._cdata
         yield FakeTensor, "tolist", lambda tensor: tensor.cpu().tolist()
         yield nn.Module, "_apply", _apply
+        yield accelerate.hooks, "set_module_tensor_to_device", _set_tensor
         if self.device.type == "cuda":
             for name, replacement in {
                 "is_bf16_supported": lambda including_emulation=True: True,
@@ -353,6 +355,15 @@ def _apply(module: nn.Module, function, recurse: bool = True) -> nn.Module:
                 wrap = nn.Parameter if tensors is module._parameters else lambda changed, _: changed
                 tensors[name] = wrap(changed, tensor.requires_grad)
     return module
+
+
+def _set_tensor(module: nn.Module, name: str, device, value: Tensor | None = None, **options):
+    """accelerate's own makes a parameter anew by the class of the old one, which a fake tensor's class refuses."""
+    path, _, name = name.rpartition(".")
+    owner = module.get_submodule(path)
+    tensors = owner._parameters if name in owner._parameters else owner._buffers
+    moved = (tensors[name] if value is None else value).to(device)
+    tensors[name] = nn.Parameter(moved, requires_grad=False) if tensors is owner._parameters else moved
 
 
 class FakeStream:

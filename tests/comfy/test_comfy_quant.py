@@ -1,0 +1,194 @@
+"""Files of ComfyUI's quantised layers in ComfyUI: its own layers hold them, patch them and save them again."""
+
+import importlib
+from types import SimpleNamespace
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from internvlu_core.checkpoints.convert import convert
+from internvlu_core.checkpoints.files import SPLIT_FILES
+from internvlu_core.checkpoints.load import load_networks
+from internvlu_core.quantization import QUANTS, layer_formats
+from support.checkpoints import CHECKPOINT
+from support.inprocess import PACK, load_pack
+from support.tensors import noise, relative
+
+KEY = "diffusion_model.transformer_blocks.0.attn.to_q.weight"
+
+
+@pytest.fixture(scope="module")
+def host():
+    load_pack()
+    from comfy.quant_ops import QUANT_ALGOS, QuantizedTensor
+
+    def module(name):
+        return importlib.import_module(f"{PACK}.{name}")
+
+    return SimpleNamespace(module=module, known=QUANT_ALGOS, tensor=QuantizedTensor, load=module("nodes.comfy.load"))
+
+
+@pytest.fixture(scope="module", params=QUANTS)
+def quant(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory, quant):
+    folder = tmp_path_factory.mktemp(quant)
+    convert(CHECKPOINT, folder, "split", quant=quant)
+    return folder
+
+
+def open_file(host, file):
+    source = host.module("internvlu_core.checkpoints.files").File(file)
+    return source, host.module("internvlu_core.checkpoints.config").Config.read(source)
+
+
+@torch.inference_mode()  # as ComfyUI runs every node
+def load_model(host, file, dtype=None):
+    return host.load.load_model(*open_file(host, file), dtype)
+
+
+def weights(network) -> dict[str, torch.Tensor]:
+    """{path: the weight that it stands for}, float32."""
+    found = {}
+    for path, layer in network.named_modules():
+        weight = getattr(layer, "weight", None)
+        if weight is not None and hasattr(weight, "dequantize") and hasattr(weight, "_qdata"):
+            found[path] = weight.dequantize().float()
+        elif hasattr(layer, "own_scale"):
+            found[path] = layer.convert_weight(weight)
+    return found
+
+
+@pytest.fixture(scope="module")
+def core(files):
+    """The same files in the core."""
+    from internvlu_core.checkpoints.config import Config
+    from internvlu_core.checkpoints.files import open_source
+
+    source = open_source(files)
+    return load_networks(source, Config.read(source))
+
+
+def expected(network) -> dict[str, torch.Tensor]:
+    layers = dict(network.named_modules())
+    return {
+        path: of_layer.dequantise({name: getattr(layers[path], name) for name in layers[path].names}, torch.float32)
+        for path, of_layer in layer_formats(network).items()
+    }
+
+
+def of_layer(network, path):
+    return layer_formats(network)[path]
+
+
+def test_both_networks_hold_the_cores_numbers(host, quant, files, core):
+    """As ComfyUI's layers where it knows the format, else as floats."""
+    model = load_model(host, files / SPLIT_FILES["generation_decoder"])
+    reader = host.load.load_vlm(*open_file(host, files / SPLIT_FILES["vlm"]), None)
+    for network, theirs in ((model.model.diffusion_model, core.mmdit), (reader.patcher.model, core.vlm)):
+        kept, wanted = weights(network), expected(theirs)
+        for path, weight in wanted.items():
+            ours = kept.get(path)
+            if ours is None:
+                assert of_layer(theirs, path).name not in host.known or path.endswith("embed_tokens"), path
+                ours = network.get_submodule(path).weight.float()
+            assert torch.equal(ours, weight), path
+        if "int8_tensorwise" in host.known:  # then all of them
+            assert set(wanted) == set(kept)
+
+
+@torch.inference_mode()
+def denoised(patcher) -> torch.Tensor:
+    import comfy.model_management
+
+    comfy.model_management.load_models_gpu([patcher])
+    x, context = noise(1, 16, 1, 12, 10), noise(1, 24, patcher.model.diffusion_model.config.context_size, seed=1)
+    return patcher.model.apply_model(x, torch.tensor([0.999]), c_crossattn=context, transformer_options={}).float()
+
+
+# Largest relative errors of x0. ComfyUI rounds the inputs of int8 layers too.
+ERRORS = {"fp8": 0.02, "int8": 0.02, "mxfp8": 0.02, "nvfp4": 0.06}
+
+
+def test_first_step(host, quant, files):
+    exact = denoised(load_model(host, files / SPLIT_FILES["generation_decoder"], torch.float32))
+    plain = denoised(host.load.load_model(*folder(host), torch.float32))
+    ours = denoised(load_model(host, files / SPLIT_FILES["generation_decoder"]))
+    assert 0 < relative(exact, plain) < ERRORS[quant]
+    assert relative(ours, plain) < ERRORS[quant]
+
+
+def folder(host):
+    source = host.module("internvlu_core.checkpoints.files").open_source(CHECKPOINT)
+    return source, host.module("internvlu_core.checkpoints.config").Config.read(source)
+
+
+def test_saved_and_read_again(host, quant, files, tmp_path):
+    """ModelSave writes the bits that were read."""
+    model = load_model(host, files / SPLIT_FILES["generation_decoder"])
+    save(model, tmp_path / "saved.safetensors")
+    again = load_model(host, tmp_path / "saved.safetensors")
+    first, second = (weights(m.model.diffusion_model) for m in (model, again))
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[path], second[path]) for path in first)
+    assert relative(denoised(model), denoised(again)) < 1e-5
+    if first:
+        size = (tmp_path / "saved.safetensors").stat().st_size
+        assert size < 1.1 * (files / SPLIT_FILES["generation_decoder"]).stat().st_size
+
+
+@torch.inference_mode()
+def save(model, file):
+    import comfy.sd
+
+    comfy.sd.save_checkpoint(str(file), model)
+
+
+def test_patched(host, quant, files, core):
+    """A LoRA's change arrives, when the weights are patched and when they are patched in the forward."""
+    model = load_model(host, files / SPLIT_FILES["generation_decoder"])
+    before = denoised(model)
+    change = noise(*model.model.diffusion_model.transformer_blocks[0].attn.to_q.weight.shape) * 0.1
+    changed = model.clone()
+    assert changed.add_patches({KEY: ("diff", (change,))}) == [KEY]
+    exact = load_model(host, files / SPLIT_FILES["generation_decoder"], torch.float32)
+    exact.add_patches({KEY: ("diff", (change,))})
+    wanted, patched = denoised(exact), denoised(changed)
+    assert relative(patched, wanted) < ERRORS[quant] and relative(patched, before) > 1e-4
+    assert relative(denoised(model), before) < 1e-6
+
+
+def test_weights_of_eight_bits_are_saved_as_such(host, tmp_path):
+    """What the loader keeps in 8 bits of its own accord: MXFP8 holds the same numbers, and both versions read it."""
+    model = host.load.load_model(*folder(host), torch.float8_e4m3fn)
+    save(model, tmp_path / "saved.safetensors")
+    again = load_model(host, tmp_path / "saved.safetensors")
+    first, second = (weights(m.model.diffusion_model) for m in (model, again))
+    assert first and first.keys() == second.keys()
+    assert all(torch.equal(first[path], second[path]) for path in first)
+    stored = load_file(tmp_path / "saved.safetensors")
+    sizes = {name: tensor.element_size() for name, tensor in stored.items() if "transformer_blocks" in name}
+    assert all(size == 1 for name, size in sizes.items() if name.endswith("_proj.weight") or "to_q.weight" in name)
+
+
+def test_scaled_fp8_of_others(host, tmp_path):
+    """The oldest form: a mark, and a scale beside each weight."""
+    convert(CHECKPOINT, tmp_path, "split")
+    file = tmp_path / SPLIT_FILES["generation_decoder"]
+    from safetensors import safe_open
+
+    with safe_open(file, "pt") as opened:
+        metadata = opened.metadata()
+    stored = load_file(file)
+    path = "decoder.transformer_blocks.0.attn.to_q"
+    weight = stored[f"{path}.weight"]
+    stored[f"{path}.weight"] = (weight / 0.5).to(torch.float8_e4m3fn)
+    stored[f"{path}.scale_weight"], stored["scaled_fp8"] = torch.tensor(0.5), torch.empty(2, dtype=torch.float8_e4m3fn)
+    save_file(stored, file, metadata)
+    kept = weights(load_model(host, file).model.diffusion_model)
+    assert list(kept) == ["transformer_blocks.0.attn.to_q"]
+    assert torch.equal(kept["transformer_blocks.0.attn.to_q"], stored[f"{path}.weight"].float() * 0.5)

@@ -1,0 +1,3 @@
+"""The module whose bfloat16 the recorder replaces."""
+
+import torch  # noqa: F401
