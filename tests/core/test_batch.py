@@ -22,7 +22,7 @@ import pytest
 import torch
 from PIL import Image
 
-from internvlu_core import InputError, errors
+from internvlu_core import CheckpointError, InputError, errors
 from internvlu_core.batch import BatchOptions, ModelOptions, engines, pictures, run_batch
 from internvlu_core.batch.requests_file import scan
 from internvlu_core.cli import main
@@ -394,7 +394,7 @@ def test_bad_files_of_requests(tmp_path, capfd):
     assert main(["batch", str(tmp_path / "no.jsonl"), str(tmp_path / "out"), "--checkpoint", str(CHECKPOINT)]) == 2
     assert main(["batch", str(tmp_path / "no.jsonl"), str(tmp_path / "out")]) == 2
     assert "give a checkpoint or ComfyUI servers" in capfd.readouterr().err
-    with pytest.raises(ValueError, match="missing"):
+    with pytest.raises(CheckpointError, match="does not exist"):
         run_batch(BatchOptions(requests_of(tmp_path), tmp_path / "out", ModelOptions(str(tmp_path / "nowhere"))))
 
 
