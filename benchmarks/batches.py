@@ -3,6 +3,7 @@
 import json
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,10 +11,9 @@ import torch
 
 from internvlu_core.batch import BatchOptions, ModelOptions, RayOptions, run_batch
 
-from .harness import Run
-
 PROMPT = "What do you know about the history of the lighthouse on the rock off the coast?"
 ROW_SECONDS = 1.0  # what a row is to take
+WORKERS = (0, 1, 2)
 
 
 @dataclass
@@ -33,8 +33,11 @@ class Clock:
         return (end - begin) / (last - first)
 
 
-def batch(run: Run, options, checkpoint: str):
-    """One by one and with a part for each row, so that all that a row can cost is in it."""
+def measure(checkpoint: str, work: Path, options) -> Iterator[dict]:
+    """{stage, per_row: seconds, overhead: share of the loop's time, tokens: of a row} of the loop and of each run.
+
+    Requests are done one by one and each in a part of its own, so that all that a row can cost is in it.
+    """
     torch.set_num_threads(1)
     source = ModelOptions(checkpoint, options.device, getattr(torch, options.dtype))
     model = source.load()
@@ -52,11 +55,11 @@ def batch(run: Run, options, checkpoint: str):
         loop(row, options.rows)
         answer(tokens)
     seconds = {"plain loop": loop.seconds_per_row()}
-    with tempfile.TemporaryDirectory(dir=run.work) as folder:
+    with tempfile.TemporaryDirectory(dir=work) as folder:
         requests = Path(folder) / "requests.jsonl"
         request = {"task": "answer", "prompt": PROMPT, "max_new_tokens": tokens}
         requests.write_text((json.dumps(request) + "\n") * options.rows)
-        for workers in (0, 1, 2):
+        for workers in WORKERS:
             clock, ray = Clock(), RayOptions(workers, cpus=1) if workers else None
             out = Path(folder) / str(workers)
             run_batch(BatchOptions(requests, out, source, ray, together=1, chunk=1), clock)
@@ -64,6 +67,4 @@ def batch(run: Run, options, checkpoint: str):
     alone = seconds["plain loop"]
     for stage, found in seconds.items():
         ideal = alone / 2 if stage == "2 workers" else alone
-        run.record(
-            comparison="batch", stage=stage, side="core", per_row=found, overhead=found / ideal - 1, tokens=tokens
-        )
+        yield {"stage": stage, "per_row": found, "overhead": found / ideal - 1, "tokens": tokens}
