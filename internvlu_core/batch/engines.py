@@ -76,7 +76,8 @@ class RayWorker:
 def run_ray(work: Work, model: ModelOptions, chunks: list[Chunk], options: RayOptions) -> Iterator[Done]:
     """On actors of Ray Data. Ray starts a worker that has died anew and gives its chunk to another.
 
-    Raises InputError with the cause if the workers cannot load the model or die again and again.
+    Raises InputError if there are too few CPUs or GPUs, and, with the cause, if the workers cannot load the model or
+    die again and again.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would send statistics of use to Ray's makers
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -84,11 +85,16 @@ def run_ray(work: Work, model: ModelOptions, chunks: list[Chunk], options: RayOp
     ray, data = need("ray"), need("ray.data")
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     gpu = model.device.startswith("cuda") if model.device else torch.cuda.is_available()
-    cpus = options.cpus or (1 if gpu or options.address else max(1, (os.cpu_count() or 1) // options.workers))
-    _start(ray, options, cpus)
+    workers = min(options.workers, len(chunks))
+    cpus = options.cpus or (1 if gpu or options.address else max(1, (os.cpu_count() or 1) // workers))
+    _start(ray, options.address, workers * cpus)
     try:
         if model.device is None and options.address:
             gpu = ray.cluster_resources().get("GPU", 0) > 0
+        gpus = options.gpus if options.gpus is not None else float(gpu)
+        for kind, wanted in {"GPU": workers * gpus, "CPU": workers * cpus}.items():
+            if (there := ray.cluster_resources().get(kind, 0)) < wanted:  # Ray would wait for them without a word
+                raise InputError(f"{workers} workers need {wanted:g} {kind}s; Ray has {there:g}")
         context = data.DataContext.get_current()
         context.enable_progress_bars = False
         tasks = min(len(chunks), MOST_TASKS)
@@ -96,9 +102,9 @@ def run_ray(work: Work, model: ModelOptions, chunks: list[Chunk], options: RayOp
             RayWorker,
             fn_constructor_args=(work, model, cpus),
             batch_size=1,
-            compute=data.ActorPoolStrategy(size=options.workers),
+            compute=data.ActorPoolStrategy(size=workers),
             num_cpus=cpus,
-            num_gpus=options.gpus if options.gpus is not None else float(gpu),
+            num_gpus=gpus,
         )
         for row in dataset.iter_rows():
             yield row["rows"], row["errors"]
@@ -108,17 +114,17 @@ def run_ray(work: Work, model: ModelOptions, chunks: list[Chunk], options: RayOp
         ray.shutdown()
 
 
-def _start(ray, options: RayOptions, cpus: int):
-    """Start Ray on this machine, or join the cluster at an address."""
+def _start(ray, address: str | None, cpus: int):
+    """Join the cluster at an address, or start Ray on this machine, where so many CPUs are for workers."""
     quiet = {"log_to_driver": False, "logging_level": "ERROR"}
     try:
-        if options.address:
+        if address:
             # The workers run this very code, whatever is installed on their machines.
             package = str(Path(__file__).resolve().parents[1])
-            ray.init(options.address, runtime_env={"py_modules": [package]}, **quiet)
+            ray.init(address, runtime_env={"py_modules": [package]}, **quiet)
         else:
             # Two more than the workers need, for Ray's own tasks that read the list of chunks.
-            ray.init(num_cpus=options.workers * cpus + 2, include_dashboard=False, **quiet)
+            ray.init("local", num_cpus=cpus + 2, include_dashboard=False, **quiet)
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise InputError(f"Ray cannot be started: {error}") from error
 

@@ -12,6 +12,7 @@ import tarfile
 import threading
 import time
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,8 @@ from PIL import Image
 from internvlu_core import CheckpointError, InputError, errors
 from internvlu_core.batch import BatchOptions, ModelOptions, engines, pictures, run_batch
 from internvlu_core.batch.requests_file import scan
+from internvlu_core.batch.results import Output
+from internvlu_core.batch.worker import Work
 from internvlu_core.cli import main
 from support.checkpoints import CHECKPOINT, GOLDEN
 
@@ -421,6 +424,21 @@ def test_what_is_missing_is_named(tmp_path, monkeypatch):
     with pytest.raises(InputError, match=r'pip install "internvl-u\[batch\]"'):
         run(tmp_path / "r.jsonl", tmp_path / "ray", format="webdataset", ray=engines.RayOptions(1))
     assert errors.need("json") is json
+
+
+def test_a_chunk_that_ends_its_workers_ends_the_run(tmp_path):
+    """Ray would give it to another worker for ever."""
+    work = Work(requests_of(tmp_path), Output(tmp_path, carried={"i": "int"}))
+    (chunk,) = scan(work.requests).chunks(set(), 64)
+    worker = engines.RayWorker(work, MODEL, 1)
+    batch = {name: np.array([value]) for name, value in asdict(chunk).items()}
+    assert worker(batch) == {"rows": [10], "errors": [0]}
+    assert not work.output.tries(chunk).exists()
+    work.output.tries(chunk).write_bytes(b"." * engines.ATTEMPTS)
+    with pytest.raises(InputError, match="5 workers have died during rows 0 to 9"):
+        worker(batch)
+    with work.output.locked():
+        assert not work.output.tries(chunk).exists()
 
 
 def test_nothing_of_it_is_imported_with_the_core():
