@@ -5,6 +5,7 @@ but bf16 compute in float32, so that what differs is the weights. bf16 also roun
 it has no 999, only 1000.
 """
 
+import platform
 import re
 import sys
 import tempfile
@@ -21,7 +22,8 @@ from internvlu_core import InternVLU, imaging
 from internvlu_core.checkpoints.config import Config
 from internvlu_core.checkpoints.convert import convert
 from internvlu_core.checkpoints.load import build_on_meta
-from internvlu_core.quantization import QUANTS, WEIGHT_FORMATS, FileFormat, WeightFormat, network_formats
+from internvlu_core.quantization import QUANTS, WEIGHT_FORMATS, FileFormat, Gguf, WeightFormat, network_formats
+from internvlu_core.quantization.gguf import TYPES
 from internvlu_core.sampling import flow_sigmas
 from internvlu_train.evaluation.sampling import Order, Settings, batches
 from internvlu_train.evaluation.toy import GENEVAL, ask, draw, geneval, unseen
@@ -38,9 +40,18 @@ ROWS = 128  # of the matrix that says how many bytes a format takes: a multiple 
 PROMPT = "a blue circle and a green cross"
 
 
-def formats() -> dict[str, torch.dtype | str]:
+def machine() -> str:
+    return f"{platform.machine()}, {torch.get_num_threads()} thread(s)"
+
+
+def weight_formats() -> dict[str, WeightFormat]:
+    """Every format that can be written."""
+    return WEIGHT_FORMATS | {kind: Gguf(kind) for kind in TYPES}
+
+
+def formats() -> dict[str, torch.dtype | WeightFormat]:
     """{name: what from_pretrained is given as dtype}, float32 first."""
-    return {"float32": torch.float32, "bf16": torch.bfloat16} | {name: name for name in WEIGHT_FORMATS}
+    return {"float32": torch.float32, "bf16": torch.bfloat16} | weight_formats()
 
 
 def quantisation(run: Run, options):
@@ -56,10 +67,10 @@ def quantisation(run: Run, options):
         values = {key: value for key, value in found.items() if not key.startswith("_")}
         values["recorded"] = recorded_error(dtype)
         values["disk"] = sizes.get(name, 2 * sizes["bf16"])
-        if not options.quick and name != "float32":
+        if not options.quick and name in ("bf16", *WEIGHT_FORMATS):  # fake tensors cannot unpack GGUF's blocks
             _, weights, record = measure(None if name == "bf16" else name)[STAGE]
             values["drawing"] = weights + record.working
-        run.record(comparison="quantisation", stage=name, side="core", count=count, pictures=pictures, **values)
+        run.record(comparison="quantisation", stage=name, side="core", machine=machine(), count=count, **values)
 
 
 @torch.inference_mode()
@@ -135,7 +146,7 @@ def released_sizes() -> dict[str, int]:
         copy_json(folder, SCALES["released"])
         config, every = Config.read(folder), stored_shapes(folder)
     sizes = {"bf16": sum(2 * torch.Size(shape).numel() for _, shapes in every for shape in shapes.values())}
-    for name, weight_format in WEIGHT_FORMATS.items():
+    for name, weight_format in weight_formats().items():
         sizes[name] = sizes["bf16"]
         for names, shapes in every:
             network = build_on_meta(config, names.folder)
@@ -145,12 +156,12 @@ def released_sizes() -> dict[str, int]:
     return sizes
 
 
-_KNOWN: dict[tuple, float] = {}
+_KNOWN: dict[tuple[WeightFormat, int], float] = {}
 
 
 def bytes_a_row(weight_format: WeightFormat, columns: int) -> float:
     """What a format stores for a row of a matrix."""
-    key = weight_format.name, columns
+    key = weight_format, columns
     if key not in _KNOWN:
         of_layer = weight_format.for_layer("layers.0.x.weight", torch.empty(ROWS, columns))
         stored = of_layer.quantise(torch.randn(ROWS, columns))
@@ -186,7 +197,7 @@ def sixteen(run: Run, options):
             for parameter, before in kept:
                 parameter.copy_(before)
             errors = {key: relative(found[key], exact[key]) for key in exact}
-            run.record(comparison="sixteen", stage=group, side=name, values=saved, matrices=len(kept), **errors)
+            run.record(comparison="sixteen", stage=group, side=name, machine=machine(), values=saved, **errors)
 
 
 def is_in(pattern: str, name: str, shape) -> bool:

@@ -29,6 +29,7 @@ from .imaging import open_image
 from .models import attention
 from .pipeline import InternVLU
 from .quantization import QUANTS, WEIGHT_FORMATS
+from .quantization.gguf import TYPES
 from .to_transformers import to_transformers
 
 DTYPES = {"auto": "auto", "bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -301,7 +302,12 @@ def parser() -> argparse.ArgumentParser:
         help="three files (default), one, the released folder, or what answers questions as transformers' InternVL",
     )
     sub.add_argument("--dtype", choices=DTYPES, default="auto", help="of the weights; auto: as they are")
-    sub.add_argument("--quant", choices=QUANTS, help="large matrices in fewer bits, as ComfyUI stores them")
+    sub.add_argument(
+        "--quant",
+        metavar="NAME",
+        help=f"large matrices in fewer bits: {', '.join(QUANTS)} as ComfyUI stores them, or GGUF files with "
+        f"{', '.join(TYPES)} (needs: pip install gguf)",
+    )
     sub.add_argument("--force", action="store_true", help="overwrite what is there")
 
     sub = commands.add_parser("download", help=f"download {hub.REPOSITORY} ({hub.SIZE}) from its hub")

@@ -29,7 +29,7 @@ from .models.mmdit import MMDiT, Prepared, pack, working_bytes
 from .models.vae import VAE
 from .models.vlm import VLM
 from .prompt import Tokenizer
-from .quantization import find_format
+from .quantization import WeightFormat, find_format
 from .requests import ANSWER_ONLY, DRAW_ONLY, REASON_TOKENS, DrawRequest, TextRequest, as_request, from_settings
 from .sampling import OnStep
 
@@ -84,7 +84,7 @@ class InternVLU:
         self.vlm, self.mmdit, self.vae = vlm.eval(), mmdit.eval(), vae.eval()
         self.conditioner = Conditioner(vlm, tokenizer, config)
         self.offload = offload
-        parameter = next(mmdit.parameters())
+        parameter = next(p for p in mmdit.parameters() if p.is_floating_point())  # packed ones are bytes
         self.device, self.dtype = offload.device if offload else parameter.device, parameter.dtype
 
     @classmethod
@@ -92,7 +92,7 @@ class InternVLU:
         cls,
         path: str | Path,
         device: str | torch.device = "cpu",
-        dtype: torch.dtype | str = "auto",
+        dtype: torch.dtype | str | WeightFormat = "auto",
         *,
         device_map: str | None = None,
         max_memory: int | str | None = None,
@@ -101,8 +101,9 @@ class InternVLU:
         """Load a checkpoint: a folder in the released layout, or files that the converter has made of one.
 
         dtype: a floating-point dtype; "auto" for the checkpoint's own where the device computes in it; or a weight
-        format (torch.float8_e4m3fn), which stores the matrices of the repeated layers in 8 bits and computes in what
-        "auto" means. On a CPU without bfloat16 instructions, float32 is several times as fast, in twice the memory.
+        format (quantization.WEIGHT_FORMATS, by name, or torch.float8_e4m3fn), which stores large matrices in fewer bits
+        and computes in what "auto" means. On a CPU without bfloat16 instructions, float32 is several times as fast, in
+        twice the memory.
         device_map="auto": weights that do not fit on the device stay in main memory and are moved when they are used.
         max_memory: bytes of weights on the device at once, or a text such as "5GB"; by default the free memory less
         2 GiB, which 1024 × 1024 needs beside the weights: four drawings at once, or an edit of two pictures.

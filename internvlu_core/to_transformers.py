@@ -19,7 +19,7 @@ import torch
 from .checkpoints import load as weights
 from .checkpoints.config import Config, LanguageConfig, ProcessorConfig, VisionConfig
 from .checkpoints.convert import OnBytes, Output, write_files
-from .checkpoints.files import Joined, Source, Stored, open_source
+from .checkpoints.files import DTYPES, Joined, Source, Stored, open_source
 from .checkpoints.quantised import split_layers
 from .errors import CheckpointError, InputError
 from .models.vlm import SPECIAL_TOKENS
@@ -184,7 +184,7 @@ def _configs(config: Config, tokenizer: Tokenizer, stored: str, dtype: torch.dty
     model = {
         "architectures": ["InternVLForConditionalGeneration"],
         "model_type": "internvl",
-        "torch_dtype": str(dtype or weights.DTYPES[stored]).removeprefix("torch."),
+        "torch_dtype": str(dtype or DTYPES.get(stored, torch.bfloat16)).removeprefix("torch."),
         "image_token_id": tokenizer.id(IMG_CONTEXT),
         "image_seq_length": tokens,
         "downsample_ratio": 1 / vision.fold,

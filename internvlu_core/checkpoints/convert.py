@@ -17,13 +17,17 @@ import struct
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from ..errors import InputError
 from ..quantization import QUANTS, FileFormat, network_formats
+from ..quantization.gguf import TYPES
+from . import convert_gguf as packing
 from . import files as source
+from . import gguf
 from . import load as weights
 from .config import RELEASED_VAE, Config, VAEConfig
 from .files import COMPONENTS, QUANT_METADATA, QUANT_TENSOR, SPLIT_FILES, STEMS, Joined, Stored
@@ -87,12 +91,19 @@ class Computed:
 
 @dataclass(frozen=True)
 class Output:
-    """A file to write: {key: tensor} with metadata as safetensors, or text."""
+    """A file to write: {key: tensor} with metadata as safetensors, packed: as GGUF, or text."""
 
     path: Path
     tensors: dict[str, Stored | Joined | Computed]
     metadata: dict[str, str]
     text: str | None = None
+    packed: dict[str, packing.Packed] | None = None
+
+    def size(self, dtype: torch.dtype | None) -> int:
+        """Bytes of its tensors."""
+        if self.packed is not None:
+            return sum(tensor.nbytes for tensor in self.packed.values())
+        return sum(_size(tensor, dtype) for tensor in self.tensors.values())
 
 
 def convert(
@@ -109,18 +120,25 @@ def convert(
 
     checkpoint_format: "split" writes SPLIT_FILES into the folder target, for example ComfyUI's models folder; "single"
     writes one file, target or SINGLE_FILE in the folder target; "folder" writes the released layout into target.
-    dtype: of all floating-point tensors; None keeps the dtype of each. quant: one of QUANTS, stores large matrices in
-    fewer bits (docs/quantisation.md). Either turns layers that are in fewer bits already into floats first, of the
-    dtype or bfloat16. force: overwrite files that exist. progress: may raise to cancel. After that, as
+    dtype: of all floating-point tensors that are not in fewer bits; None keeps the dtype of each. quant: stores large
+    matrices in fewer bits: one of QUANTS (docs/quantisation.md), or one of quantization.gguf.TYPES, which makes the
+    file, or those of VLM and MMDiT, GGUF files. So does a target that ends in .gguf, with "single". Layers that are in
+    fewer bits already become floats of the dtype or bfloat16 first, if there is a dtype or quant, or if they are GGUF's
+    and are written into other files. force: overwrite files that exist. progress: may raise to cancel. After that, as
     after an error, no file is left behind.
     Raises CheckpointError for a checkpoint that cannot be read, InputError for a target that cannot be written.
     """
     target, origin = Path(target), source.open_source(checkpoint)
     config = Config.read(origin)
-    components = {component: _tensors(origin, config, component, dtype, _format(quant)) for component in COMPONENTS}
     with origin.tokenizer_folder():  # raises if there is none
         pass
-    outputs = _plan(config.texts, components, target, checkpoint_format)
+    if quant in TYPES or target.suffix.lower() == gguf.ENDING:
+        components = {component: _floats(origin, config, component) for component in COMPONENTS}
+        packed = packing.plan(config, components, quant, dtype)
+        outputs = _plan_gguf(config.texts, components, packed, target, checkpoint_format)
+    else:
+        components = {c: _tensors(origin, config, c, dtype, _format(quant)) for c in COMPONENTS}
+        outputs = _plan(config.texts, components, target, checkpoint_format)
     return write_files(outputs, dtype, force=force, progress=progress)
 
 
@@ -136,8 +154,16 @@ def write_files(
 
 def _format(quant: str | None) -> FileFormat | None:
     if quant is not None and quant not in QUANTS:
-        raise InputError(f"quant is {quant!r}; it must be {' or '.join(QUANTS)}")
+        raise InputError(f"quant is {quant!r}; it must be one of {', '.join((*QUANTS, *TYPES))}")
     return None if quant is None else QUANTS[quant]
+
+
+def _floats(origin: source.Source, config: Config, component: str) -> dict[str, Stored]:
+    """{released name: tensor} of a component that has no layers in one of ComfyUI's forms. Raises InputError."""
+    stored = weights.check_component(origin, config, component)
+    if split_layers(origin, component)[1]:
+        raise InputError(f"{origin.path} has weights in fewer bits: convert it to bf16 first, by a dtype")
+    return stored
 
 
 def _tensors(
@@ -169,7 +195,7 @@ def _computed(layer: Layer) -> dict[str, Computed]:
         parts = {"weight": torch.empty(layer.shape, dtype=layer.dtype, device="meta")}
     else:
         parts = layer.format.layouts(layer.shape)[0]
-    return {name: Computed(_NAMES[t.dtype], tuple(t.shape), t.nbytes, layer, name) for name, t in parts.items()}
+    return {name: Computed(packing.NAMES[t.dtype], tuple(t.shape), t.nbytes, layer, name) for name, t in parts.items()}
 
 
 def _text_tensor(text: str) -> Computed:
@@ -186,7 +212,9 @@ def _read_rows(tensor: Stored, start: int, count: int | None = None) -> torch.Te
         content = bytearray(rows * size)
         if file.readinto(content) < len(content):
             raise InputError(f"{tensor.file} became shorter while it was read")
-    values = torch.frombuffer(content, dtype=torch.uint8).view(weights.DTYPES[tensor.dtype])
+    if tensor.dtype in gguf.BLOCKS:
+        return packing.values_of(bytes(content), tensor).view(rows, *tensor.shape[1:])
+    values = torch.frombuffer(content, dtype=torch.uint8).view(source.DTYPES[tensor.dtype])
     return values.view(rows, *tensor.shape[1:]) if tensor.shape else values[0]
 
 
@@ -214,12 +242,11 @@ def _plan(
         raise InputError(f"{target} is a file; three files need a folder")
     outputs = []
     for component in COMPONENTS:
-        own = texts if component == "vlm" else {name: texts[name] for name in source.CONFIG_FILES if name in texts}
         tensors = components[component]
         if component == "vae":
             native = is_wan(texts["vae/config.json"], tensors)
             tensors = {source.to_wan(name) if native else f"vae.{name}": tensor for name, tensor in tensors.items()}
-        metadata = _metadata([component], own) | _described(tensors)
+        metadata = _metadata([component], _own_texts(component, texts)) | _described(tensors)
         outputs.append(Output(target / SPLIT_FILES[component], tensors, metadata))
     return outputs
 
@@ -232,6 +259,44 @@ def _described(tensors: dict[str, Stored | Computed]) -> dict[str, str]:
         if key.endswith(f".{QUANT_TENSOR}") and isinstance(tensor, Computed)
     }
     return {QUANT_METADATA: json.dumps({"format_version": "1.0", "layers": layers})} if layers else {}
+
+
+def _own_texts(component: str, texts: dict[str, str]) -> dict[str, str]:
+    """The texts that go into a component's own file: only the VLM's has the tokenizer."""
+    return texts if component == "vlm" else {name: texts[name] for name in source.CONFIG_FILES if name in texts}
+
+
+def _plan_gguf(
+    texts: dict[str, str],
+    components: dict[str, dict[str, Stored]],
+    packed: dict[str, dict[str, packing.Packed]],
+    target: Path,
+    checkpoint_format: str,
+) -> list[Output]:
+    """One GGUF file; or those of VLM and MMDiT, and the VAE as the safetensors file that ComfyUI's VAELoader reads."""
+    packed = {
+        component: {source.to_gguf(component, name): tensor for name, tensor in tensors.items()}
+        for component, tensors in packed.items()
+    }
+    if checkpoint_format == "single":
+        if target.is_dir():
+            target = target / Path(SINGLE_FILE).with_suffix(gguf.ENDING)
+        if target.suffix.lower() != gguf.ENDING:
+            raise InputError(f"{target}: the name of a GGUF file must end in {gguf.ENDING}")
+        together = {key: tensor for tensors in packed.values() for key, tensor in tensors.items()}
+        return [Output(target, {}, _metadata(COMPONENTS, texts), packed=together)]
+    if checkpoint_format != "split" or target.suffix.lower() == gguf.ENDING:
+        raise InputError(
+            f"{target} cannot be made in the format {checkpoint_format!r}: GGUF is for one file, whose name ends in "
+            f'{gguf.ENDING} ("single"), or for three files in a folder ("split")'
+        )
+    outputs = _plan(texts, components, target, checkpoint_format)
+    return [
+        output
+        if component == "vae"
+        else Output(output.path.with_suffix(gguf.ENDING), {}, output.metadata, packed=packed[component])
+        for component, output in zip(COMPONENTS, outputs, strict=True)
+    ]
 
 
 def is_wan(config: str, tensors: dict[str, Stored]) -> bool:
@@ -288,7 +353,7 @@ def _metadata(components, texts: dict[str, str]) -> dict[str, str]:
 
 def _write(outputs: list[Output], dtype: torch.dtype | None, progress: OnBytes) -> list[Path]:
     """Write all files under temporary names, and rename them once all are complete."""
-    total = sum(_size(tensor, dtype) for output in outputs for tensor in output.tensors.values())
+    total = sum(output.size(dtype) for output in outputs)
     done = 0
 
     def advance(count: int):
@@ -304,12 +369,14 @@ def _write(outputs: list[Output], dtype: torch.dtype | None, progress: OnBytes) 
                 made += _make_folder(current)
             _check_space(outputs[0].path.parent, total)
             for output in outputs:
-                current, partial = output.path, output.path.with_name(f".{output.path.name}.partial")
-                leftovers.callback(partial.unlink, missing_ok=True)
+                current, unfinished = output.path, output.path.with_name(f".{output.path.name}.partial")
+                leftovers.callback(unfinished.unlink, missing_ok=True)
                 if output.text is not None:
-                    partial.write_bytes(output.text.encode())
+                    unfinished.write_bytes(output.text.encode())
+                elif output.packed is not None:
+                    packing.write(unfinished, output.packed, output.metadata, advance)
                 else:
-                    _write_tensors(partial, output, dtype, advance)
+                    _write_tensors(unfinished, output, dtype, advance)
             for output in outputs:
                 current = output.path
                 output.path.with_name(f".{output.path.name}.partial").replace(output.path)
@@ -346,7 +413,7 @@ def _write_tensors(path: Path, output: Output, dtype: torch.dtype | None, advanc
         tensor = output.tensors[key]
         size = _size(tensor, dtype)
         header[key] = {
-            "dtype": _NAMES[dtype] if _changes(tensor, dtype) else tensor.dtype,
+            "dtype": _type(tensor, dtype),
             "shape": list(tensor.shape),
             "data_offsets": [offset, offset + size],
         }
@@ -360,17 +427,18 @@ def _write_tensors(path: Path, output: Output, dtype: torch.dtype | None, advanc
         for key in order:
             tensor = output.tensors[key]
             file.seek(start + header[key]["data_offsets"][0])
-            if isinstance(tensor, Stored | Joined):
-                for part in tensor.parts:
-                    if part.file not in opened:
-                        opened[part.file] = inputs.enter_context(source.open_file(part.file))
-                    _copy(opened[part.file], file, part, dtype if _changes(part, dtype) else None, advance)
-            elif tensor.layer is None:
-                file.write(tensor.content)
-                advance(tensor.nbytes)
-            else:
-                places = layers.setdefault(id(tensor.layer), (tensor.layer, {}))[1]
-                places[tensor.part] = start + header[key]["data_offsets"][0]
+            if isinstance(tensor, Computed):
+                if tensor.layer is None:
+                    file.write(tensor.content)
+                    advance(tensor.nbytes)
+                else:
+                    places = layers.setdefault(id(tensor.layer), (tensor.layer, {}))[1]
+                    places[tensor.part] = start + header[key]["data_offsets"][0]
+                continue
+            for part in tensor.parts:
+                if part.file not in opened:
+                    opened[part.file] = inputs.enter_context(source.open_file(part.file))
+                _copy(opened[part.file], file, part, _type(tensor, dtype), advance)
         for layer, places in layers.values():
             _write_layer(file, layer, places, advance)
         file.flush()
@@ -387,42 +455,32 @@ def _write_layer(file, layer: Layer, places: dict[str, int], advance: Callable[[
         advance(tensor.nbytes)
 
 
-def _copy(reader, writer, tensor: Stored, dtype: torch.dtype | None, advance: Callable[[int], None]):
-    reader.seek(tensor.offset)
-    left = tensor.nbytes
-    while left:
-        piece = reader.read(min(PIECE, left))
-        if not piece:
-            raise InputError(f"{tensor.file} became shorter while it was read")
-        left -= len(piece)
-        if dtype is not None:
-            piece = _cast(piece, tensor, dtype)
-        writer.write(piece)
-        advance(len(piece))
+def _copy(reader, writer, tensor: Stored, kind: str, advance: Callable[[int], None]):
+    """Copy a tensor, as values of this type."""
+    change = None if kind == tensor.dtype else partial(_cast, tensor=tensor, kind=kind)
+    packing.copy(reader, writer, tensor, change, advance, packing.piece_of(tensor, PIECE))
 
 
-def _cast(piece: bytes, tensor: Stored, dtype: torch.dtype) -> bytes:
-    values = torch.frombuffer(bytearray(piece), dtype=torch.uint8).view(weights.DTYPES[tensor.dtype]).float()
-    result = values.to(dtype)
-    if not torch.equal(result.isfinite(), values.isfinite()):
-        raise InputError(f"{tensor.file}: the tensor {tensor.key} has values beyond the range of {dtype}")
-    return result.view(torch.uint8).numpy().tobytes()
+def _cast(piece: bytes, tensor: Stored, kind: str) -> bytes:
+    return packing.as_bytes(packing.values_of(piece, tensor), tensor, kind)
 
 
-_NAMES = {dtype: name for name, dtype in weights.DTYPES.items()}
-
-
-def _changes(tensor: Stored | Joined | Computed, dtype: torch.dtype | None) -> bool:
-    if dtype is None or isinstance(tensor, Computed):
-        return False
-    return any(part.dtype in FLOATS and weights.DTYPES[part.dtype] is not dtype for part in tensor.parts)
+def _type(tensor: Stored | Joined | Computed, dtype: torch.dtype | None) -> str:
+    """The type of the tensor as it will be written into safetensors, by its name there."""
+    if isinstance(tensor, Computed):
+        return tensor.dtype
+    if any(part.dtype in gguf.BLOCKS for part in tensor.parts):
+        return packing.NAMES[dtype or torch.bfloat16]
+    return packing.NAMES[dtype] if dtype is not None and tensor.dtype in FLOATS else tensor.dtype
 
 
 def _width(tensor: Stored | Joined | Computed, dtype: torch.dtype | None) -> int:
     """Bytes of one value."""
-    return dtype.itemsize if _changes(tensor, dtype) else tensor.nbytes // max(1, math.prod(tensor.shape))
+    return _size(tensor, dtype) // max(1, math.prod(tensor.shape))
 
 
 def _size(tensor: Stored | Joined | Computed, dtype: torch.dtype | None) -> int:
     """Bytes of the tensor as it will be written."""
-    return math.prod(tensor.shape) * dtype.itemsize if _changes(tensor, dtype) else tensor.nbytes
+    kind = _type(tensor, dtype)
+    same = isinstance(tensor, Computed) or all(part.dtype == kind for part in tensor.parts)
+    return tensor.nbytes if same else math.prod(tensor.shape) * source.DTYPES[kind].itemsize

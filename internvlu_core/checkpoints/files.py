@@ -1,13 +1,17 @@
 """The files of a checkpoint in its formats: the released folder, one file, or three files as ComfyUI users keep them.
 
 A Source gives a checkpoint's text files (JSON, tokenizer) by their names in the released folder, and says in which file
-and under which key each tensor is stored. Only safetensors and text files are ever opened: a pickle can run code.
+and under which key each tensor is stored. Only safetensors, GGUF and text files are ever opened: a pickle can run code.
 
 One file and three files are safetensors files. Their metadata have "internvl_u.version", "internvl_u.components" (names
 of COMPONENTS, separated by spaces) and each text file as "internvl_u/<name>". Keys are the released tensor names: alone
 where a file holds one component, with the prefix "<component>." where it holds several. A file with the VAE alone has
 the names of Wan's VAE: it is the same network, and ComfyUI's VAELoader knows these. ComfyUI takes none of these files
 for another model.
+
+Each of these files may be a GGUF file instead (gguf.py), with the same metadata and texts. Its tensors have their
+released names, those of the VAE with the prefix "vae.": longer prefixes would exceed what ggml's programs take. The VAE
+has the kernels of single pictures, as GGUF has no tensors of five dimensions.
 
 ComfyUI's ModelSave and CheckpointSave let a model write no metadata; in their files the text files are a tensor.
 """
@@ -24,10 +28,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 
 from ..errors import CheckpointError
+from . import gguf
 
 COMPONENTS = ("vlm", "generation_decoder", "vae")  # those with weights
 FOLDERS = (*COMPONENTS, "scheduler", "processor")  # of a checkpoint in the released layout
@@ -54,6 +60,8 @@ SPLIT_FILES = {
     "vae": "vae/internvl_u_vae.safetensors",
 }
 
+ENDINGS = (".safetensors", gguf.ENDING)  # of such files
+
 # ComfyUI's prefixes in what its save nodes write, and the tensor there that holds the text files.
 SAVED_PREFIXES = {
     "vlm": "cond_stage_model.",
@@ -79,7 +87,7 @@ _TEXT_NAME = file_names("json", "txt", "jinja")
 
 @dataclass(frozen=True)
 class Stored:
-    """A tensor in a safetensors file: its key there, dtype by safetensors' name, shape, and place in bytes."""
+    """A tensor in a file: its key there, dtype by safetensors' name or block type of GGUF, shape, place in bytes."""
 
     file: Path
     key: str
@@ -174,9 +182,15 @@ def open_source(path: "str | Path | Source") -> Source:
         raise CheckpointError(f"checkpoint {str(path)!r} does not exist")
     if not path.is_dir():
         return File(path)
-    if not (path / "vlm").is_dir() and any((path / file).exists() for file in SPLIT_FILES.values()):
+    if not (path / "vlm").is_dir() and any(split_files(path, component) for component in SPLIT_FILES):
         return Split(path)
     return Folder(path)
+
+
+def split_files(folder: Path, component: str) -> list[Path]:
+    """Those of a component's files in a folder with three files that are there: with one of ENDINGS, or with each."""
+    files = [(folder / SPLIT_FILES[component]).with_suffix(ending) for ending in ENDINGS]
+    return [file for file in files if file.exists()]
 
 
 class Folder(Source):
@@ -254,10 +268,10 @@ class Folder(Source):
 
 
 class File(Source):
-    """One safetensors file with one or more components, from convert or from ComfyUI's save nodes."""
+    """One safetensors or GGUF file with one or more components, from convert or from ComfyUI's save nodes."""
 
     def __init__(self, path: Path):
-        self.path = path
+        self.path, self.gguf = path, is_gguf(path)
         metadata, self._stored = read_header(path)
         self._quantised = quantised_by(metadata)
         self.components = _components(metadata, self._stored)
@@ -277,7 +291,11 @@ class File(Source):
         outside = sorted(name for name in self._texts if not _TEXT_NAME.fullmatch(name))
         if outside:
             raise CheckpointError(f"{path}: {outside[0]!r} is no name of a checkpoint's text file")
-        if len(self.components) > 1 and not self.saved:
+        if self.gguf:
+            absent = sorted(key for key in self._stored if gguf_component(key) not in self.components)
+            if absent:
+                raise CheckpointError(f"{path}: tensors of no component: {first(absent)}")
+        elif len(self.components) > 1 and not self.saved:
             prefixes = tuple(f"{component}." for component in self.components)
             unknown = sorted(key for key in self._stored if not key.startswith(prefixes))
             if unknown:
@@ -323,6 +341,8 @@ class File(Source):
 
     def _released_name(self, component: str, key: str) -> str | None:
         """None for another component's key."""
+        if self.gguf:
+            return from_gguf(key) if gguf_component(key) == component else None
         if self.saved:
             prefix = SAVED_PREFIXES[component]
             if component == "vae" and prefix + WAN_MARK in self._stored:
@@ -341,7 +361,10 @@ class Split(Source):
         self.path = path
         self.files = {}
         for component, name in SPLIT_FILES.items():
-            self.files[component] = File(path / name)
+            found = split_files(path, component) or [path / name]
+            if len(found) > 1:
+                raise CheckpointError(f"{path} has both {' and '.join(file.name for file in found)}; take one away")
+            self.files[component] = File(found[0])
         self._texts = {}
         for file in self.files.values():
             for name in file.text_names():
@@ -433,10 +456,69 @@ def open_safetensors(file: Path):
         ) from error
 
 
+@contextmanager
+def open_tensors(file: Path):
+    """A function that maps a Stored tensor of the file into memory; of a block type, its bytes [..., bytes of a row].
+
+    Raises CheckpointError.
+    """
+    if not is_gguf(file):
+        with open_safetensors(file) as handle:
+            yield lambda stored: handle.get_tensor(stored.key)
+        return
+    check_regular(file)
+    try:
+        mapped = torch.from_numpy(np.memmap(file, dtype=np.uint8, mode="c"))  # torch wants memory that it may write to
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{file} cannot be opened: {error}") from error
+    yield lambda stored: gguf_tensor(mapped[stored.offset : stored.offset + stored.nbytes], stored)
+
+
+def gguf_tensor(data: torch.Tensor, stored: Stored) -> torch.Tensor:
+    """The bytes of a tensor in a GGUF file, uint8, as open_tensors gives them."""
+    if stored.dtype in gguf.BLOCKS:
+        values, size = gguf.BLOCKS[stored.dtype]
+        return data.view(*stored.shape[:-1], stored.shape[-1] // values * size)
+    dtype = DTYPES[stored.dtype]
+    return (data.clone() if data.storage_offset() % dtype.itemsize else data).view(dtype).view(stored.shape)
+
+
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+if hasattr(torch, "float8_e8m0fnu"):  # since torch 2.7
+    DTYPES["F8_E8M0"] = torch.float8_e8m0fnu
+
+
+def is_gguf(file: Path) -> bool:
+    """Whether a file is to be read as GGUF, by the ending of its name."""
+    return file.suffix.lower() == gguf.ENDING
+
+
 def read_header(file: Path) -> tuple[dict[str, str], dict[str, Stored]]:
-    """Metadata, and {key: tensor}, of a safetensors file that is sound and whole. Raises CheckpointError."""
+    """Metadata, and {key: tensor}, of a safetensors or GGUF file that is sound and whole. Raises CheckpointError."""
+    if is_gguf(file):
+        return _parse_gguf(file)
     with open_safetensors(file):
         return _parse_header(file)
+
+
+def _parse_gguf(file: Path, whole: bool = True) -> tuple[dict[str, str], dict[str, Stored]]:
+    with open_file(file) as raw:
+        values, entries = gguf.read_file(file, raw, whole)
+    metadata = {key: value for key, value in values.items() if isinstance(value, str)}
+    return metadata, {name: Stored(file, name, *entries[name]) for name in sorted(entries)}
 
 
 def _parse_header(file: Path) -> tuple[dict[str, str], dict[str, Stored]]:
@@ -467,7 +549,7 @@ def quantised_by(metadata: dict[str, str]) -> dict[str, dict]:
 def components_of(file: Path) -> tuple[str, ...]:
     """The components that a file's header names, even if the file is cut off; () if it is no InternVL-U file."""
     try:
-        metadata, stored = _parse_header(file)
+        metadata, stored = _parse_gguf(file, whole=False) if is_gguf(file) else _parse_header(file)
         return _components(metadata, stored)
     except (OSError, ValueError, struct.error, KeyError, TypeError, AttributeError, RecursionError):
         return ()
@@ -479,6 +561,28 @@ def _components(metadata: dict[str, str], stored: dict[str, Stored]) -> tuple[st
     if not any(prefix + SAVED_TEXTS in stored for prefix in SAVED_PREFIXES.values()):
         return ()
     return tuple(c for c in COMPONENTS if any(key.startswith(SAVED_PREFIXES[c]) for key in stored))
+
+
+# Names in GGUF files
+
+_MMDIT_NAMES = re.compile(r"decoder\.|decoder_projector\.|encoder_padding_token$")
+
+
+def gguf_component(key: str) -> str:
+    """The component that a tensor in a GGUF file belongs to."""
+    if key.startswith("vae."):
+        return "vae"
+    return "generation_decoder" if _MMDIT_NAMES.match(key) else "vlm"
+
+
+def to_gguf(component: str, name: str) -> str:
+    """A released tensor name of a component → its name in a GGUF file."""
+    return f"vae.{name}" if component == "vae" else name
+
+
+def from_gguf(key: str) -> str:
+    """The reverse of to_gguf."""
+    return key.removeprefix("vae.")
 
 
 # Wan's names of the VAE, for the one shape that ComfyUI's VAELoader builds (convert.WAN_SHAPE)

@@ -17,9 +17,18 @@ from ..errors import CheckpointError
 from ..models.mmdit import MMDiT
 from ..models.vae import VAE
 from ..models.vlm import VLM
-from ..quantization import FileFormat, WeightFormat, quantise_network, replace_layer
+from ..quantization import (
+    FileFormat,
+    Gguf,
+    QuantisedWeight,
+    WeightFormat,
+    hold_quantised,
+    quantise_network,
+    replace_layer,
+)
 from .config import Config
-from .files import COMPONENTS, STEMS, Source, Stored, first, open_safetensors, open_source
+from .files import COMPONENTS, DTYPES, STEMS, Source, Stored, first, open_source, open_tensors
+from .gguf import BLOCKS
 from .quantised import INPUT_SCALE, StoredLayer, fits, split_layers
 
 # Handles are reopened after this many converted bytes: a mapped page counts as resident memory until its file closes.
@@ -33,6 +42,7 @@ class TensorNames:
     folder: the component's name. stem: of the file's name, without its suffix. file_name: maps a parameter's name in
     the network to its name in the file. unread: matches tensors that belong to the component but that inference has
     no use for. adapt(stored name, tensor, shape): a stored tensor in the network's shape, or as it is if it has none.
+    packed: layers whose matrices stay packed in memory if the file has them so; others are unpacked while loading.
     """
 
     folder: str
@@ -40,6 +50,7 @@ class TensorNames:
     file_name: Callable[[str], str] = lambda name: name
     unread: re.Pattern = re.compile(r"(?!)")
     adapt: Callable[[str, torch.Tensor, torch.Size], torch.Tensor] = lambda name, tensor, shape: tensor
+    packed: tuple[type[nn.Module], ...] = (nn.Linear, nn.Embedding)
 
 
 # Vectors that are rows of an Embedding in the network (see models/vision.py): the same values in another shape.
@@ -69,8 +80,8 @@ VLM_NAMES = TensorNames(
     file_name=lambda name: _VECTORS.sub(r"\1", name),
     adapt=_vectors_as_rows,
 )
-# A tied head is the embedding itself; some writers store it all the same.
-VLM_TIED_NAMES = replace(VLM_NAMES, unread=re.compile(r"language_model\.lm_head\.weight"))
+# A tied head is the embedding itself, which must then be a matrix; some writers store it all the same.
+VLM_TIED_NAMES = replace(VLM_NAMES, unread=re.compile(r"language_model\.lm_head\.weight"), packed=(nn.Linear,))
 MMDIT_NAMES = TensorNames(
     folder="generation_decoder",
     stem=STEMS["generation_decoder"],
@@ -119,7 +130,7 @@ def read_weights(
     *,
     dtype: torch.dtype | None = None,
     device: str | torch.device = "cpu",
-) -> dict[str, torch.Tensor]:
+) -> dict[str, torch.Tensor | QuantisedWeight]:
     """{parameter name: tensor} of one component, for a network that the caller builds; see load_state_dict."""
     names, network = tensor_names(config, component), build_on_meta(config, component)
     return load_state_dict(checkpoint, names, network, dtype=dtype, device=device)
@@ -194,6 +205,7 @@ def _stage(checkpoint, config, component, dtype, device, weight_format, **attent
         parts = {name.rpartition(".")[2]: state[name] for name in state if name.rpartition(".")[0] == path}
         parts.pop("bias", None)
         replace_layer(network, path, stored_format, parts, dtype)
+    hold_quantised(network, state, dtype or stored_dtype(checkpoint, names))
     if weight_format is not None:
         quantise_network(network, state, weight_format)
     return network, state
@@ -263,12 +275,13 @@ def load_state_dict(
     *,
     dtype: torch.dtype | None = None,
     device: str | torch.device = "cpu",
-) -> dict[str, torch.Tensor]:
+) -> dict[str, torch.Tensor | QuantisedWeight]:
     """{parameter name: tensor} of `network`, from a checkpoint, for network.load_state_dict(…, assign=True).
 
-    network: its parameters may be on the meta device. dtype: of all tensors but those of layers in fewer bits, which
-    stay as stored, under the names of their format; None keeps the dtype of each. A tensor that is neither converted
-    nor moved is mapped from the file. Raises CheckpointError as check_tensors does.
+    network: its parameters may be on the meta device. dtype: of all tensors but those of layers in fewer bits; None
+    keeps the dtype of each. A tensor that is neither converted nor moved is mapped from the file. Layers in fewer bits
+    stay as stored: ComfyUI's under the names of their format, a matrix in a block type of GGUF as a QuantisedWeight for
+    hold_quantised. Raises CheckpointError as check_tensors does.
     """
     check_tensors(checkpoint, names, network)
     plain, layers = split_layers(open_source(checkpoint), names.folder)
@@ -276,6 +289,13 @@ def load_state_dict(
     state = {}
     for name, tensor in _read_all({name: plain[name] for name in plain if name in wanted}, dtype, device):
         parameter, shape = wanted[name]
+        if plain[name].dtype in BLOCKS:
+            packed = QuantisedWeight(Gguf(plain[name].dtype), {"weight": tensor})
+            owner = network.get_submodule(parameter.rpartition(".")[0])
+            if isinstance(owner, names.packed) and plain[name].shape == shape:
+                state[parameter] = packed
+                continue
+            tensor = packed.format.dequantise(packed.stored, dtype or torch.float32)
         state[parameter] = names.adapt(name, tensor, shape).contiguous()
     paths = {path: wanted[f"{path}.weight"][0].removesuffix(".weight") for path in layers}
     parts = {(path, name): part for path, layer in layers.items() for name, part in layer.parts.items()}
@@ -291,32 +311,18 @@ def stored_dtype(checkpoint: str | Path | Source, names: TensorNames) -> torch.d
     """
     counts = {torch.float32: 0}
     for name, stored in split_layers(open_source(checkpoint), names.folder)[0].items():
+        if stored.dtype in BLOCKS:
+            continue
         tensor = _on_meta(name, stored)
         if tensor.is_floating_point():  # check_tensors names those that are not
             counts[tensor.dtype] = counts.get(tensor.dtype, 0) + tensor.numel()
     return max(counts, key=counts.get)
 
 
-DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
-if hasattr(torch, "float8_e8m0fnu"):  # since torch 2.7
-    DTYPES["F8_E8M0"] = torch.float8_e8m0fnu
-
-
 def _on_meta(name: str, stored: Stored) -> torch.Tensor:
-    """Its shape and dtype as a tensor."""
+    """Its shape and dtype as a tensor, unpacked."""
+    if stored.dtype in BLOCKS:
+        return torch.empty(stored.shape, device="meta")
     if stored.dtype not in DTYPES:
         raise CheckpointError(f"{stored.file}: the tensor {name} is of an unsupported type, {stored.dtype}")
     return torch.empty(stored.shape, dtype=DTYPES[stored.dtype], device="meta")
@@ -336,11 +342,12 @@ def _read(file: Path, tensors: dict[Hashable, Stored], dtype, device):
     left = list(tensors.items())
     while left:
         converted = 0
-        with open_safetensors(file) as handle:
+        with open_tensors(file) as mapped_tensor:
             while left and converted < REOPEN_AFTER:
                 name, stored = left.pop(0)
-                mapped = handle.get_tensor(stored.key)
-                tensor = mapped.to(device=device, dtype=dtype or mapped.dtype)
+                mapped = mapped_tensor(stored)
+                packed = stored.dtype in BLOCKS
+                tensor = mapped.to(device=device, dtype=mapped.dtype if packed else dtype or mapped.dtype)
                 if tensor.data_ptr() != mapped.data_ptr():
                     converted += stored.nbytes
                 yield name, tensor

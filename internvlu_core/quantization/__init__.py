@@ -6,6 +6,9 @@ To add a weight format:
 3. `dequantise` turns these tensors back into the matrix, whenever the layer is used. `multiply` may do without.
 4. `for_layer` says which layers are stored in the format, and in which variant of it. The others stay in 16 bits.
 5. Add an instance to WEIGHT_FORMATS below: the loader, `--dtype` and tests/core/test_quantization.py find it there.
+
+A format that only files have (gguf.py) is not in WEIGHT_FORMATS. checkpoints/load.py gives its weights as
+QuantisedWeights, which keep their form in memory.
 """
 
 from dataclasses import fields
@@ -17,13 +20,16 @@ from .formats import (
     FileFormat,
     QuantisedEmbedding,
     QuantisedLinear,
+    QuantisedWeight,
     WeightFormat,
+    hold_quantised,
     layer_formats,
     network_formats,
     quantise_network,
     repeated_blocks,
     replace_layer,
 )
+from .gguf import Gguf
 from .int8 import Int8
 from .mxfp8 import MXFP8
 from .nvfp4 import NVFP4
@@ -43,11 +49,14 @@ __all__ = [
     "QUANTS",
     "WEIGHT_FORMATS",
     "FileFormat",
+    "Gguf",
     "QuantisedEmbedding",
     "QuantisedLinear",
+    "QuantisedWeight",
     "WeightFormat",
     "file_format",
     "find_format",
+    "hold_quantised",
     "layer_formats",
     "network_formats",
     "quantise_network",
@@ -56,8 +65,10 @@ __all__ = [
 ]
 
 
-def find_format(dtype: torch.dtype | str) -> WeightFormat | None:
-    """The weight format that a user names: by its name, such as "fp8", or by torch's dtype; None if it is neither."""
+def find_format(dtype: torch.dtype | str | WeightFormat) -> WeightFormat | None:
+    """The weight format that a user means: itself, its name, such as "fp8", or torch's dtype; None if it is none."""
+    if isinstance(dtype, WeightFormat):
+        return dtype
     return next((found for found in WEIGHT_FORMATS.values() if dtype in (found.name, found.torch_dtype)), None)
 
 

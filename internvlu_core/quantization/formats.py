@@ -64,6 +64,10 @@ class WeightFormat(ABC):
         """x [..., in] → x · weightᵀ + bias [..., out], in the dtype of x. A format with a kernel of its own uses it."""
         return F.linear(x, self.dequantise(stored, x.dtype), bias)
 
+    def rows(self, stored: Mapping[str, Tensor], ids: Tensor, dtype: torch.dtype) -> Tensor:
+        """Rows of the weight [rows, columns] by their indices [...] → [..., columns] in this dtype."""
+        return F.embedding(ids, self.dequantise(stored, dtype))
+
     def metadata(self) -> dict:
         """What a file must say about the layer, besides its tensors, for the layer to be read again."""
         return {"format": self.name, **asdict(self)}
@@ -90,7 +94,11 @@ class FileFormat(WeightFormat):
             return self.outside or self
         return self if is_block_matrix(name, weight) else None
 
-    def rows(self, stored: Mapping[str, Tensor], ids: Tensor) -> dict[str, Tensor]:
+    def rows(self, stored, ids, dtype):
+        """As in WeightFormat; only the rows that are looked up are dequantised."""
+        return self.dequantise(self.stored_rows(stored, ids.flatten()), dtype).unflatten(0, ids.shape)
+
+    def stored_rows(self, stored: Mapping[str, Tensor], ids: Tensor) -> dict[str, Tensor]:
         """What is stored for some rows [n] of a weight, as for a matrix of these rows [n, in]."""
         raise NotImplementedError(f"{self.name} cannot store an embedding")
 
@@ -131,27 +139,45 @@ class QuantisedLinear(nn.Module):
             self.register_parameter(name, nn.Parameter(tensor, requires_grad=False))
         self.register_parameter("bias", None if bias is None else nn.Parameter(bias, requires_grad=False))
 
+    @property
+    def stored(self) -> dict[str, Tensor]:
+        """The tensors of the weight, by the format's names."""
+        return {name: getattr(self, name) for name in self.names}
+
     def forward(self, x: Tensor) -> Tensor:
         """x [..., in] → [..., out]."""
-        return self.format.multiply(x, {name: getattr(self, name) for name in self.names}, self.bias)
+        return self.format.multiply(x, self.stored, self.bias)
 
 
-class QuantisedEmbedding(nn.Module):
-    """An embedding whose table is stored in a format of files; only the rows that are looked up are dequantised.
+class QuantisedEmbedding(QuantisedLinear):
+    """A table of embeddings that is stored in a weight format. dtype: of the rows that it gives."""
 
-    dtype: of the result.
-    """
-
-    def __init__(self, weight_format: FileFormat, stored: Mapping[str, Tensor], dtype: torch.dtype):
-        super().__init__()
-        self.format, self.names, self.dtype = weight_format, tuple(stored), dtype
-        for name, tensor in stored.items():
-            self.register_parameter(name, nn.Parameter(tensor, requires_grad=False))
+    def __init__(self, weight_format: WeightFormat, stored: Mapping[str, Tensor], dtype: torch.dtype):
+        super().__init__(weight_format, stored, None)
+        self.dtype = dtype
 
     def forward(self, ids: Tensor) -> Tensor:
-        """ids [...] → rows of the table [..., in]."""
-        stored = self.format.rows({name: getattr(self, name) for name in self.names}, ids.flatten())
-        return self.format.dequantise(stored, self.dtype).unflatten(0, ids.shape)
+        """ids [...] → [..., columns]."""
+        return self.format.rows(self.stored, ids, self.dtype)
+
+
+@dataclass(frozen=True)
+class QuantisedWeight:
+    """A weight as a file stores it. It stands in a state dict in place of the matrix, until hold_quantised."""
+
+    format: WeightFormat
+    stored: dict[str, Tensor]
+
+
+def hold_quantised(network: nn.Module, state: dict[str, Tensor | QuantisedWeight], dtype: torch.dtype):
+    """Replace the layers whose weights in the state dict are QuantisedWeights, and those by their tensors, in place.
+
+    dtype: of the rows of embeddings. The new layers are on the meta device, for load_state_dict(state, assign=True).
+    """
+    for name in [name for name, weight in state.items() if isinstance(weight, QuantisedWeight)]:
+        path, weight = name.removesuffix(".weight"), state.pop(name)
+        replace_layer(network, path, weight.format, weight.stored, dtype)
+        state |= {f"{path}.{key}": tensor for key, tensor in weight.stored.items()}
 
 
 def network_formats(network: nn.Module, weight_format: WeightFormat) -> dict[str, WeightFormat]:
@@ -201,5 +227,4 @@ def replace_layer(
 
 def layer_formats(network: nn.Module) -> dict[str, WeightFormat]:
     """{path: format} of a network's quantised layers: with the state dict, all that is needed to save them."""
-    layers = QuantisedLinear | QuantisedEmbedding
-    return {path: layer.format for path, layer in network.named_modules() if isinstance(layer, layers)}
+    return {path: layer.format for path, layer in network.named_modules() if isinstance(layer, QuantisedLinear)}

@@ -34,7 +34,7 @@ class Int8(FileFormat):
         values = stored["weight"].float() * stored["weight_scale"].float()
         return (rotate(values, self.convrot_groupsize) if self.convrot else values).to(dtype)
 
-    def rows(self, stored, ids):
+    def stored_rows(self, stored, ids):
         scale = stored["weight_scale"]
         return {"weight": stored["weight"][ids], "weight_scale": scale[ids] if scale.ndim == 2 else scale}
 

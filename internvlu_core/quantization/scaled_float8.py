@@ -32,7 +32,7 @@ class ScaledFloat8(FileFormat):
     def dequantise(self, stored: Mapping[str, Tensor], dtype: torch.dtype) -> Tensor:
         return (stored["weight"].float() * stored["weight_scale"].float()).to(dtype)
 
-    def rows(self, stored, ids):
+    def stored_rows(self, stored, ids):
         return {"weight": stored["weight"].view(torch.uint8)[ids].view(self.dtype), **_without_weight(stored)}
 
 

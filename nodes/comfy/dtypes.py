@@ -7,9 +7,10 @@ import comfy.utils
 import torch
 
 from ...internvlu_core.checkpoints.quantised import INPUT_SCALE
-from ...internvlu_core.quantization import find_format
+from ...internvlu_core.quantization import QuantisedWeight, find_format
 from ...internvlu_core.quantization.float8 import DTYPE as FLOAT8
 from .float8 import keep_in_float8
+from .gguf import keep_packed
 from .quantised import Formats, operations, part_names, place_layers, plain_tensors
 
 # What the loaders offer. None: what ComfyUI prefers for the device and the stored weights.
@@ -40,9 +41,10 @@ def choose_dtypes(
 ) -> tuple[torch.dtype, torch.dtype | None]:
     """(dtype of the weights, dtype that they are cast to for computing; None if that is the same).
 
-    formats: of layers in fewer bits, which do not count.
+    formats: of layers in fewer bits, which do not count; nor do weights that a GGUF file stores packed.
     """
-    state_dict = plain_tensors(state_dict, formats)
+    plain = plain_tensors(state_dict, formats)
+    state_dict = {name: tensor for name, tensor in plain.items() if not isinstance(tensor, QuantisedWeight)}
     if dtype is None:
         dtype = comfy.model_management.unet_dtype(
             device=device,
@@ -69,7 +71,8 @@ def assign(
     """Give a network on the meta device its weights; those that need no conversion stay memory-mapped.
 
     In 8 bits, the core says which layers are kept so; the rest has the dtype that is computed in, or its own. formats:
-    of layers that are in fewer bits already, which they stay. load_device, exact: as in quantised.operations.
+    of layers that are in fewer bits already, which they stay, as do weights that a file stores packed (GGUF).
+    load_device, exact: as in quantised.operations.
     """
     weight_format = find_format(dtype)
     rest = dtype if weight_format is None else compute_dtype
@@ -82,7 +85,9 @@ def assign(
         module = network.get_submodule(path)
         if not hasattr(module, leaf):  # strictness was checked while reading; this is a guard against renamed modules
             raise AttributeError(f"the network has no parameter {name}")
-        if weight_format is not None and weight_format.for_layer(name, tensor):
+        if isinstance(tensor, QuantisedWeight):
+            keep_packed(network, path, tensor, device, compute_dtype or dtype)
+        elif weight_format is not None and weight_format.for_layer(name, tensor):
             keep_in_float8(network, path, tensor, device)
         else:
             kept = tensor.to(device=device, dtype=rest)

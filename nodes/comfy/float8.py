@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from ...internvlu_core.checkpoints.files import QUANT_TENSOR
 from ...internvlu_core.quantization.float8 import DTYPE, dequantise, quantise, row_scales
 from ...internvlu_core.quantization.mxfp8 import MXFP8, from_rows
+from .gguf import unpacked_state_dict
 
 PATCHED_DTYPE = torch.bfloat16  # a float8 value times a power of two is exact in it
 
@@ -114,8 +115,11 @@ def keep_in_float8(network: torch.nn.Module, path: str, weight: torch.Tensor, de
 
 
 def scaled_state_dict(network: torch.nn.Module, state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """A network's state dict for a file: weights of these layers become MXFP8, which holds the same numbers."""
-    scaled = dict(state_dict)
+    """A network's state dict for a file: weights of these layers become MXFP8, which holds the same numbers.
+
+    Those that a GGUF file stores packed become floats.
+    """
+    scaled = unpacked_state_dict(network, state_dict)
     for path, layer in network.named_modules():
         if isinstance(layer, Float8Linear) and f"{path}.weight" in scaled:
             weight = scaled[f"{path}.weight"].to("cpu")  # newer versions of ComfyUI patch it only now

@@ -7,11 +7,12 @@ from pathlib import Path
 import folder_paths
 
 from ...internvlu_core.checkpoints.files import COMPONENTS, components_of
+from ...internvlu_core.checkpoints.gguf import ENDING as GGUF
 from ...internvlu_core.checkpoints.hub import PARTIAL
 
 NAME = "internvl_u"
 DEPTH = 3  # folders may be grouped, as a download of "owner/name" is
-ENDINGS = (".safetensors", ".sft")
+ENDINGS = (".safetensors", ".sft", GGUF)
 TOY = (
     Path(__file__).parents[2] / "demo" / "InternVL-U-toy"
 )  # comes with the pack, so that there is always a checkpoint to try
@@ -68,8 +69,11 @@ def checkpoint(name: str) -> Path:
 
 
 def model_files(kind: str) -> list[str]:
-    """Names of the safetensors files in one of ComfyUI's folders. kind: "diffusion_models", …"""
-    return [name for name in folder_paths.get_filename_list(kind) if name.lower().endswith(ENDINGS)]
+    """Names of the safetensors and GGUF files in one of ComfyUI's folders. kind: "diffusion_models", …"""
+    names = {name for name in folder_paths.get_filename_list(kind) if name.lower().endswith(ENDINGS)}
+    for base in folder_paths.get_folder_paths(kind):  # ComfyUI itself knows no GGUF
+        names |= {name for name in folder_paths.recursive_search(base, [".git"])[0] if name.lower().endswith(GGUF)}
+    return sorted(names)
 
 
 def model_file(kind: str, name: str) -> Path:

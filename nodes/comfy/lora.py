@@ -17,6 +17,7 @@ import torch
 from comfy.weight_adapter import LoRAAdapter
 
 from ...internvlu_core.models.vlm import VLM
+from .gguf import matrix_shapes
 from .model import InternVLUModel
 
 MODEL_PREFIX = "diffusion_model."
@@ -90,6 +91,7 @@ def _extended(original, network_class: type, spell):
                 ours |= dict.fromkeys(spell(parameter), parameter)
         # A weight in fewer bits is stored in another shape than it has.
         ours.shapes |= {name: tensor.shape for name, tensor in (parameters | dict(model.named_parameters())).items()}
+        ours.shapes |= matrix_shapes(model)
         ours.examples.append(f"{module_of(next(name for name in parameters if name.endswith('_proj.weight')))}.…")
         return ours
 

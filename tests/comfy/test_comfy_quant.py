@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from internvlu_core.checkpoints.convert import convert
 from internvlu_core.checkpoints.files import SPLIT_FILES
 from internvlu_core.checkpoints.load import load_networks
-from internvlu_core.quantization import QUANTS, layer_formats
+from internvlu_core.quantization import FILE_FORMATS, QUANTS, layer_formats
 from support.checkpoints import CHECKPOINT
 from support.inprocess import PACK, load_pack
 from support.tensors import noise, relative
@@ -192,3 +192,52 @@ def test_scaled_fp8_of_others(host, tmp_path):
     kept = weights(load_model(host, file).model.diffusion_model)
     assert list(kept) == ["transformer_blocks.0.attn.to_q"]
     assert torch.equal(kept["transformer_blocks.0.attn.to_q"], stored[f"{path}.weight"].float() * 0.5)
+
+
+def as_comfyui_has_it(host, name, weight):
+    """(what ComfyUI stores for a weight, what that stands for)."""
+    layout = host.known[name]["comfy_tensor_layout"]
+    if not hasattr(host.tensor, "state_dict"):  # 0.3
+        made = host.tensor.from_float(weight, layout, scale=None, dtype=torch.float8_e4m3fn)
+        return {"weight": made._qdata, "weight_scale": made._layout_params["scale"]}, made.dequantize()
+    settings = {"int8_tensorwise": {"per_channel": True}}.get(name, {})
+    if name.startswith("float8"):
+        settings = {"scale": "recalculate"}
+    made = host.tensor.from_float(weight, layout, **settings)
+    return made.state_dict("weight"), made.dequantize()
+
+
+def bits(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.contiguous().flatten().view(torch.uint8)
+
+
+@pytest.mark.parametrize("shape", [(96, 512), (40, 256)])
+def test_equal_to_comfyuis_own(host, shape):
+    """Every format that this ComfyUI knows: what is stored, bit by bit, and what it stands for, in float32."""
+    weight = noise(*shape) * torch.logspace(-2, 0, shape[0])[:, None]
+    assert {"float8_e4m3fn"} <= host.known.keys() <= FILE_FORMATS.keys(), "a format that the core does not know"
+    for name in host.known:
+        stored, stands_for = as_comfyui_has_it(host, name, weight)
+        ours = FILE_FORMATS[name].of_shape(shape)
+        assert torch.equal(ours.dequantise(stored, torch.float32), stands_for), name
+        if name != "asym_w4a8_int8":  # which is only read
+            written = ours.quantise(weight)
+            assert written.keys() == stored.keys(), name
+            assert all(torch.equal(bits(written[part]), bits(stored[part])) for part in stored), name
+
+
+def test_weights_that_wait(host, quant, files):
+    """In low memory, layers come to the device when they are used, with a LoRA's change on the way."""
+    import comfy.model_management
+
+    model = load_model(host, files / SPLIT_FILES["generation_decoder"])
+    change = noise(*model.model.diffusion_model.transformer_blocks[0].attn.to_q.weight.shape) * 0.1
+    model.add_patches({KEY: ("diff", (change,))})
+    expected = denoised(model)
+    with torch.inference_mode():
+        comfy.model_management.unload_all_models()
+        model.load(model.load_device, lowvram_model_memory=1)
+        x, context = noise(1, 16, 1, 12, 10), noise(1, 24, model.model.diffusion_model.config.context_size, seed=1)
+        waiting = model.model.apply_model(x, torch.tensor([0.999]), c_crossattn=context, transformer_options={}).float()
+        model.unpatch_model()
+    assert relative(waiting, expected) < ERRORS[quant]

@@ -66,12 +66,12 @@ def load(host, checkpoint, dtype: torch.dtype | None) -> SimpleNamespace:
 
 
 def sample(host, parts, conditionings, batch: int, laps):
-    """InternVLUSampler over three steps; a new record begins at each."""
+    """InternVLUSampler over two steps; a new record begins at each."""
     guider = host.guider.DualGuider(parts.model)
     guider.set_conds(*conditionings, 4.5, 2.0)
     sampler = host.sampling.InternVLUSamplerSelect.execute().result[0]
     latents = torch.zeros(batch, 16, 1, SIZE["height"] // 8, SIZE["width"] // 8)
-    sigmas = host.sampling.InternVLUScheduler.execute(steps=3, shift=3.0, denoise=1.0).result[0]
+    sigmas = host.sampling.InternVLUScheduler.execute(steps=2, shift=3.0, denoise=1.0).result[0]
     return guider.sample(noise(*latents.shape), latents, sampler, sigmas, callback=laps, disable_pbar=True, seed=0)
 
 
@@ -97,12 +97,33 @@ def test_draw_and_edit(host, checkpoint, gpu, dtype):
 
 
 def test_text(host, checkpoint, gpu):
+    """A token waits once; beams wait twice, for the scores and for what has ended."""
     parts = load(host, checkpoint, torch.bfloat16)
     prompt = parts.vlm.conditioner.prompts.chat("what is it?", [], None)
-    settings = host.decoding.TextSettings(max_new_tokens=4)
+    for beams, waits, uploads in ((1, 1, 1), (3, 2, 3)):
+        with gpu.laps() as laps:
+            parts.vlm.generate(prompt, [], host.decoding.TextSettings(max_new_tokens=4, num_beams=beams), laps)
+        token = laps.records[2]
+        assert (len(token.waits), len(token.downloads), len(token.uploads)) == (waits, waits, uploads)
+        assert token.product_dtypes == {torch.bfloat16}
+        assert beams > 1 or token.kernels <= 110
+
+
+def test_a_model_that_is_not_there(host, checkpoint, gpu, monkeypatch):
+    """As under --novram, where ComfyUI copies each weight when it is used: nothing else is different in a step."""
+    import comfy.model_management as management
+
+    parts = load(host, checkpoint, torch.bfloat16)
+    drawing = host.encode.InternVLUEncode.execute(parts.vlm, "a boat").result
     with gpu.laps() as laps:
-        parts.vlm.generate(prompt, [], settings, laps)
-    token = laps.records[2]
-    assert len(token.waits) == len(token.downloads) == len(token.uploads) == 1
-    assert token.product_dtypes == {torch.bfloat16}
-    assert token.kernels <= 110
+        sample(host, parts, drawing, 1, laps)
+    whole = laps.records[1]
+    management.unload_all_models()
+    monkeypatch.setattr(management, "vram_state", management.VRAMState.NO_VRAM)
+    with gpu.laps() as laps:
+        sample(host, parts, drawing, 1, laps)
+    step = laps.records[1]
+    assert parts.model.loaded_size() < parts.model.model_size() / 10
+    assert step.uploads and not step.downloads
+    assert step.product_dtypes == {torch.bfloat16} and step.products == whole.products
+    assert step.peak < whole.peak

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import batches, comparisons, counts, tables
+from benchmarks import batches, comparisons, counts, quantisation, tables
 from benchmarks.__main__ import main
 from benchmarks.harness import BenchmarkError, Case, Run, Side, fit, side_by_side
 from internvlu_core.checkpoints.config import Config
@@ -15,6 +15,8 @@ from internvlu_core.models.language import Qwen3
 from internvlu_core.models.mmdit import MMDiT
 from internvlu_core.models.vae import VAE
 from internvlu_core.models.vlm import VLM
+from internvlu_core.quantization import WEIGHT_FORMATS, Gguf
+from internvlu_core.quantization.gguf import TYPES
 from support.checkpoints import CHECKPOINT
 from support.comfy_server import link_folder
 from support.tensors import noise
@@ -138,6 +140,16 @@ def test_a_wrong_twin_is_not_timed(tmp_path):
     assert not run.results.exists()
 
 
+def test_the_table_of_savings(tmp_path):
+    run, plain = make_run(tmp_path), float("inf")
+    for stage, rows, level in (("neither", 360, plain), ("EasyCache", 270, 41.26)):
+        found = {"rows": rows, "pictures": 8, "right": 7, "psnr": level, "least": level}
+        run.record(comparison="savings", side="ComfyUI", machine="a CPU", stage=stage, **found)
+    rendered = tables.render(tables.read(tmp_path))
+    assert "| neither | 360 |  |  |  | 7 of 8 |\n" in rendered
+    assert "| EasyCache | 270 | 25% | 41.3 dB | 41.3 dB | 7 of 8 |" in rendered
+
+
 def test_fits():
     found = fit([(n, 2 + 3 * n + 0.5 * n**2) for n in (1, 2, 4, 8)])
     assert found["polynomial"] == pytest.approx([2, 3, 0.5])
@@ -186,3 +198,23 @@ def test_a_batch_run_beside_a_loop(tmp_path, options, monkeypatch):
 def test_what_is_missing_is_told(tmp_path, options, capsys):
     assert main(["stages", *options, "--official", str(tmp_path)]) == 1
     assert "python -m benchmarks setup" in capsys.readouterr().err
+
+
+def test_weights_in_fewer_bits(tmp_path, options, monkeypatch):
+    """The table of formats, with two of them; and the sizes of the released networks, which have aims."""
+    sizes = quantisation.released_sizes()
+    assert all(sizes[name] <= 4.6e9 for name in ("float8_e4m3fn", "int8_tensorwise", "mxfp8"))
+    assert sizes["nvfp4"] <= 2.9e9 < sizes["fp8"] < sizes["bf16"]
+    assert sizes["MXFP4"] <= 2.9e9 < sizes["Q4_0"] < sizes["Q8_0"] <= 4.8e9  # three files; less in one (test_gguf.py)
+    assert {"float32", "bf16", *WEIGHT_FORMATS, *TYPES} == set(quantisation.formats())
+    some = {"float32": torch.float32, "nvfp4": "nvfp4", "Q4_0": Gguf("Q4_0")}
+    monkeypatch.setattr(quantisation, "formats", lambda: some)
+    monkeypatch.setattr(quantisation, "released_sizes", lambda: sizes)
+    assert main(["quantisation", *options, "--quick"]) == 0
+    (file,) = (tmp_path / "results").glob("quantisation-*.jsonl")
+    exact, *both = (json.loads(line) for line in file.read_text().splitlines())
+    assert exact["velocity"] == 0 and exact["psnr"] is None and exact["distance"] < 1e-6
+    for rounded in both:
+        assert 0 < rounded["velocity"] < 0.2 and 0 < rounded["recorded"] < 0.2 and 10 < rounded["psnr"] < 60
+    table = tables.render([exact, *both])
+    assert "| nvfp4 | 2.90 GB |" in table and "| Q4_0 | 2.95 GB |" in table

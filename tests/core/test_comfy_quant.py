@@ -188,7 +188,7 @@ def test_in_pieces(tmp_path, monkeypatch):
 def test_command_line(tmp_path, capsys):
     assert main(["convert", str(CHECKPOINT), str(tmp_path), "--quant", "int8"]) == 0
     assert f"{LAYER}.comfy_quant" in load_file(tmp_path / MMDIT)
-    with pytest.raises(InputError, match=r"quant is 'int3'; it must be fp8 or int8 or"):
+    with pytest.raises(InputError, match=r"quant is 'int3'; it must be one of fp8, int8,"):
         convert(CHECKPOINT, tmp_path / "other", quant="int3")
 
 

@@ -163,10 +163,10 @@ def test_loading(folder, dtype):
 
 
 # Kernels of a step: beside the blocks, and of a block. Each bound is what there was when it was set.
-STEP = {"bfloat16": (40, 64), "float16": (25, 128), "fp8": (40, 100)}
+STEP = {"bfloat16": (40, 64), "float16": (25, 128), "fp8": (40, 92)}
 
 
-@pytest.mark.parametrize("name", DTYPES)
+@pytest.mark.parametrize("name", STEP)
 def test_a_step_waits_for_nothing(folder, name):
     """Of a drawing, an edit of two pictures after reasoning, and four pictures at once."""
     dtype, weight_format = DTYPES[name]
@@ -190,7 +190,7 @@ def test_a_step_waits_for_nothing(folder, name):
 TOKEN = {"bfloat16": (25, 22), "float16": (30, 75), "fp8": (25, 36)}
 
 
-@pytest.mark.parametrize("name", DTYPES)
+@pytest.mark.parametrize("name", TOKEN)
 def test_a_token_waits_once(folder, name):
     """For itself: the host must see whether it ends the text. It goes back to the device in a copy of 8 bytes."""
     dtype, weight_format = DTYPES[name]
@@ -249,7 +249,7 @@ def test_offloading_layer_by_layer(folder, weight_format):
     """With less room than the MMDiT needs, blocks are there only while they compute."""
     with FakeDevice() as gpu:
         model = hollow_model(folder, gpu.device, torch.bfloat16, weight_format)
-        context, noise = model.encode("make it night", [PHOTO]), noise_of(model, side=256)
+        context, noise = model.encode("a boat"), noise_of(model, side=256)
         with gpu.laps() as laps:
             model.sample(context, noise, flow_sigmas(2), 4.5, 2.0, laps)
         expected = laps.records[1]
@@ -309,6 +309,6 @@ def test_released_sizes_fit_small_devices(released, weight_format, card):
 
 def test_kernels_of_the_released_sizes(released):
     kernels = {stage: record.kernels for stage, (_, _, record) in released.items()}
-    assert kernels["MMDiT, first step of a drawing"] == kernels["MMDiT, first step of 4 drawings"] <= 1400
-    assert kernels["MMDiT, first step of an edit"] <= 1500
+    assert kernels["MMDiT, first step of a drawing"] == kernels["MMDiT, first step of 4 drawings"] <= 1320
+    assert kernels["MMDiT, first step of an edit"] <= 1370
     assert kernels["VLM, a token"] <= 700

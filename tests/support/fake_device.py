@@ -395,11 +395,13 @@ def attention_kernel(q, k, v, attn_mask=None, dropout_p=0.0, is_causal=False, sc
     return operation, (q, k, v, attn_mask, False, 0.0, is_causal), {"scale": scale}
 
 
+@cache
 def _is_composite(operation) -> bool:
     """Whether it is made of other operations on every device. (Python's decompositions are not asked.)"""
     return torch._C._dispatch_has_kernel_for_dispatch_key(operation.name(), COMPOSITE)
 
 
+@cache
 def _is_view(operation) -> bool:
     returns = operation._schema.returns
     return bool(returns) and all(r.alias_info is not None and not r.alias_info.is_write for r in returns)
