@@ -34,6 +34,7 @@ from support.checkpoints import CHECKPOINT, GOLDEN
 ROOT = Path(__file__).resolve().parents[2]
 PHOTO = GOLDEN / "photo.png"
 MODEL = ModelOptions(str(CHECKPOINT), "cpu", torch.float32)
+POSIX = pytest.mark.skipif(os.name == "nt", reason="Windows has no named pipes in folders, no flock and no SIGKILL")
 ANSWER = {"task": "answer", "max_new_tokens": 2}
 DRAW = {"task": "generate", "size": "32x32", "steps": 1}
 
@@ -160,6 +161,7 @@ BAD_ROWS = [
 ]
 
 
+@POSIX
 @pytest.mark.parametrize("together", [1, 16])
 def test_a_bad_row_is_an_error_in_that_row(tmp_path, together):
     (tmp_path / "text.png").write_text("no picture")
@@ -361,6 +363,7 @@ def test_other_results_are_in_the_way(tmp_path):
         run(requests, part)
 
 
+@POSIX
 def test_one_run_at_a_time(tmp_path):
     requests, out = requests_of(tmp_path, 2), tmp_path / "out"
     refused = []
@@ -505,6 +508,7 @@ def workers(processes) -> dict[int, psutil.Process]:
     return found
 
 
+@POSIX
 def test_killed_workers_and_drivers_lose_nothing(processes, tmp_path):
     """A worker is killed, then the driver; the next run does what is left."""
     rows = [ANSWER | {"id": f"r{i}", "prompt": f"row {i}", "max_new_tokens": 1 + i % 7} for i in range(FAULTS)]
@@ -541,6 +545,7 @@ def test_killed_workers_and_drivers_lose_nothing(processes, tmp_path):
     assert sum(row["error"] is not None for row in found.values()) == FAULTS / 10
 
 
+@POSIX
 def test_interrupted(processes, tmp_path):
     rows = [ANSWER | {"prompt": f"row {i}", "max_new_tokens": 7} for i in range(400)]
     requests, out = write(tmp_path / "r.jsonl", rows), tmp_path / "out"
