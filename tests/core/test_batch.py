@@ -192,7 +192,9 @@ def test_an_error_of_all_together_is_that_of_one(model, tmp_path, monkeypatch):
     monkeypatch.setattr(model, "_sample", run_out)
     rows = [DRAW | {"prompt": "x"}, DRAW | {"prompt": "x", "size": "64x64"}, DRAW | {"prompt": "y"}]
     run(write(tmp_path / "r.jsonl", rows), tmp_path / "out")
-    assert [row["error"] for row in read(tmp_path / "out").values()] == [None, "MemoryError: too large", None]
+    found = read(tmp_path / "out").values()
+    assert [row["error"] for row in found] == [None, "MemoryError: too large", None]
+    assert [len(row["images"]) for row in found] == [1, 0, 1]
 
 
 def test_columns_of_json_lines(model, photo, tmp_path):
