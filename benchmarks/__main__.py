@@ -2,8 +2,8 @@
 
     python -m benchmarks setup                                   make an environment for the official code
     python -m benchmarks NAME --official CHECKOUT --comfyui DIR  one comparison: load, stages, end-to-end, comfyui, vae,
-                                                                 decode, many, many-pictures, scaling, memory, savings,
-                                                                 fp8, quantisation, sixteen
+                                                                 decode, many, many-pictures, batch, scaling, memory,
+                                                                 savings, fp8, quantisation, sixteen
     python -m benchmarks all  --official CHECKOUT --comfyui DIR  all comparisons, and the tables
     python -m benchmarks tables                                  write the results into BENCHMARKS.md
 
@@ -38,6 +38,7 @@ CPU_PLAN = [
     ("decode", {"scale": "narrow", "tokens": 128}),
     ("many", {"dtype": "bfloat16", "tokens": 24}),
     ("many-pictures", {"size": 256, "steps": 4}),
+    ("batch", {}),
     ("scaling", {}),
     ("memory", {"scale": "released", "dtype": "bfloat16"}),
     ("savings", {"scale": "toy", "size": 64}),
@@ -52,6 +53,7 @@ OPTIONS = {
     "decode": ["repeats", "tokens"],
     "many": ["repeats", "tokens"],
     "many-pictures": ["repeats", "steps"],
+    "batch": ["rows"],
     "quantisation": ["steps", "count"],
 }
 CUDA_PLAN = [(name, {"scale": "released", "size": 1024, "dtype": "bfloat16"}) for name in NAMES if name != "savings"]
@@ -121,6 +123,7 @@ def parser() -> argparse.ArgumentParser:
     root.add_argument("--scale", default="shallow", help="of the random weights: scripts/random_checkpoint.py")
     root.add_argument("--size", type=int, default=512, help="of the pictures, in pixels a side")
     root.add_argument("--steps", type=int, default=20, help="of end-to-end")
+    root.add_argument("--rows", type=int, default=48, help="of batch, each of about a second")
     root.add_argument("--tokens", type=int, default=32, help="of text")
     root.add_argument("--repeats", type=int, default=3)
     root.add_argument("--count", type=int, default=20, help="of quantisation: prompts a kind, questions a domain")

@@ -10,7 +10,7 @@ import torch
 from internvlu_core.checkpoints.config import Config
 from support.scaled_checkpoints import write_checkpoint
 
-from . import counts
+from . import batches, counts
 from .harness import ROOT, WORKERS, BenchmarkError, Case, Run, Side, Worker, fit, floor, peaks, side_by_side, summary
 from .memory import table
 from .quantisation import quantisation, sixteen
@@ -342,6 +342,14 @@ def fp8(run: Run, options):
                 run.record(comparison="fp8", stage=stage, side=scheme, **errors, **core.about)
 
 
+def batch(run: Run, options):
+    """What `internvlu batch` costs beside a plain loop."""
+    with loaded(run, options, "core") as (core,):
+        about = core.about
+    for found in batches.measure(checkpoint(run), run.work, options):
+        run.record(comparison="batch", side="core", **found, **about)
+
+
 NAMES = {
     "load": load,
     "stages": stages,
@@ -351,6 +359,7 @@ NAMES = {
     "decode": decode,
     "many": many,
     "many-pictures": many_pictures,
+    "batch": batch,
     "scaling": scaling,
     "memory": memory,
     "savings": savings,

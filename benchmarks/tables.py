@@ -12,6 +12,7 @@ TITLES = {
     "transformers": "Text, against transformers' generate",
     "many": "Many texts together, against one by one",
     "many-pictures": "Many pictures together, against one by one",
+    "batch": "`internvlu batch`, against a plain loop",
     "scaling": "Growth",
     "memory": "Memory, kernels and arithmetic of a GPU at 1024×1024, computed",
     "savings": "Guidance in a part of the steps, and EasyCache: what they save and change on the toy",
@@ -172,7 +173,16 @@ def _sixteen(group: list[dict]) -> list[str]:
     return rows
 
 
+def _batch(group: list[dict]) -> list[str]:
+    rows = ["| on one thread each | rows per second | time more than the loop needs |", "|---|---|---|"]
+    for line in group:
+        more = f"{line['overhead']:+.1%}" if line is not group[0] else ""
+        rows.append(f"| {line['stage']} | {1 / line['per_row']:.3g} | {more} |")
+    return rows
+
+
 TABLES = {
+    "batch": _batch,
     "scaling": _scaling,
     "fp8": _fp8,
     "memory": _memory,

@@ -1,4 +1,4 @@
-"""The command line: `internvlu answer|reason|generate CHECKPOINT PROMPT …`, `convert`, `download`, `doctor`.
+"""The command line: `internvlu answer|reason|generate CHECKPOINT PROMPT …`, `batch`, `convert`, `download`, `doctor`.
 
 Where nothing is installed, as in the pack's folder, it is `python -m internvlu_core answer …`.
 
@@ -15,6 +15,8 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
+from .batch import BatchOptions, ModelOptions, RayOptions, run_batch
+from .batch.results import SUFFIXES
 from .checkpoints import hub
 from .checkpoints.convert import CHECKPOINT_FORMATS, convert
 from .checkpoints.files import SPLIT_FILES, WAN_MARK, read_header
@@ -132,6 +134,36 @@ def download_files(options):
     print(hub.download(options.folder))  # huggingface_hub draws the bars
 
 
+def batch(options):
+    """Do many requests from a file, and print how many there are and how many of them have an error."""
+    workers = options.workers if options.workers is not None else int(options.address is not None)
+    ray = RayOptions(workers, options.address, options.gpus_per_worker, options.cpus_per_worker) if workers else None
+    with Progress(0, "row") as progress:
+
+        def report(done: int, total: int):
+            progress.settings.setdefault("initial", done)  # the rows of earlier runs say nothing about the speed
+            progress(done, total)
+
+        summary = run_batch(
+            BatchOptions(
+                requests=options.requests,
+                out=options.out,
+                model=model_options(options) if options.checkpoint else None,
+                ray=ray,
+                format=options.format,
+                picture_files=options.picture_files,
+                together=options.together,
+                chunk=options.chunk,
+                allow_urls=options.allow_urls,
+                comfyui=tuple(options.comfyui),
+                workflow=options.workflow,
+            ),
+            report,
+        )
+    before = f", {summary.before} of them by earlier runs" if summary.before else ""
+    print(f"{summary.rows} rows done{before}; {summary.errors} with an error in this run")
+
+
 def examine_all(options) -> int:
     """Check a checkpoint, the machine and the code, and print the report. Returns 1 if something is wrong."""
     checkup = Checkup(
@@ -157,11 +189,13 @@ def examine_all(options) -> int:
 
 def load(options) -> InternVLU:
     """The model that the options name."""
-    memory = {}
-    if options.max_memory:
-        memory = {"device_map": "auto", "max_memory": None if options.max_memory == "auto" else options.max_memory}
+    return model_options(options).load()
+
+
+def model_options(options) -> ModelOptions:
+    """How to load the model that the options name."""
     dtype = RUN_DTYPES[options.dtype]
-    return InternVLU.from_pretrained(options.checkpoint, options.device, dtype, attention=options.attention, **memory)
+    return ModelOptions(options.checkpoint, options.device, dtype, options.max_memory, options.attention)
 
 
 def sampling(options) -> dict:
@@ -255,6 +289,7 @@ def parser() -> argparse.ArgumentParser:
     _answer_arguments(_model_command(commands, answer, "answer a question, about images if any are given", 1024))
     _sampling_arguments(_model_command(commands, reason, "think in words about the picture to draw", 200))
     _generate_arguments(_model_command(commands, generate, "draw a picture, or edit images", 200))
+    _batch_arguments(commands)
 
     sub = commands.add_parser("convert", help="write a checkpoint as three files, as one file or as a folder")
     sub.set_defaults(run=convert_files)
@@ -307,6 +342,13 @@ def _model_command(commands, function: Callable, description: str, tokens: int) 
     sub.add_argument("prompt")
     sub.add_argument("--image", action="append", default=[], metavar="P", help="an input picture; repeatable")
     sub.add_argument("--system", metavar="TEXT", help="replaces the checkpoint's system text")
+    _loading_arguments(sub)
+    sub.add_argument("--seed", type=int)
+    sub.add_argument("--max-new-tokens", type=int, default=tokens, metavar="N")
+    return sub
+
+
+def _loading_arguments(sub: argparse.ArgumentParser):
     _device_arguments(sub)
     sub.add_argument(
         "--max-memory",
@@ -319,9 +361,28 @@ def _model_command(commands, function: Callable, description: str, tokens: int) 
         default="auto",
         help="of the image generator; sage, flash: by these packages; varlen: torch's for different lengths",
     )
-    sub.add_argument("--seed", type=int)
-    sub.add_argument("--max-new-tokens", type=int, default=tokens, metavar="N")
-    return sub
+
+
+def _batch_arguments(commands):
+    does = "do many requests from a file, in this process, in several, on a cluster or on ComfyUI servers"
+    sub = commands.add_parser("batch", description=f"{does}; see docs/batch.md", help=does)
+    sub.set_defaults(run=batch)
+    sub.add_argument("requests", type=Path, metavar="REQUESTS", help="*.jsonl or *.parquet, a row a request")
+    sub.add_argument("out", type=Path, metavar="OUT", help="folder for the results; a run that was ended goes on there")
+    sub.add_argument("--checkpoint", help="checkpoint folder in the released layout, or a converted file")
+    _loading_arguments(sub)
+    sub.set_defaults(device=None)  # the workers may be on other machines
+    sub.add_argument("--workers", type=int, metavar="N", help="processes with a model each; 0 (default): this one only")
+    sub.add_argument("--address", help="of a Ray cluster to join; auto for the one on this machine")
+    sub.add_argument("--gpus-per-worker", type=float, metavar="N", help="default: 1 on GPUs")
+    sub.add_argument("--cpus-per-worker", type=int, metavar="N", help="default: 1 beside a GPU, else those there are")
+    sub.add_argument("--together", type=int, default=16, metavar="N", help="requests in one batch; 1: one by one")
+    sub.add_argument("--chunk", type=int, default=64, metavar="N", help="rows of a part, which one worker does at once")
+    sub.add_argument("--format", choices=SUFFIXES, default="parquet", help="of the results")
+    sub.add_argument("--picture-files", action="store_true", help="pictures as files in OUT/pictures, not in Parquet")
+    sub.add_argument("--allow-urls", action="store_true", help="images may be http and https addresses")
+    sub.add_argument("--comfyui", nargs="+", default=[], metavar="URL", help="servers, in place of --checkpoint")
+    sub.add_argument("--workflow", type=Path, metavar="FILE", help="what the servers run, in the API format")
 
 
 def _device_arguments(sub: argparse.ArgumentParser):

@@ -1,5 +1,6 @@
 """The two kinds of error that a user can cause, both ValueErrors, and the checks that raise them."""
 
+import importlib
 from numbers import Integral
 
 MAX_SEED = 2**64 - 1  # torch's generators take no larger one
@@ -38,6 +39,14 @@ def check_text(name: str, value) -> str:
     except UnicodeEncodeError as error:
         raise InputError(f"{name} is not valid text: {error}") from error
     return value
+
+
+def need(module: str, extra: str = "batch"):
+    """Import and return a module that only some need. Raises InputError saying how to install it."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise InputError(f'{module} is missing ({error}); pip install "internvl-u[{extra}]"') from error
 
 
 def in_one_line(error: BaseException, longest: int = 200) -> str:

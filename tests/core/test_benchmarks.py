@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import comparisons, counts, quantisation, tables
+from benchmarks import batches, comparisons, counts, quantisation, tables
 from benchmarks.__main__ import main
 from benchmarks.harness import BenchmarkError, Case, Run, Side, fit, side_by_side
 from internvlu_core.checkpoints.config import Config
@@ -181,6 +181,18 @@ def test_a_comparison_from_the_command_line(tmp_path, options, monkeypatch, caps
     text = document.read_text(encoding="utf-8")
     assert text.startswith("before") and text.endswith("after\n") and "old" not in text
     assert "| image tokens | 256: " in text and str(tmp_path) not in text
+
+
+def test_a_batch_run_beside_a_loop(tmp_path, options, monkeypatch):
+    """In this process; Ray's workers are tests/core/test_batch.py's."""
+    monkeypatch.setattr(batches, "ROW_SECONDS", 0.02)
+    monkeypatch.setattr(batches, "WORKERS", (0,))
+    assert main(["batch", *options, "--rows", "6", "--dtype", "float32"]) == 0
+    loop, alone = [line for line in tables.read(tmp_path / "results") if line["comparison"] == "batch"]
+    assert (loop["stage"], alone["stage"]) == ("plain loop", "0 workers")
+    assert loop["overhead"] == 0
+    assert alone["overhead"] == alone["per_row"] / loop["per_row"] - 1
+    assert f"| 0 workers | {1 / alone['per_row']:.3g} | {alone['overhead']:+.1%} |" in tables.render([loop, alone])
 
 
 def test_what_is_missing_is_told(tmp_path, options, capsys):

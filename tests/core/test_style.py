@@ -11,7 +11,8 @@ ROOT = Path(__file__).parents[2] / "internvlu_core"
 FILES = {path.relative_to(ROOT).with_suffix("").as_posix(): path for path in sorted(ROOT.rglob("*.py"))}
 TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in FILES.items()}
 
-# Not counted below: GGUF, conversion, download, offloading, weight formats, checks of an installation, command line.
+# Not counted below: GGUF, conversion, download, offloading, weight formats, checks of an installation, batch runs,
+# command line.
 APART = (
     "checkpoints/convert",
     "checkpoints/gguf",
@@ -20,11 +21,13 @@ APART = (
     "offload",
     "quantization/",
     "doctor/",
+    "batch/",
     "to_transformers",
     "cli",
     "__main__",
 )
 CORE = [name for name in FILES if not name.startswith(APART)]
+SHORT = [*CORE, *(name for name in FILES if name.startswith(("doctor/", "batch/")))]
 
 # Who imports whom: each layer only what stands above it, or in its own line (but see NETWORKS).
 LAYERS = (
@@ -53,6 +56,15 @@ LAYERS = (
         "offload",
     ),
     ("pipeline", "to_transformers"),
+    (
+        "batch/requests_file",
+        "batch/pictures",
+        "batch/results",
+        "batch/worker",
+        "batch/engines",
+        "batch/comfyui",
+        "batch/__init__",
+    ),
     ("doctor/measure", "doctor/record_official", "doctor/recording", "doctor/files"),
     ("doctor/official", "doctor/smoke", "doctor/speed", "doctor/compare"),
     ("doctor/report", "doctor/checkup"),
@@ -84,7 +96,7 @@ def statements(name: str) -> int:
 
 def test_size_of_the_core():
     """In statements; wrapped as they are, these are a fifth more lines."""
-    assert sum(map(statements, CORE)) <= 3050
+    assert sum(map(statements, CORE)) <= 3057
 
 
 @pytest.mark.parametrize("name", FILES)
