@@ -65,10 +65,12 @@ __all__ = [
 ]
 
 
-def find_format(dtype: torch.dtype | str | WeightFormat) -> WeightFormat | None:
+def find_format(dtype: torch.dtype | str | WeightFormat | None) -> WeightFormat | None:
     """The weight format that a user means: itself, its name, such as "fp8", or torch's dtype; None if it is none."""
     if isinstance(dtype, WeightFormat):
         return dtype
+    if dtype is None:
+        return None
     return next((found for found in WEIGHT_FORMATS.values() if dtype in (found.name, found.torch_dtype)), None)
 
 
