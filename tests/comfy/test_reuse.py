@@ -57,8 +57,10 @@ def read(parts):
 def reason(host, monkeypatch, vlm, **inputs):
     hidden = SimpleNamespace(unique_id=None, prompt={}, extra_pnginfo=None)
     monkeypatch.setattr(host.reason.InternVLUReason, "hidden", hidden, raising=False)
-    options = {"max_new_tokens": 20, "seed": 3, "temperature": 1.5}
-    return host.reason.InternVLUReason.execute(vlm, WORDS, **options, **inputs).result[0]
+    options = {"vlm": vlm, "prompt": WORDS, "max_new_tokens": 20, "seed": 3, "temperature": 1.5}
+    lists = {name: [value] for name, value in (options | inputs).items()}  # as ComfyUI calls it
+    (reasoning,) = host.reason.InternVLUReason.execute(**lists).result[0]
+    return reasoning
 
 
 def encode(host, read, vlm, **inputs):
