@@ -213,13 +213,15 @@ def _one_sequence(session: DecodingSession, stop_ids, settings, on_tokens) -> li
 
 def next_tokens(logits: Tensor, texts: Sequence[Text]) -> list[int | None]:
     """The next token of each text from its row of logits [texts, vocabulary]; None where they are not finite."""
-    # One transfer from the device for all rows. In float32, which has every token's number: Apple's devices have no
-    # float64.
+    # One transfer from the device for all rows: of the logits if a token is sampled, else of what is chosen.
+    if any(text.settings.temperature for text in texts):
+        logits = logits.cpu()
+    # In float32, which has every token's number: Apple's devices have no float64.
     tokens, greatest = torch.stack([logits.argmax(-1).float(), logits.amax(-1)]).tolist()
     chosen = [int(token) if math.isfinite(most) else None for token, most in zip(tokens, greatest, strict=True)]
     for row, text in enumerate(texts):
         if text.settings.temperature and chosen[row] is not None:
-            chosen[row] = choose(logits[row].cpu(), text.settings, text.generator)
+            chosen[row] = choose(logits[row], text.settings, text.generator)
     return chosen
 
 
