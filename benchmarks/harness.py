@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from internvlu_core.doctor import compare
 from internvlu_core.doctor.measure import least_time
 from internvlu_core.doctor.recording import sample_picture
 
@@ -109,7 +110,7 @@ def relative(actual: torch.Tensor, expected: torch.Tensor) -> float:
     """‖actual − expected‖ / ‖expected‖."""
     if actual.shape != expected.shape:
         raise BenchmarkError(f"shapes differ: {list(actual.shape)} and {list(expected.shape)}")
-    return float((actual.double() - expected.double()).norm() / expected.double().norm())
+    return compare.relative(actual, expected)
 
 
 def difference(actual: str, expected: str) -> float:

@@ -212,17 +212,23 @@ def replace_layer(
 
     dtype: of an embedding's results; a linear layer's have the dtype of its inputs.
     """
-    parent, _, attribute = path.rpartition(".")
-    owner, layer = network.get_submodule(parent), network.get_submodule(path)
+    layer = network.get_submodule(path)
     stored = {name: tensor.to("meta") for name, tensor in stored.items()}
     if isinstance(layer, nn.Embedding):
         new = QuantisedEmbedding(weight_format, stored, dtype)
     else:
         new = QuantisedLinear(weight_format, stored, None if layer.bias is None else layer.bias.to("meta"))
+    put_layer(network, path, new)
+
+
+def put_layer(network: nn.Module, path: str, layer: nn.Module):
+    """Put a layer in the place of the one at this path."""
+    parent, _, name = path.rpartition(".")
+    owner = network.get_submodule(parent)
     if isinstance(owner, nn.ModuleDict):
-        owner[attribute] = new
+        owner[name] = layer
     else:
-        setattr(owner, attribute, new)
+        setattr(owner, name, layer)
 
 
 def layer_formats(network: nn.Module) -> dict[str, WeightFormat]:

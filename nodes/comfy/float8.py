@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from ...internvlu_core.checkpoints.files import QUANT_TENSOR
+from ...internvlu_core.quantization import put_layer
 from ...internvlu_core.quantization.float8 import DTYPE, dequantise, quantise, row_scales
 from ...internvlu_core.quantization.mxfp8 import MXFP8, from_rows
 from .gguf import unpacked_state_dict
@@ -97,21 +98,11 @@ def _of_scaled_weights(patch):
     return patch
 
 
-def put(network: torch.nn.Module, path: str, layer: torch.nn.Module):
-    """Put a layer in the place of the one at this path."""
-    parent, _, name = path.rpartition(".")
-    owner = network.get_submodule(parent)
-    if isinstance(owner, torch.nn.ModuleDict):
-        owner[name] = layer
-    else:
-        setattr(owner, name, layer)
-
-
 def keep_in_float8(network: torch.nn.Module, path: str, weight: torch.Tensor, device: torch.device):
     """Replace the linear layer at this path by one in 8 bits with this weight."""
     layer = Float8Linear(network.get_submodule(path))
     layer.keep(weight, device)
-    put(network, path, layer)
+    put_layer(network, path, layer)
 
 
 def scaled_state_dict(network: torch.nn.Module, state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

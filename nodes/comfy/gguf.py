@@ -13,7 +13,7 @@ import torch.nn.functional as F
 
 from ...internvlu_core.checkpoints.gguf import nbytes
 from ...internvlu_core.errors import InputError
-from ...internvlu_core.quantization import Gguf, QuantisedWeight
+from ...internvlu_core.quantization import Gguf, QuantisedWeight, put_layer
 from ...internvlu_core.quantization.gguf_blocks import quantise_q8_0
 
 SAVED_DTYPE = torch.bfloat16
@@ -126,8 +126,7 @@ def keep_packed(network: torch.nn.Module, path: str, weight: QuantisedWeight, de
     layer = network.get_submodule(path)
     new = GgufEmbedding(layer, dtype) if isinstance(layer, torch.nn.Embedding) else GgufLinear(layer)
     new.keep(weight, device)
-    parent, _, name = path.rpartition(".")
-    setattr(network.get_submodule(parent), name, new)
+    put_layer(network, path, new)
 
 
 def packed_layers(network: torch.nn.Module) -> dict[str, _PackedLayer]:

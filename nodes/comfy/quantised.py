@@ -13,9 +13,9 @@ from comfy.quant_ops import QUANT_ALGOS, QuantizedTensor
 
 from ...internvlu_core.checkpoints.files import QUANT_TENSOR
 from ...internvlu_core.checkpoints.quantised import INPUT_SCALE
-from ...internvlu_core.quantization import FileFormat
+from ...internvlu_core.quantization import FileFormat, put_layer
 from ...internvlu_core.quantization.mxfp8 import MXFP8, to_rows
-from .float8 import Float8Linear, put
+from .float8 import Float8Linear
 from .notice import notify
 
 Formats = Mapping[str, FileFormat]  # {path of a layer in the network: its format}
@@ -49,13 +49,13 @@ def place_layers(
         parts = {name: state_dict.pop(f"{path}.{name}") for name in part_names(state_dict, path)}
         if knows(layer_format, layer, ops):
             bias = state_dict.pop(f"{path}.bias", None)
-            put(network, path, _native(layer, ops, path, layer_format, parts, bias, device))
+            put_layer(network, path, _native(layer, ops, path, layer_format, parts, bias, device))
             continue
         rows = to_rows(parts, layer_format.shape) if isinstance(layer_format, MXFP8) else None
         if rows is not None:
             kept = Float8Linear(layer)
             kept.keep_stored(*rows, device)
-            put(network, path, kept)
+            put_layer(network, path, kept)
             continue
         parts.pop(INPUT_SCALE, None)
         state_dict[f"{path}.weight"] = layer_format.dequantise(parts, dtype)

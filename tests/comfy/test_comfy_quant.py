@@ -12,7 +12,7 @@ from internvlu_core.checkpoints.files import SPLIT_FILES
 from internvlu_core.checkpoints.load import load_networks
 from internvlu_core.quantization import FILE_FORMATS, QUANTS, layer_formats
 from support.checkpoints import CHECKPOINT
-from support.inprocess import PACK, load_pack
+from support.inprocess import PACK, denoised, load_pack
 from support.tensors import noise, relative
 
 KEY = "diffusion_model.transformer_blocks.0.attn.to_q.weight"
@@ -99,15 +99,6 @@ def test_both_networks_hold_the_cores_numbers(host, quant, files, core):
             assert torch.equal(ours, weight), path
         if "int8_tensorwise" in host.known:  # then all of them
             assert set(wanted) == set(kept)
-
-
-@torch.inference_mode()
-def denoised(patcher) -> torch.Tensor:
-    import comfy.model_management
-
-    comfy.model_management.load_models_gpu([patcher])
-    x, context = noise(1, 16, 1, 12, 10), noise(1, 24, patcher.model.diffusion_model.config.context_size, seed=1)
-    return patcher.model.apply_model(x, torch.tensor([0.999]), c_crossattn=context, transformer_options={}).float()
 
 
 # Largest relative errors of x0. ComfyUI rounds the inputs of int8 layers too.

@@ -16,7 +16,7 @@ from internvlu_core.models.float16 import project_to_residual, scale_down
 from internvlu_core.quantization import find_format, layer_formats
 from support.checkpoints import CHECKPOINT
 from support.comfy_server import ComfyError
-from support.inprocess import PACK, load_pack
+from support.inprocess import PACK, denoised, load_pack
 from support.networks import randomise
 from support.tensors import noise, relative
 from support.workflows import workflow
@@ -190,16 +190,6 @@ def host():
     return SimpleNamespace(
         module=module, build_model=build_model, build_vlm=build_vlm, stored=stored, config=pack_config
     )
-
-
-@torch.inference_mode()
-def denoised(patcher) -> torch.Tensor:
-    """x0 of the first step as ComfyUI computes it."""
-    import comfy.model_management
-
-    comfy.model_management.load_models_gpu([patcher])
-    x, context = noise(1, 16, 1, 12, 10), noise(1, 24, patcher.model.diffusion_model.config.context_size, seed=1)
-    return patcher.model.apply_model(x, torch.tensor([0.999]), c_crossattn=context, transformer_options={}).float()
 
 
 @torch.inference_mode()

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from internvlu_core.checkpoints import convert
 from support.checkpoints import CHECKPOINT
 from support.comfy_server import ComfyError
-from support.inprocess import PACK, load_pack
+from support.inprocess import PACK, denoised, load_pack
 from support.tensors import noise, relative
 from support.workflows import workflow
 
@@ -53,16 +53,6 @@ def host(files):
             for path, layer in module("nodes.comfy.gguf").packed_layers(model.model.diffusion_model).items()
         },
     )
-
-
-@torch.inference_mode()
-def denoised(patcher) -> torch.Tensor:
-    """x0 of the first step as ComfyUI computes it."""
-    import comfy.model_management
-
-    comfy.model_management.load_models_gpu([patcher])
-    x, context = noise(1, 16, 1, 12, 10), noise(1, 24, patcher.model.diffusion_model.config.context_size, seed=1)
-    return patcher.model.apply_model(x, torch.tensor([0.999]), c_crossattn=context, transformer_options={}).float()
 
 
 @torch.inference_mode()

@@ -5,6 +5,10 @@ import os
 import sys
 from pathlib import Path
 
+import torch
+
+from .tensors import noise
+
 ROOT = Path(__file__).resolve().parents[2]
 PACK = "internvlu_pack"  # ComfyUI too loads a pack under a made-up name
 
@@ -27,3 +31,13 @@ def load_pack():
     sys.modules[PACK] = module
     spec.loader.exec_module(module)
     return module
+
+
+@torch.inference_mode()
+def denoised(patcher) -> torch.Tensor:
+    """x0 of the first step as ComfyUI computes it."""
+    import comfy.model_management
+
+    comfy.model_management.load_models_gpu([patcher])
+    x, context = noise(1, 16, 1, 12, 10), noise(1, 24, patcher.model.diffusion_model.config.context_size, seed=1)
+    return patcher.model.apply_model(x, torch.tensor([0.999]), c_crossattn=context, transformer_options={}).float()
