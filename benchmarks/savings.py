@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from internvlu_train.synthesis import Sample, check, make
+from internvlu_train.toy.world import Sample, check, make
 from support.inprocess import PACK, load_pack
 from support.toy import CHECKPOINT
 

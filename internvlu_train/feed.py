@@ -167,7 +167,7 @@ def samples_of(stage: Stage, networks: Networks) -> Iterable[Sample]:
     """The samples of a stage: those of its folder for a LoRA stage, synthetic ones for every other stage."""
     if isinstance(stage, LoraStage):
         return read_folder(Path(stage.pictures), networks.config.processor)
-    mixture = repository_module("synthesis.mixture", "a stage on synthetic samples")
+    mixture = repository_module("toy.world.mixture", "a stage on synthetic samples")
     return tqdm(mixture.samples(stage), "samples", stage.samples, leave=False)
 
 

@@ -13,7 +13,7 @@ def has_part(name: str) -> bool:
 
 
 def repository_module(name: str, needed_by: str) -> ModuleType:
-    """Import internvlu_train.<name>, for example "synthesis.mixture".
+    """Import internvlu_train.<name>, for example "toy.world.mixture".
 
     needed_by: what asks for it, for the message. Raises InputError where this installation does not have that part.
     """

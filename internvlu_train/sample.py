@@ -11,7 +11,7 @@ class Sample:
 
     picture: the target, uint8 [H, W, 3], or None for a question. words: the answer to a question, or the reasoning
     that precedes a picture, else "". domain, truth: of a synthetic sample, where it comes from and what its checker
-    judges by (synthesis.scene.Truth); training uses neither.
+    judges by (toy.world.scene.Truth); training uses neither.
     """
 
     task: str

@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from internvlu_core import InternVLU  # noqa: E402
-from internvlu_train.synthesis import DOMAINS, TASKS, make  # noqa: E402
+from internvlu_train.toy.world import DOMAINS, TASKS, make  # noqa: E402
 
 COUNT = 20  # pictures of each domain
 

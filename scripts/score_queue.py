@@ -22,7 +22,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 from internvlu_core import InternVLU  # noqa: E402
 from internvlu_train.evaluation.sampling import Settings  # noqa: E402
 from internvlu_train.evaluation.toy import draw, judge, reply, think, unseen  # noqa: E402
-from internvlu_train.synthesis import Sample, check, check_answer  # noqa: E402
+from internvlu_train.toy.world import Sample, check, check_answer  # noqa: E402
 from support.comfy_server import ComfyServer, link_folder  # noqa: E402
 from support.workflows import workflow  # noqa: E402
 

@@ -23,8 +23,8 @@ from internvlu_core import InternVLU  # noqa: E402
 from internvlu_train import __main__ as training  # noqa: E402
 from internvlu_train.evaluation.sampling import Order, Settings, draw_all  # noqa: E402
 from internvlu_train.evaluation.toy import share  # noqa: E402
-from internvlu_train.synthesis import NEW_SHAPES, SHAPES, Choices, check  # noqa: E402
-from internvlu_train.synthesis.objects import single  # noqa: E402
+from internvlu_train.toy.world import NEW_SHAPES, SHAPES, Choices, check  # noqa: E402
+from internvlu_train.toy.world.objects import single  # noqa: E402
 from support import toy  # noqa: E402
 
 SIZE = 64, 64

@@ -16,7 +16,7 @@ from internvlu_core.cli import RUN_DTYPES
 from internvlu_core.errors import CheckpointError, InputError
 from internvlu_core.pipeline import InternVLU
 
-from ..synthesis import LEAST_SIDE
+from ..toy.world import LEAST_SIDE
 from .benchmarks import BENCHMARKS, Run
 from .sampling import Settings
 from .toy import TASKS, evaluate

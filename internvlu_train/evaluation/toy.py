@@ -8,8 +8,8 @@ from PIL import Image, ImageFilter
 
 from internvlu_core.pipeline import InternVLU
 
-from ..synthesis import TASKS as DOMAIN_TASKS
-from ..synthesis import Sample, Verdict, check, check_answer, make
+from ..toy.world import TASKS as DOMAIN_TASKS
+from ..toy.world import Sample, Verdict, check, check_answer, make
 from .sampling import Order, Settings, draw_all, reconstruct
 
 GENEVAL = ("single", "two", "counting", "colours", "position", "attribution")

@@ -1,73 +1,58 @@
-"""Synthetic samples of flat shapes: the report's five domains and objects, each with a truth that a program can judge.
+"""Training samples at full resolution in the report's five domains, each with a truth that a program can judge.
 
-A sample is a function of (domain, task, seed, size, kind). Even seeds are for training, odd ones for evaluation. The
-drawing prompt of an odd seed (in the text domain: each word) occurs in no even seed's sample of its domain, which its
-checksum decides. It may name shape-colour pairs (HELD_OUT_PAIRS) and use sentence forms that training never shows. Two
-of the thirty words of memes, which both splits have, are among the held-out words of the text domain.
+A sample is a function of (domain, task, kind, seed, size, language). A domain is a module with
+
+    KINDS = {task: {kind: function(Choices) -> Sample}}
+
+where tasks are those of Sample ("draw", "edit", "ask", "reason"). The function must take all random choices from its
+argument, and write prompts, answers and reasoning in `choices.language`. Sample.truth is a dict that JSON can hold; it
+has at least "kind" and "language", which make() adds.
 """
 
+import importlib
 from dataclasses import replace
 
+from ..choices import Choices
 from ..sample import Sample
-from . import humour, objects, reasoning, science, spatial, text
-from .canvas import COLOURS, NEW_SHAPES, SHAPES
-from .check import Verdict, check, check_answer
-from .scene import HELD_OUT_PAIRS, Choices, Label, Placed, Thing, Truth, draw
 
-KINDS = {  # by domain and task
-    "objects": objects.KINDS,
-    "text": text.KINDS,
-    "science": science.KINDS,
-    "spatial": spatial.KINDS,
-    "humour": humour.KINDS,
-    "reasoning": reasoning.KINDS,
-}
-DOMAINS = tuple(KINDS)
-TASKS = {domain: tuple(kinds) for domain, kinds in KINDS.items()}
-TRIES = 10_000  # plans that are drawn before a kind counts as not existing
-LEAST_SIDE = 48  # pixels; in smaller pictures shapes cannot be distinguished
+DOMAINS = ("text", "science", "space", "humour", "reasoning")
+LANGUAGES = ("en", "zh")
 
 
-def make(domain: str, task: str, seed: int, size: tuple[int, int] = (64, 64), kind: str | None = None) -> Sample:
-    """One sample. size: (width, height) in pixels. kind: a kind of the task (Truth.kind); None for any.
+class LanguageChoices(Choices):
+    """language: of prompts and answers, one of LANGUAGES."""
 
-    Raises ValueError for a domain, task or kind that does not exist, and for a size too small.
+    def __init__(self, name: str, seed: int, size: tuple[int, int], language: str | None = None):
+        super().__init__(name, seed, size)
+        chosen = self.pick(LANGUAGES)  # drawn in any case, so that all else is the same in both languages
+        self.language = language or chosen
+
+
+def kinds(domain: str) -> dict[str, dict]:
+    """{task: {kind: function}} of a domain. Raises ValueError for one that does not exist."""
+    if domain not in DOMAINS:
+        raise ValueError(f"no domain {domain!r}; there are {', '.join(DOMAINS)}")
+    return importlib.import_module(f".{domain}", __package__).KINDS
+
+
+def make(
+    domain: str,
+    task: str,
+    seed: int,
+    size: tuple[int, int] = (1024, 1024),
+    kind: str | None = None,
+    language: str | None = None,
+) -> Sample:
+    """One sample. size: (width, height) in pixels. kind, language: None for any.
+
+    Raises ValueError for a domain, task or kind that does not exist.
     """
-    if task not in KINDS.get(domain, ()):
-        known = ", ".join(f"{d}/{t}" for d in KINDS for t in KINDS[d])
-        raise ValueError(f"no samples of {domain}/{task}; there are {known}")
-    if min(size) < LEAST_SIDE:
-        raise ValueError(f"a picture of {size[0]} × {size[1]} is too small; the least side is {LEAST_SIDE}")
-    choices = Choices(f"{domain}/{task}", seed, size)
-    plan_of = choices.pick(KINDS[domain][task])
-    for _ in range(TRIES):
-        plan = plan_of(choices)
-        if kind not in (None, plan.truth.kind):
-            plan_of = choices.pick(KINDS[domain][task])
-        elif choices.wants(plan.keys):
-            images, picture = plan.paint()
-            truth = plan.truth
-            if images and picture is not None:  # an edit keeps the background, whatever else it changes
-                truth = replace(truth, background="white")
-            return Sample(task, domain, plan.prompt, images, picture, plan.words, truth)
-    raise ValueError(f"no samples of {domain}/{task} of the kind {kind!r}")
-
-
-__all__ = [
-    "COLOURS",
-    "DOMAINS",
-    "HELD_OUT_PAIRS",
-    "NEW_SHAPES",
-    "SHAPES",
-    "TASKS",
-    "Label",
-    "Placed",
-    "Sample",
-    "Thing",
-    "Truth",
-    "Verdict",
-    "check",
-    "check_answer",
-    "draw",
-    "make",
-]
+    found = kinds(domain).get(task)
+    if not found:
+        raise ValueError(f"no samples of {domain}/{task}; there are {', '.join(kinds(domain))}")
+    if kind not in (None, *found):
+        raise ValueError(f"no kind {kind!r} of {domain}/{task}; there are {', '.join(found)}")
+    choices = LanguageChoices(f"{domain}/{task}", seed, size, language)
+    picked = choices.pick(sorted(found))
+    sample = found[kind or picked](choices)
+    return replace(sample, truth={"kind": kind or picked, "language": choices.language} | (sample.truth or {}))

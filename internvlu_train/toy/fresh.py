@@ -14,10 +14,10 @@ from internvlu_core.models.vlm import VLM
 
 from ..settings import TextStage
 from ..storage import replaced, write_network
-from ..synthesis import TASKS
-from ..synthesis.mixture import samples
 from .presets import Sizes
 from .tokenizer import write_tokenizer
+from .world import TASKS
+from .world.mixture import samples
 
 VAE_FACTOR, VIT_PATCH, LATENT_CHANNELS = 8, 14, 16
 FASTEST = 1 / 8  # periods per timestep; with faster sinusoids, neighbouring timesteps have unrelated embeddings

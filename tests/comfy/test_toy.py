@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from internvlu_train.synthesis import check, check_answer, make
+from internvlu_train.toy.world import check, check_answer, make
 from support import toy
 from support.workflows import change, picture_of, workflow
 

@@ -9,8 +9,8 @@ from PIL import Image
 
 from internvlu_train.settings import TextStage
 from internvlu_train.storage import Networks, write_checkpoint
-from internvlu_train.synthesis import mixture
 from internvlu_train.toy.fresh import write_fresh
+from internvlu_train.toy.world import mixture
 from support.training import TINY
 
 

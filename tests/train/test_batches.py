@@ -10,8 +10,8 @@ from internvlu_core import InputError
 from internvlu_train import data, feed
 from internvlu_train.feed import Feed
 from internvlu_train.storage import Networks
-from internvlu_train.synthesis import mixture
 from internvlu_train.toy.presets import CPU
+from internvlu_train.toy.world import mixture
 from support.training import picture_stage, sample
 
 

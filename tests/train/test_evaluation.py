@@ -13,7 +13,7 @@ from internvlu_train.evaluation import TASKS, evaluate, toy
 from internvlu_train.evaluation.__main__ import main
 from internvlu_train.evaluation.benchmarks import BENCHMARKS, Run, subject
 from internvlu_train.evaluation.sampling import Order, Settings, draw_all
-from internvlu_train.synthesis import make
+from internvlu_train.toy.world import make
 from support.checkpoints import CHECKPOINT
 
 SIZE = (64, 64)

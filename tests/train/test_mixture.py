@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from internvlu_core import InputError
-from internvlu_train import synthesis
-from internvlu_train.synthesis import mixture
+from internvlu_train.toy import world
 from internvlu_train.toy.presets import PRESETS
+from internvlu_train.toy.world import mixture
 from support.training import picture_stage
 
 
@@ -35,7 +35,7 @@ def test_stage_0_draws_one_object_at_a_time():
 def cycle(stage):
     """(task, domain, kind) of each sample of a stage's first cycle."""
     orders = list(mixture.orders(replace(stage, samples=sum(share for _, share in stage.tasks))))
-    return [(task, domain, synthesis.make(domain, task, *rest).truth.kind) for domain, task, *rest in orders]
+    return [(task, domain, world.make(domain, task, *rest).truth.kind) for domain, task, *rest in orders]
 
 
 @pytest.mark.parametrize("preset", PRESETS.values(), ids=PRESETS)
@@ -117,5 +117,5 @@ def test_the_vae_is_smoothed_before_its_decoder_learns_alone(preset):
     assert (first.negatives, smooth.negatives, decoder.negatives) == (0, 0.25, 0.1)
     assert (first.noise, smooth.noise, decoder.noise) == (0, 0, 0.2)
     for stage in (smooth, decoder):  # 3 of 8 may have another background than white, and the rest are of all domains
-        made = [synthesis.make(*order).truth.kind for order in mixture.orders(replace(stage, samples=80))]
+        made = [world.make(*order).truth.kind for order in mixture.orders(replace(stage, samples=80))]
         assert 30 <= made.count("single") <= 36 and len(set(made)) > 12

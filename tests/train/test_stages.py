@@ -10,8 +10,8 @@ from internvlu_core import InputError, InternVLU
 from internvlu_train import data
 from internvlu_train.loop import Run, freeze
 from internvlu_train.storage import Networks
-from internvlu_train.synthesis import mixture
 from internvlu_train.toy.presets import CPU, PRESETS
+from internvlu_train.toy.world import mixture
 from support.training import OVERFIT, TINY, entries
 
 # The MMDiT discards what its last block computes for text tokens, so these layers get no gradient.

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
-from internvlu_train.synthesis import (
+from internvlu_train.toy.world import (
     COLOURS,
     DOMAINS,
     HELD_OUT_PAIRS,
@@ -24,9 +24,9 @@ from internvlu_train.synthesis import (
     draw,
     make,
 )
-from internvlu_train.synthesis.figures import FIGURES
-from internvlu_train.synthesis.scene import PLACES, QUESTION_FRAMES, REQUEST_FRAMES, frames
-from internvlu_train.synthesis.words import read_word
+from internvlu_train.toy.world.figures import FIGURES
+from internvlu_train.toy.world.scene import PLACES, QUESTION_FRAMES, REQUEST_FRAMES, frames
+from internvlu_train.toy.world.words import read_word
 
 PAIRS = [(domain, task) for domain in DOMAINS for task in TASKS[domain]]
 WORDED = "ask", "caption"  # what is answered in words

@@ -8,7 +8,7 @@ import torch
 from internvlu_core import InternVLU
 from internvlu_train.evaluation import toy
 from internvlu_train.evaluation.sampling import Settings
-from internvlu_train.synthesis import check_answer
+from internvlu_train.toy.world import check_answer
 
 TOY = Path(__file__).resolve().parents[2] / "demo" / "InternVL-U-toy"
 SETTINGS = Settings((64, 64))

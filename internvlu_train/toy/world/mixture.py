@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 from internvlu_core.errors import InputError
 
-from ..sample import Sample
-from ..settings import Stage
+from ...sample import Sample
+from ...settings import Stage
 from . import DOMAINS, TASKS, make
 
 WORTH_WORKERS = 5000  # samples from which on several processes are started to make them
@@ -35,7 +35,7 @@ def _make(order: tuple) -> Sample:
 
 
 def orders(stage: Stage) -> Iterator[tuple]:
-    """The arguments of synthesis.make for each sample. Raises InputError for unknown domains and tasks."""
+    """The arguments of world.make for each sample. Raises InputError for unknown domains and tasks."""
     if unknown := [domain for domain, _ in stage.domains if domain not in DOMAINS]:
         raise InputError(f"domains has {unknown[0]!r}; there are {', '.join(DOMAINS)}")
     cycle = [task for task, share in stage.tasks for _ in range(share)]

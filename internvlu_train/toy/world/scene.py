@@ -1,13 +1,13 @@
 """What a picture shows, in a form that can be drawn, judged and written as JSON, and the random choices of a sample."""
 
 import json
-import random
 import zlib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 import numpy as np
 
+from ... import choices
 from . import canvas, glyphs
 
 # The places that a prompt can name, as fractions of the picture's width and height.
@@ -153,24 +153,8 @@ def frames(template: str) -> tuple[str, ...]:
     return ("{}",) if template.startswith(("{", "a ", "the ", "I ", "please ")) else REQUEST_FRAMES
 
 
-class Choices:
-    """The random choices of one sample. Odd seeds are evaluation, even ones training, which may show less."""
-
-    def __init__(self, name: str, seed: int, size: tuple[int, int]):
-        self.random, self.evaluates, self.size = random.Random(f"{name}/{seed}"), seed % 2 == 1, size
-        self.pick, self.uniform, self.shuffled = self.random.choice, self.random.uniform, self._shuffled
-        self.few = self.random.sample
-
-    def flip(self, probability: float) -> bool:
-        return self.random.random() < probability
-
-    def number(self, low: int, high: int) -> int:
-        return self.random.randint(low, high)
-
-    def _shuffled(self, items) -> list:
-        items = list(items)
-        self.random.shuffle(items)
-        return items
+class Choices(choices.Choices):
+    """The random choices of one sample. Training may show less than evaluation."""
 
     def template(self, templates: tuple[str, ...], practised: tuple[str, ...] = ()) -> str:
         """One of the templates. The last one is for evaluation only, those in `practised` for training only.
