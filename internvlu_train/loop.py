@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from datetime import timedelta
 from functools import partial
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 
 import torch
@@ -55,6 +55,7 @@ class Run:
         self._claim_folder()
         if self.device.type == "cuda":
             torch.set_float32_matmul_precision("high")
+            torch.backends.cuda.enable_cudnn_sdp(False)  # it plans anew for each shape, of which there are many
         self.networks = Networks(base, self.device)
         lora = isinstance(stage, LoraStage)
         if not lora and not (base / "vlm" / "config.json").is_file():
@@ -250,8 +251,8 @@ class Run:
     def _with_statistics(self):
         """The VAE's config with the mean and standard deviation of its latents."""
         vae, latents = self.networks.vae, []
-        for example in self.feed.examples[:STATISTICS_PICTURES]:
-            latents.append(vae.encode_raw(to_pixels([example.picture]).to(self.device))[0].flatten(1))
+        for picture in islice(self.feed.pictures(), STATISTICS_PICTURES):
+            latents.append(vae.encode_raw(to_pixels([picture]).to(self.device))[0].flatten(1))
         latents = torch.cat(latents, dim=1)  # [z, pixels]
         mean, deviation = latents.mean(1).tolist(), latents.std(1).clamp(min=1e-3).tolist()
         return replace(vae.config, latents_mean=tuple(mean), latents_std=tuple(deviation))
