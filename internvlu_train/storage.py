@@ -107,8 +107,8 @@ def write_checkpoint(folder: Path, base: Path, networks: Networks, trained: tupl
         file = new / "vae/config.json"
         values = json.loads(file.read_text(encoding="utf-8"))
         values |= {key: list(getattr(networks.config.vae, key)) for key in ("latents_mean", "latents_std")}
-        if any(prefix.startswith("vae.") for prefix in trained):
-            values.pop("latent_preview", None)  # it was fitted to the old VAE
+        if any("vae.encoder.".startswith(prefix) for prefix in trained):
+            values.pop("latent_preview", None)  # it was fitted to the old latents
         file.write_text(json.dumps(values, indent=2), encoding="utf-8")
 
 
