@@ -6,11 +6,12 @@ import pytest
 import torch
 
 from internvlu_core import InputError
-from internvlu_train import objectives, resident
+from internvlu_train import objectives
 from internvlu_train.feed import Feed, hidden_key
 from internvlu_train.loop import Run
-from internvlu_train.resident import Makers, ResidentFeed
 from internvlu_train.settings import TextStage, VAEStage
+from internvlu_train.toy import resident
+from internvlu_train.toy.resident import Makers, ResidentFeed
 from support.tensors import relative
 from support.training import LEARN, entries, picture_stage
 

@@ -25,8 +25,8 @@ from internvlu_core.conditioning import Conditioner
 from internvlu_core.imaging import vit_tiles
 from internvlu_core.prompt import Tokenizer
 
-from . import objectives
-from .data import (
+from .. import objectives
+from ..data import (
     FULL,
     LENGTH_STEP,
     PARTIAL,
@@ -39,10 +39,10 @@ from .data import (
     make_example,
     reference_of,
 )
-from .feed import BATCH_SEEDS
-from .settings import PictureStage, Stage, VAEStage
-from .storage import Networks
-from .toy.world import mixture
+from ..feed import BATCH_SEEDS
+from ..settings import PictureStage, Stage, VAEStage
+from ..storage import Networks
+from .world import mixture
 
 CHUNK = 512  # samples that a process makes at once
 ENCODED = 1024  # pictures or token rows that are encoded at once
@@ -244,8 +244,10 @@ class OnDevice:
         rows, number = self.rows[name], np.arange(self.count)
         some = number
         if not rows.images.any():
-            keys = np.column_stack([rows.starts, rows.lengths, rows.ids])
-            _, some, number = np.unique(keys, axis=0, return_index=True, return_inverse=True)
+            keys, first_of, number = np.column_stack([rows.starts, rows.lengths, rows.ids]), {}, []
+            for index, key in enumerate(keys):
+                number.append(first_of.setdefault(key.tobytes(), (len(first_of), index))[0])
+            some, number = np.array([index for _, index in first_of.values()]), np.array(number)
         lengths = (rows.lengths - rows.starts)[some]
         longest = rounded_up(lengths.max())
         hidden = torch.zeros(len(some), longest, self.networks.config.mmdit.context_size, device=self.device)
@@ -257,7 +259,7 @@ class OnDevice:
         where = rows.images[0, rows.starts[0] : rows.lengths[0]]
         image_mask[: len(where)] = where
         as_tensor = partial(torch.as_tensor, device=self.device)
-        return Contexts(hidden, as_tensor(lengths), image_mask, number.reshape(-1), lengths)
+        return Contexts(hidden, as_tensor(lengths), image_mask, number, lengths)
 
     def tokens(self, name: str, chosen: np.ndarray) -> TokenBatch:
         """The token rows of some examples."""
