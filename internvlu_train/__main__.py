@@ -52,7 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
     try:
         if options.stage == NEW:
-            write_new(options)
+            write_new(options, options.set)
         elif options.stage == TOY:
             train_toy(options)
         else:
@@ -110,9 +110,9 @@ def starting_point(options) -> Path:
     return options.runs / stages[stages.index(options.stage) - 1] / "checkpoint"
 
 
-def write_new(options):
-    """A checkpoint with random weights, for the toy model's first stage."""
-    sizes = changed(toy_presets(options).SIZES[options.preset], options.set)
+def write_new(options, changes: list[str]):
+    """A checkpoint with random weights, for the toy model's first stage. changes: to its sizes."""
+    sizes = changed(toy_presets(options).SIZES[options.preset], changes)
     fresh = repository_module("toy.fresh", "new")
     fresh.write_new(options.runs / NEW / "checkpoint", sizes)
 
@@ -127,7 +127,7 @@ def train_toy(options):
     else:
         base = options.runs / NEW / "checkpoint"
         if not base.is_dir():
-            write_new(options)
+            write_new(options, [])
     stages = {name: changed(stage, options.set) for name, stage in chains[options.preset].items()}
     if options.minutes:
         stages = chain.within(stages, options.minutes)
