@@ -6,15 +6,15 @@ Source: docs/model.md, "Text generation".
 import math
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from .errors import MAX_SEED, MAX_SETTING, InputError, check_integer, check_number
-from .models.language import FixedStep, KVCache
+from .models.language import FixedStep, KVCache, windows
 from .models.vlm import VLM
-
-WINDOW = 256  # tokens; a compiled step attends over a multiple of this many, and is compiled again for the next one
+from .replay import replayed
 
 OnTokens = Callable[[list[int]], None]  # gets all tokens generated so far; may raise to cancel
 
@@ -102,7 +102,8 @@ class DecodingSession:
     """A language model that reads one text: a prompt, then token after token. Each time it gives the next logits.
 
     first: logits [1, vocabulary] after the prompt. select: indices of hidden states (see Qwen3.forward) to keep for
-    prefix_cache. compile_options: arguments of torch.compile for the step; None: the step is not compiled.
+    prefix_cache. compile_options: arguments of torch.compile for the step; None: the step is not compiled. replay:
+    whether the step may become a CUDA graph (see replay.py).
     """
 
     def __init__(
@@ -112,13 +113,16 @@ class DecodingSession:
         max_new_tokens: int,
         select: tuple[int, ...] = (),
         compile_options: dict | None = None,
+        replay: bool = False,
     ):
         """prompt: embeddings [1, T, C]."""
         self.vlm, self.language, self.device = vlm, vlm.language_model, prompt.device
-        self.select = select
+        self.select, self.replay = select, replay and compile_options is None
         capacity = windows(prompt.shape[1] + max_new_tokens)
         self.cache = KVCache(self.language.config, 1, capacity, dtype=prompt.dtype, device=prompt.device)
         self.compiled = None if compile_options is None else torch.compile(self._step, **compile_options)
+        # Where libraries prepare a kernel for each new shape, which takes longer than a token, shapes stay the same.
+        self.fixes_shapes = self.compiled is not None or prompt.is_cuda
         self.fixed: FixedStep | None = None
         self.inputs: list[Tensor] = []
         self.hidden: list[Tensor] = []
@@ -127,14 +131,16 @@ class DecodingSession:
     def __call__(self, tokens: Tensor) -> Tensor:
         """Read one token for each row of the cache [batch]. Returns logits [batch, vocabulary]."""
         tokens = tokens.to(self.device)
-        if self.compiled is None:
+        if not self.fixes_shapes:
             return self._keep(*self._step(tokens, self.cache))
         window = windows(self.cache.length + 1)
         if self.fixed is None or self.fixed.window != window or len(tokens) != self.rows:
             self.fixed, self.rows = FixedStep(self.cache, window), len(tokens)
+            step = partial(self.compiled or self._step, cache=self.fixed)
+            self.fixed_step = replayed(step, tokens) if self.replay else step
         self.fixed.position.fill_(self.cache.length)
         # The next replay of a CUDA graph overwrites its outputs.
-        outputs = (None if x is None else x.clone() for x in self.compiled(tokens, self.fixed))
+        outputs = (None if x is None else x.clone() for x in self.fixed_step(tokens))
         self.cache.advance(1)
         return self._keep(*outputs)
 
@@ -154,11 +160,6 @@ class DecodingSession:
             self.inputs.append(x)
             self.hidden.append(states)
         return logits
-
-
-def windows(tokens: int) -> int:
-    """This many tokens, rounded up to whole windows."""
-    return -(-tokens // WINDOW) * WINDOW
 
 
 @torch.inference_mode()

@@ -187,7 +187,7 @@ def test_a_step_waits_for_nothing(folder, name):
 
 
 # Of a token, as of a step.
-TOKEN = {"bfloat16": (25, 22), "float16": (30, 75), "fp8": (25, 36)}
+TOKEN = {"bfloat16": (33, 22), "float16": (38, 75), "fp8": (33, 36)}
 
 
 @pytest.mark.parametrize("name", TOKEN)
@@ -311,4 +311,4 @@ def test_kernels_of_the_released_sizes(released):
     kernels = {stage: record.kernels for stage, (_, _, record) in released.items()}
     assert kernels["MMDiT, first step of a drawing"] == kernels["MMDiT, first step of 4 drawings"] <= 1320
     assert kernels["MMDiT, first step of an edit"] <= 1370
-    assert kernels["VLM, a token"] <= 700
+    assert kernels["VLM, a token"] <= 720
