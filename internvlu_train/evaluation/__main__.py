@@ -12,12 +12,14 @@ from pathlib import Path
 
 import torch
 
-from internvlu_core.cli import RUN_DTYPES
+from internvlu_core.batch import ModelOptions
+from internvlu_core.cli import RUN_DTYPES, Progress, ray_options, worker_arguments
 from internvlu_core.errors import CheckpointError, InputError
 from internvlu_core.pipeline import InternVLU
 
 from ..toy.world import LEAST_SIDE
 from .benchmarks import BENCHMARKS, Run
+from .rows import Runner
 from .sampling import Settings
 from .toy import TASKS, evaluate
 
@@ -26,11 +28,10 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     try:
         check(options)
-        model = InternVLU.from_pretrained(options.checkpoint, options.device, RUN_DTYPES[options.dtype])
         if options.benchmark:
-            run_benchmark(model, options)
+            run_benchmark(options)
         else:
-            score(model, options)
+            score(model_options(options).load(), options)
     except (CheckpointError, InputError, FloatingPointError, OSError) as error:
         print(f"internvlu_train.evaluation: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
@@ -81,7 +82,11 @@ def score(model: InternVLU, options):
         print(text)
 
 
-def run_benchmark(model: InternVLU, options):
+def model_options(options) -> ModelOptions:
+    return ModelOptions(options.checkpoint, options.device, RUN_DTYPES[options.dtype])
+
+
+def run_benchmark(options):
     name, source = options.benchmark
     run = Run(
         Path(source),
@@ -93,13 +98,15 @@ def run_benchmark(model: InternVLU, options):
         options.seed,
         options.max_tiles,
     )
-    BENCHMARKS[name](model, run)
+    with Progress(0, "row") as progress:
+        work = options.out.with_name(f"{options.out.name}.unfinished")
+        Runner(model_options(options), work, ray_options(options), on_rows=progress.rows)(BENCHMARKS[name](run))
 
 
 def parser() -> argparse.ArgumentParser:
     root = argparse.ArgumentParser(prog="python -m internvlu_train.evaluation", description=__doc__.splitlines()[0])
     root.add_argument("checkpoint")
-    root.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    root.add_argument("--device", help="default: a GPU if there is one")
     root.add_argument("--dtype", choices=RUN_DTYPES, default="auto", help="of the weights; auto: the stored one")
     root.add_argument("--out", type=Path, help="the JSON file; with --benchmark a folder (ocrbench: a file)")
     root.add_argument("--steps", type=int, default=20)
@@ -117,6 +124,7 @@ def parser() -> argparse.ArgumentParser:
     public.add_argument("--samples", type=int, default=4, help="pictures per prompt")
     public.add_argument("--seed", type=int, default=0)
     public.add_argument("--max-tiles", type=int, default=1, help="ViT tiles per picture; 12 for documents")
+    worker_arguments(public)
     return root
 
 
