@@ -7,6 +7,7 @@ Scores go to standard output or to --out, progress to standard error. Bad input 
 import argparse
 import json
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from .benchmarks import BENCHMARKS, Run
 from .rows import Runner
 from .sampling import Settings
 from .toy import TASKS, evaluate
+from .workers import Workers
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -31,7 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
         if options.benchmark:
             run_benchmark(options)
         else:
-            score(model_options(options).load(), options)
+            evaluate_toy(options)
     except (CheckpointError, InputError, FloatingPointError, OSError) as error:
         print(f"internvlu_train.evaluation: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
@@ -50,7 +52,15 @@ def check(options):
         options.out.parent.mkdir(parents=True, exist_ok=True)
 
 
-def score(model: InternVLU, options):
+def evaluate_toy(options):
+    if options.workers is None and options.address is None:  # the fastest on one device: batches of equal lengths
+        return score(model_options(options).load(), options)
+    with Progress(0, "row") as progress, tempfile.TemporaryDirectory() as folder:
+        out = options.out or Path(folder) / "scores.json"
+        score(Workers(runner(options, out, progress, options.batch)), options)
+
+
+def score(model: InternVLU | Workers, options):
     config = model.config.mmdit
     size = options.width or config.image_width, options.height or config.image_height
     factor = model.config.size_factor
@@ -99,8 +109,12 @@ def run_benchmark(options):
         options.max_tiles,
     )
     with Progress(0, "row") as progress:
-        work = options.out.with_name(f"{options.out.name}.unfinished")
-        Runner(model_options(options), work, ray_options(options), on_rows=progress.rows)(BENCHMARKS[name](run))
+        runner(options, options.out, progress)(BENCHMARKS[name](run))
+
+
+def runner(options, out: Path, progress: Progress, together: int = Runner.together) -> Runner:
+    work = out.with_name(f"{out.name}.unfinished")
+    return Runner(model_options(options), work, ray_options(options), together, progress.rows)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -124,7 +138,7 @@ def parser() -> argparse.ArgumentParser:
     public.add_argument("--samples", type=int, default=4, help="pictures per prompt")
     public.add_argument("--seed", type=int, default=0)
     public.add_argument("--max-tiles", type=int, default=1, help="ViT tiles per picture; 12 for documents")
-    worker_arguments(public)
+    worker_arguments(root.add_argument_group("workers", "as of `internvlu batch`; a run that was ended goes on"))
     return root
 
 

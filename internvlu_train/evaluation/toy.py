@@ -11,11 +11,13 @@ from internvlu_core.pipeline import InternVLU
 from ..toy.world import TASKS as DOMAIN_TASKS
 from ..toy.world import Sample, Verdict, check, check_answer, make
 from .sampling import Order, Settings, draw_all, reconstruct
+from .workers import Workers
 
 GENEVAL = ("single", "two", "counting", "colours", "position", "attribution")
 NEAR_EDGE = 4  # pixels around a change of an edit that do not count as unchanged
 MAX_TOKENS = 64  # of an answer or a reasoning
 Progress = Callable[[str], None]
+Model = InternVLU | Workers
 
 
 def unseen(domain: str, task: str, count: int, settings: Settings, kind: str | None = None) -> list[Sample]:
@@ -23,13 +25,15 @@ def unseen(domain: str, task: str, count: int, settings: Settings, kind: str | N
     return [make(domain, task, 2 * i + 1, settings.size, kind) for i in range(count)]
 
 
-def draw(model: InternVLU, samples: list[Sample], settings: Settings, thoughts=None) -> list[np.ndarray]:
+def draw(model: Model, samples: list[Sample], settings: Settings, thoughts=None) -> list[np.ndarray]:
     """The picture of each sample, whose number is the seed. thoughts: the reasoning of each, if any."""
     thoughts = thoughts or [None] * len(samples)
     orders = [
         Order(sample.prompt, sample.images, thought, seed)
         for seed, (sample, thought) in enumerate(zip(samples, thoughts, strict=True))
     ]
+    if isinstance(model, Workers):
+        return model.draw(orders, settings, MAX_TOKENS)
     return draw_all(model, orders, settings)
 
 
@@ -59,7 +63,7 @@ def judge(pictures: list[np.ndarray], samples: list[Sample]) -> list[Verdict]:
     return [check(picture, sample.truth) for picture, sample in zip(pictures, samples, strict=True)]
 
 
-def geneval(model: InternVLU, count: int, settings: Settings) -> dict:
+def geneval(model: Model, count: int, settings: Settings) -> dict:
     """`count` prompts of each of the six kinds, and the mean of the kinds.
 
     "shuffled": the score of pictures judged by another prompt of the same kind, which is the score of chance.
@@ -73,7 +77,7 @@ def geneval(model: InternVLU, count: int, settings: Settings) -> dict:
     return {"score": share([task["score"] for task in tasks.values()]), "tasks": tasks}
 
 
-def edit(model: InternVLU, count: int, settings: Settings) -> dict:
+def edit(model: Model, count: int, settings: Settings) -> dict:
     """Edits of objects. psnr: in decibels, of the unchanged area, against the VAE's reconstruction of the input."""
     samples = unseen("objects", "edit", count, settings)
     pictures = draw(model, samples, settings)
@@ -84,9 +88,9 @@ def edit(model: InternVLU, count: int, settings: Settings) -> dict:
     }
 
 
-def unchanged_psnr(model: InternVLU, sample: Sample, picture: np.ndarray) -> float:
+def unchanged_psnr(model: Model, sample: Sample, picture: np.ndarray) -> float:
     same = unchanged(sample.images[0], sample.picture)
-    reference = reconstruct(model, sample.images[0])
+    reference = reconstruct(model.local if isinstance(model, Workers) else model, sample.images[0])
     error = float(np.mean((picture[same].astype(np.float64) - reference[same]) ** 2))
     return 10 * np.log10(255**2 / max(error, 1e-4))
 
@@ -97,7 +101,7 @@ def unchanged(before: np.ndarray, after: np.ndarray) -> np.ndarray:
     return np.asarray(changed.filter(ImageFilter.MaxFilter(2 * NEAR_EDGE + 1))) == 0
 
 
-def ask(model: InternVLU, count: int, settings: Settings) -> dict:
+def ask(model: Model, count: int, settings: Settings) -> dict:
     """Questions of each domain; the score is that of the questions about objects."""
     domains = {}
     for domain, tasks in DOMAIN_TASKS.items():
@@ -108,19 +112,21 @@ def ask(model: InternVLU, count: int, settings: Settings) -> dict:
     return {"score": domains["objects"]["score"], "domains": domains}
 
 
-def reply(model: InternVLU, sample: Sample) -> str:
+def reply(model: Model, sample: Sample) -> str:
+    if isinstance(model, Workers):
+        return model.write("answer", sample.prompt, sample.images, MAX_TOKENS).text
     images = [Image.fromarray(image) for image in sample.images]
     return model.answer(sample.prompt, images, max_new_tokens=MAX_TOKENS).text
 
 
-def words(model: InternVLU, count: int, settings: Settings) -> dict:
+def words(model: Model, count: int, settings: Settings) -> dict:
     """Held-out words of three letters; a picture is right if every letter is read back."""
     samples = unseen("text", "draw", count, settings, "word")
     result = summary(samples, judge(draw(model, samples, settings), samples))
     return result | {"score": result["parts"]["word"], "with_colour": result["score"]}
 
 
-def reason(model: InternVLU, count: int, settings: Settings) -> dict:
+def reason(model: Model, count: int, settings: Settings) -> dict:
     """Pictures with and without the model's own reasoning before them, and the share of right reasonings."""
     samples = unseen("reasoning", "reason", count, settings)
     thoughts = [think(model, sample) for sample in samples]
@@ -131,12 +137,14 @@ def reason(model: InternVLU, count: int, settings: Settings) -> dict:
     return reasoned | {"without": without, "gain": gain, "thoughts": share(said)}
 
 
-def think(model: InternVLU, sample: Sample):
+def think(model: Model, sample: Sample):
+    if isinstance(model, Workers):
+        return model.write("reason", sample.prompt, sample.images, MAX_TOKENS)
     images = [Image.fromarray(image) for image in sample.images]
     return model.reason(sample.prompt, images, max_new_tokens=MAX_TOKENS)
 
 
-def domains(model: InternVLU, count: int, settings: Settings) -> dict:
+def domains(model: Model, count: int, settings: Settings) -> dict:
     """Drawing and editing in every domain."""
     results = {}
     for domain, tasks in DOMAIN_TASKS.items():
@@ -149,11 +157,16 @@ def domains(model: InternVLU, count: int, settings: Settings) -> dict:
 TASKS = {"geneval": geneval, "edit": edit, "ask": ask, "words": words, "reason": reason, "domains": domains}
 
 
-def evaluate(model: InternVLU, tasks: tuple[str, ...], count: int, settings: Settings, on_task: Progress | None = None):
+def evaluate(model: Model, tasks: tuple[str, ...], count: int, settings: Settings, on_task: Progress | None = None):
     """Scores by task, ready for JSON.
 
-    count: held-out samples of each task, kind or domain. on_task(name) is called before each task.
+    model: an InternVLU, or Workers. count: held-out samples of each task, kind or domain. on_task(name) is called
+    before each task.
     """
+    if isinstance(model, Workers):
+        for task in tasks:  # notes what is asked
+            TASKS[task](model, count, settings)
+        model.run()
     results = {}
     for task in tasks:
         if on_task:

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from internvlu_core import InputError
@@ -20,6 +21,7 @@ from internvlu_train.evaluation.__main__ import main
 from internvlu_train.evaluation.benchmarks import BENCHMARKS, Run, subject
 from internvlu_train.evaluation.rows import Runner
 from internvlu_train.evaluation.sampling import Order, Settings, draw_all
+from internvlu_train.evaluation.workers import Workers
 from internvlu_train.toy.world import make
 from support.checkpoints import CHECKPOINT
 
@@ -141,6 +143,31 @@ def test_what_cannot_be_judged_is_refused_before_it_is_drawn(capsys, arguments, 
 def test_evaluate_needs_a_model_for_all_tasks(model):
     results = evaluate(model, ("geneval", "domains"), 1, Settings(SIZE, steps=1))
     assert set(results) == {"geneval", "domains"} and len(results["domains"]["domains"]) == 10
+
+
+def test_workers_give_the_scores_of_the_model(model, tmp_path):
+    """In this process; with Ray's workers as below."""
+    settings = Settings(SIZE, steps=2, batch=3, all_scale=2.5)
+    workers = Workers(Runner(ModelOptions(str(CHECKPOINT), "cpu", torch.float32), tmp_path / "work", together=3))
+    edit = make("objects", "edit", 1, SIZE)
+    thought = toy.think(model, edit)
+    orders = [Order("a red star", seed=3), Order(edit.prompt, edit.images, seed=6)]
+    orders.append(Order(edit.prompt, edit.images, thought, seed=5))
+    assert workers.draw(orders, settings, toy.MAX_TOKENS)[0].min() == 255
+    assert toy.think(workers, edit).text == toy.reply(workers, edit) == ""
+    workers.run()
+    expected, found = draw_all(model, orders, settings), workers.draw(orders, settings, toy.MAX_TOKENS)
+    assert all(np.abs(a.astype(int) - b).max() <= 1 for a, b in zip(expected, found, strict=True))
+    assert toy.think(workers, edit).text == thought.text and toy.reply(workers, edit) == toy.reply(model, edit)
+    assert not workers.asked
+
+    arguments = ["--tasks", "words", "ask", "edit", "reason", "--count", "2", "--steps", "1", "--dtype", "fp32"]
+    arguments += ["--width", "64", "--height", "64", "--device", "cpu", "--out"]
+    for name, more in (("model", []), ("workers", ["--workers", "0"])):
+        assert main([str(CHECKPOINT), *arguments, str(tmp_path / name), *more]) == 0
+    first, second = (json.loads((tmp_path / name).read_text())["scores"] for name in ("model", "workers"))
+    assert first["edit"].pop("psnr") == pytest.approx(second["edit"].pop("psnr"), abs=0.1)
+    assert first == second
 
 
 # Public benchmarks
