@@ -22,7 +22,7 @@ from ..toy.world import LEAST_SIDE
 from .benchmarks import BENCHMARKS, Run
 from .rows import Runner
 from .sampling import Settings
-from .toy import TASKS, evaluate
+from .toy import TASKS, evaluate, evaluate_in
 from .workers import Workers
 
 
@@ -55,6 +55,8 @@ def check(options):
 def evaluate_toy(options):
     if options.workers is None and options.address is None:  # the fastest on one device: batches of equal lengths
         return score(model_options(options).load(), options)
+    if options.processes > 1:
+        raise InputError("give --processes or --workers, not both")
     with Progress(0, "row") as progress, tempfile.TemporaryDirectory() as folder:
         out = options.out or Path(folder) / "scores.json"
         score(Workers(runner(options, out, progress, options.batch)), options)
@@ -69,9 +71,12 @@ def score(model: InternVLU | Workers, options):
         raise InputError(f"pictures of {size[0]}×{size[1]} cannot be judged: {wanted}")
     settings = Settings(size, options.steps, options.batch, options.all_scale, options.partial_scale)
     start = time.monotonic()
-    results = evaluate(
-        model, options.tasks, options.count, settings, lambda task: print(f"evaluating {task} …", file=sys.stderr)
-    )
+    if options.processes > 1:
+        results = evaluate_in(options.processes, model_options(options).load, options.tasks, options.count, settings)
+    else:
+        results = evaluate(
+            model, options.tasks, options.count, settings, lambda task: print(f"evaluating {task} …", file=sys.stderr)
+        )
     report = {
         "checkpoint": Path(options.checkpoint).name,
         "count": options.count,
@@ -129,6 +134,7 @@ def parser() -> argparse.ArgumentParser:
     toy = root.add_argument_group("synthetic world")
     toy.add_argument("--tasks", nargs="+", choices=list(TASKS), default=list(TASKS))
     toy.add_argument("--count", type=int, default=500, help="held-out samples of each task, kind or domain")
+    toy.add_argument("--processes", type=int, default=1, help="between which the parts of the tasks are divided")
     toy.add_argument("--batch", type=int, default=50, help="pictures that are drawn at once")
     toy.add_argument("--all-scale", type=float)
     toy.add_argument("--partial-scale", type=float)

@@ -2,7 +2,7 @@
 
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator
 from functools import cached_property
 from typing import Any
 
@@ -14,6 +14,7 @@ from internvlu_core.batch.worker import to_png
 from internvlu_core.checkpoints.config import Config
 from internvlu_core.checkpoints.files import open_source
 from internvlu_core.conditioning import TextResult
+from internvlu_core.many import Outcome
 from internvlu_core.pipeline import InternVLU
 
 from .rows import Asked, Runner, data_uri
@@ -53,22 +54,32 @@ class Workers:
             row |= {"seed": order.seed, "all_scale": settings.all_scale, "partial_scale": settings.partial_scale}
             if order.reasoning is not None:
                 row |= {"task": f"reason+{task}", "max_new_tokens": reasoning_tokens}
-            if result := self._ask(row, order.prompt, order.images):
+            if result := self._ask(row, order.prompt, [Image.fromarray(image) for image in order.images]):
                 pictures.append(np.asarray(Image.open(io.BytesIO(result.images[0])).convert("RGB")))
             else:
                 pictures.append(np.full((*settings.size[::-1], 3), 255, np.uint8))
         return pictures
 
-    def write(self, task: str, prompt: str, images: Sequence[np.ndarray], max_new_tokens: int) -> TextResult:
-        """The text of InternVLU.answer or reason, by the name of the task, without its tokens."""
-        result = self._ask({"task": task, "max_new_tokens": max_new_tokens}, prompt, images)
-        return TextResult((result.text or result.reasoning or "") if result else "", ())
+    def answer_many(self, requests: Iterable[dict], ordered: bool) -> Iterator[Outcome[TextResult]]:
+        """As InternVLU.answer_many, always in order. The results have no tokens."""
+        yield from self._write("answer", requests)
 
-    def _ask(self, settings: dict[str, Any], prompt: str, images: Sequence[np.ndarray]) -> Result | None:
+    def reason_many(self, requests: Iterable[dict], ordered: bool) -> Iterator[Outcome[TextResult]]:
+        """As InternVLU.reason_many, always in order. The results have no tokens."""
+        yield from self._write("reason", requests)
+
+    def _write(self, task: str, requests: Iterable[dict]) -> Iterator[Outcome[TextResult]]:
+        for index, request in enumerate(requests):
+            settings = {name: value for name, value in request.items() if name not in ("prompt", "images")}
+            result = self._ask({"task": task} | settings, request["prompt"], request["images"])
+            said = (result.text if task == "answer" else result.reasoning) if result else ""
+            yield Outcome(index, request, TextResult(said, ()))
+
+    def _ask(self, settings: dict[str, Any], prompt: str, images: list[Image.Image]) -> Result | None:
         """The result of a row, or None if it is only noted."""
         row = {name: value for name, value in settings.items() if value is not None} | {"prompt": prompt}
         if images:
-            row["images"] = [data_uri(to_png(Image.fromarray(image))) for image in images]
+            row["images"] = [data_uri(to_png(image)) for image in images]
         name = json.dumps(row)
         if name not in self.results:
             self.asked[name] = Asked(row, lambda result: self.results.update({name: result}))

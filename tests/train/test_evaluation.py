@@ -3,6 +3,7 @@
 import io
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from internvlu_core import InputError
+from internvlu_core import InputError, InternVLU
 from internvlu_core.batch import ModelOptions
 from internvlu_core.batch.pictures import read_pictures
 from internvlu_core.batch.results import Result
@@ -85,7 +86,9 @@ def test_the_mean_is_of_the_six_kinds(painter):
 
 
 def test_questions_are_judged_by_their_answers(monkeypatch):
-    monkeypatch.setattr(toy, "reply", lambda model, sample: sample.words if sample.truth.kind == "colour" else "what?")
+    monkeypatch.setattr(
+        toy, "replies", lambda model, samples: [s.words if s.truth.kind == "colour" else "what?" for s in samples]
+    )
     result = TASKS["ask"](None, 60, SETTINGS)["domains"]["objects"]
     assert result["kinds"]["colour"] == 1.0 and result["kinds"]["shape"] == 0.0
     assert 0 < result["score"] < 1
@@ -93,7 +96,9 @@ def test_questions_are_judged_by_their_answers(monkeypatch):
 
 def test_the_gain_of_reasoning_is_with_less_without(painter, monkeypatch):
     painter(lambda sample, thought: thought is not None)
-    monkeypatch.setattr(toy, "think", lambda model, sample: SimpleNamespace(text=sample.words + "\n"))
+    monkeypatch.setattr(
+        toy, "think_all", lambda model, samples: [SimpleNamespace(text=f"{sample.words}\n") for sample in samples]
+    )
     result = TASKS["reason"](None, 6, SETTINGS)
     assert (result["score"], result["without"]["score"], result["gain"], result["thoughts"]) == (1.0, 0.0, 1.0, 1.0)
 
@@ -105,6 +110,30 @@ def test_edits_are_measured_where_nothing_should_change(painter, monkeypatch):
     assert good["score"] == 1.0 and good["psnr"] > 60 and good["psnr_at_least_25"] == 1.0
     monkeypatch.setattr(toy, "reconstruct", lambda model, picture: 255 - picture)
     assert TASKS["edit"](None, 5, SETTINGS)["psnr"] < 10
+
+
+def test_figures_and_sizes_have_scores_of_their_own(painter):
+    painter(lambda sample, thought: sample.truth.kind != "stacks" and sample.picture.shape[:2] != (48, 96))
+    result = TASKS["figures"](None, 7, SETTINGS)
+    assert {name: (task["score"], task["count"]) for name, task in result["tasks"].items()} == {
+        "diagrams": (1.0, 7),
+        "blocks": (pytest.approx(3 / 7, abs=1e-3), 7),
+        "memes": (1.0, 7),
+    }
+    result = TASKS["sizes"](None, 2, SETTINGS)
+    assert {size: found["score"] for size, found in result["sizes"].items()} == {
+        "64x64": 1.0,
+        "96x48": 0.0,
+        "48x96": 1.0,
+        "80x80": 1.0,
+    }
+    assert result["score"] == 0.0
+
+
+def test_several_processes_find_the_same(model):
+    tasks = ("geneval", "words")
+    found = toy.evaluate_in(2, partial(InternVLU.from_pretrained, CHECKPOINT), tasks, 2, replace(SETTINGS, steps=1))
+    assert found == evaluate(model, tasks, 2, replace(SETTINGS, steps=1))
 
 
 def test_the_changed_area_has_no_say():
@@ -154,11 +183,12 @@ def test_workers_give_the_scores_of_the_model(model, tmp_path):
     orders = [Order("a red star", seed=3), Order(edit.prompt, edit.images, seed=6)]
     orders.append(Order(edit.prompt, edit.images, thought, seed=5))
     assert workers.draw(orders, settings, toy.MAX_TOKENS)[0].min() == 255
-    assert toy.think(workers, edit).text == toy.reply(workers, edit) == ""
+    assert toy.think_all(workers, [edit])[0].text == toy.replies(workers, [edit])[0] == ""
     workers.run()
     expected, found = draw_all(model, orders, settings), workers.draw(orders, settings, toy.MAX_TOKENS)
     assert all(np.abs(a.astype(int) - b).max() <= 1 for a, b in zip(expected, found, strict=True))
-    assert toy.think(workers, edit).text == thought.text and toy.reply(workers, edit) == toy.reply(model, edit)
+    assert toy.think_all(workers, [edit])[0].text == thought.text
+    assert toy.replies(workers, [edit]) == [toy.reply(model, edit)]
     assert not workers.asked
 
     arguments = ["--tasks", "words", "ask", "edit", "reason", "--count", "2", "--steps", "1", "--dtype", "fp32"]
