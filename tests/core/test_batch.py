@@ -513,7 +513,7 @@ def workers(processes) -> dict[int, psutil.Process]:
 @POSIX
 def test_killed_workers_and_drivers_lose_nothing(processes, tmp_path):
     """A worker is killed, then the driver; the next run does what is left."""
-    rows = [ANSWER | {"id": f"r{i}", "prompt": f"row {i}", "max_new_tokens": 1 + i % 7} for i in range(FAULTS)]
+    rows = [ANSWER | {"id": f"r{i}", "prompt": f"row {i}", "max_new_tokens": 1 + i % 4} for i in range(FAULTS)]
     rows[::10] = [ANSWER | {"id": f"r{i}", "prompt": "bad", "images": "no.png"} for i in range(0, FAULTS, 10)]
     requests, out = write(tmp_path / "r.jsonl", rows), tmp_path / "out"
     options = requests, out, "--checkpoint", CHECKPOINT, "--dtype", "fp32", "--workers", 2, "--chunk", 10
