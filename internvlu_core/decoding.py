@@ -4,7 +4,7 @@ Source: docs/model.md, "Text generation".
 """
 
 import math
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -220,9 +220,12 @@ def next_tokens(logits: Tensor, texts: Sequence[Text]) -> list[int | None]:
     # In float32, which has every token's number: Apple's devices have no float64.
     tokens, greatest = torch.stack([logits.argmax(-1).float(), logits.amax(-1)]).tolist()
     chosen = [int(token) if math.isfinite(most) else None for token, most in zip(tokens, greatest, strict=True)]
-    for row, text in enumerate(texts):
-        if text.settings.temperature and chosen[row] is not None:
-            chosen[row] = choose(logits[row], text.settings, text.generator)
+    sampled = [row for row, text in enumerate(texts) if text.settings.temperature and chosen[row] is not None]
+    if sampled:
+        some = [texts[row] for row in sampled]
+        tokens = sample(logits[sampled], [text.settings for text in some], [text.generator for text in some])
+        for row, token in zip(sampled, tokens, strict=True):
+            chosen[row] = token
     return chosen
 
 
@@ -239,21 +242,28 @@ def _check_finite(greatest: float):
         raise NotFinite()
 
 
-def choose(logits: Tensor, settings: TextSettings, generator: torch.Generator) -> int:
-    """One token id from logits [vocabulary]: the greatest, or one sampled after temperature, top_k and top_p."""
-    if settings.temperature == 0:
-        return int(logits.argmax())
+def sample(logits: Tensor, settings: Sequence[TextSettings], generators: Sequence[torch.Generator]) -> list[int]:
+    """A token id for each row of logits [texts, vocabulary], drawn after its temperature, top_k and top_p.
+
+    Each is the one that its row alone would give. All rows are computed at once, so that they share the threads.
+    """
+
+    def each(values: Iterable[float]) -> Tensor:
+        return torch.tensor(list(values), dtype=torch.float64)[:, None]
+
     # In float64 and with the maximum at 0, so that even the smallest temperature gives no infinity.
-    logits = (logits.double() - logits.max()) / settings.temperature
-    if settings.top_k:
-        logits = logits.masked_fill(logits < logits.topk(min(settings.top_k, len(logits))).values[-1], -math.inf)
-    if settings.top_p < 1:
+    logits = (logits.double() - logits.amax(-1, keepdim=True)) / each(one.temperature for one in settings)
+    for row, one in zip(logits, settings, strict=True):
+        if one.top_k:
+            row.masked_fill_(row < row.topk(min(one.top_k, len(row))).values[-1], -math.inf)
+    if nucleus := [row for row, one in enumerate(settings) if one.top_p < 1]:
         # Drop the least probable tokens while their sum is at most 1 − top_p (nucleus sampling, arXiv 1904.09751).
-        ascending, order = logits.sort()
-        drop = ascending.softmax(-1).cumsum(-1) <= 1 - settings.top_p
-        drop[-1] = False
-        logits = logits.masked_fill(drop.scatter(0, order, drop), -math.inf)
-    return int(torch.multinomial(logits.softmax(-1), 1, generator=generator))
+        ascending, order = logits[nucleus].sort()
+        drop = ascending.softmax(-1).cumsum(-1) <= each(1 - settings[row].top_p for row in nucleus)
+        drop[:, -1] = False
+        logits[nucleus] = logits[nucleus].masked_fill(drop.scatter(1, order, drop), -math.inf)
+    drawn = (torch.multinomial(p, 1, generator=g) for p, g in zip(logits.softmax(-1), generators, strict=True))
+    return [int(token) for token in drawn]
 
 
 def _beam_search(session: DecodingSession, stop_ids, settings, on_tokens) -> list[int]:

@@ -206,6 +206,25 @@ def test_a_token_waits_once(folder, name):
                 assert token.kernels <= beside + LAYERS * of_a_layer
 
 
+@pytest.mark.parametrize("name", TOKEN)
+def test_texts_together_wait_once_for_all(folder, name):
+    """Their prompts are read in one forward, and then each step waits once, whatever their number."""
+    dtype, weight_format = DTYPES[name]
+    with FakeDevice() as gpu:
+        model, found = hollow_model(folder, gpu.device, dtype, weight_format), {}
+        for count in (1, 5):
+            with gpu.laps() as laps:
+                asked = [{"prompt": "what is it?" * (i + 1), "max_new_tokens": 4} for i in range(count)]
+                list(model.answer_many(asked, on_token=lambda index, *_, laps=laps: index or laps()))
+            found[count] = laps.records[:4]
+        (reading, *steps), (reading_all, *steps_of_all) = found.values()
+        assert reading_all.kernels < 2 * reading.kernels
+        assert (len(reading_all.waits), len(reading_all.downloads)) == (1, 1)
+        for alone, together in zip(steps, steps_of_all, strict=True):
+            assert together.kernels == alone.kernels
+            assert (len(together.waits), len(together.downloads), len(together.uploads)) == (1, 1, 2)
+
+
 def test_what_is_compiled_waits_for_nothing(folder, monkeypatch):
     """So that a CUDA graph can be made of it (mode="reduce-overhead")."""
     records = []
