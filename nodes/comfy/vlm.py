@@ -26,6 +26,7 @@ from ...internvlu_core.models.vlm import VLM
 from ...internvlu_core.prompt import Prompt, Tokenizer
 from ...internvlu_core.replay import can_replay
 from .dtypes import as_floats, assign, choose_dtypes
+from .patcher import Patcher
 from .quantised import Formats
 from .stream import TextStream, TextStreams
 
@@ -73,9 +74,7 @@ class ComfyVLM:
         network.compute_dtype = self.dtype
         more = {"formats": formats, "load_device": self.load_device, "exact": True}
         assign(network, state_dict, weight_dtype, offload_device, self.dtype, **more)
-        self.patcher = comfy.model_patcher.ModelPatcher(
-            network, load_device=self.load_device, offload_device=offload_device
-        )
+        self.patcher = Patcher(network, load_device=self.load_device, offload_device=offload_device)
         self.conditioner = Conditioner(network, tokenizer, config, partial(weights_of, self.patcher))
         self.conditioner.can_replay = self.stays_on_device
         self.written: OrderedDict[tuple, TextResult] = OrderedDict()

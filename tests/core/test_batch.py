@@ -510,6 +510,7 @@ def workers(processes) -> dict[int, psutil.Process]:
     return found
 
 
+@pytest.mark.slow
 @POSIX
 def test_killed_workers_and_drivers_lose_nothing(processes, tmp_path):
     """A worker is killed, then the driver; the next run does what is left."""
