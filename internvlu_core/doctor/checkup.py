@@ -16,7 +16,7 @@ from ..pipeline import InternVLU, usable_device
 from . import compare, official, recording
 from .files import check_files
 from .measure import machine, machine_speed, measured
-from .recording import BFLOAT16, Recording, read_cases
+from .recording import BFLOAT16, Recording, read_cases, recorded_on
 from .report import Report
 from .smoke import ERRORS, run_tasks
 from .speed import Timing, nbytes, time_stages
@@ -147,8 +147,9 @@ def _compare(checkup: Checkup, report: Report, runs: Path | None):
         try:
             with full_float32():
                 model = InternVLU.from_pretrained(checkup.checkpoint, checkup.device, dtype)
-                for case in read_cases(runs):
-                    _compare_run(model, runs, case, report, strips)
+                with compare.frequencies_of(model, recorded_on(runs)):
+                    for case in read_cases(runs):
+                        _compare_run(model, runs, case, report, strips)
                 del model
         except ERRORS as error:
             report.failures.append(f"comparison in {name}: {in_one_line(error)}")

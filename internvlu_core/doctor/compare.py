@@ -5,6 +5,7 @@ Each stage gets the recorded input of that stage in float32, so that the stage t
 
 import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +19,24 @@ from ..errors import in_one_line
 from ..pipeline import InternVLU
 from .recording import BRANCHES, Recording
 from .smoke import ERRORS
+
+
+@contextmanager
+def frequencies_of(model: InternVLU, device: str):
+    """Let the time embedding have the frequencies that it has on another device, where a run was recorded.
+
+    exp differs in the last bit between a CPU and a GPU. The arguments of the sinusoids reach 1e6, where this bit is a
+    relative 1e-2 of the recorded checkpoint's first velocity.
+    """
+    embedding = model.mmdit.time_text_embed
+    if torch.device(device).type != model.device.type and (device == "cpu" or torch.cuda.is_available()):
+        there = embedding.frequencies(torch.device(device))
+        embedding.frequencies = there.to  # called with the device of the timestep
+    try:
+        yield
+    finally:
+        vars(embedding).pop("frequencies", None)
+
 
 # The largest relative difference in float32: of one stage, and where errors of several steps or branches add up.
 STAGE, RUN = 1e-4, 1e-3

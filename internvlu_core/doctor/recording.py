@@ -22,6 +22,12 @@ from ..sampling import flow_sigmas
 
 BRANCHES = "full", "partial", "unconditional"
 FLOAT32, BFLOAT16 = "recorded", "recorded-bfloat16"  # folders
+DEVICE = "device.txt"  # says where they were recorded
+
+
+def recorded_on(folder: Path) -> str:
+    """The device that a folder was recorded on; without a word about it, the CPU."""
+    return (folder / DEVICE).read_text(encoding="utf-8").strip() if (folder / DEVICE).is_file() else "cpu"
 
 
 class Recording:

@@ -6,6 +6,7 @@ import json
 import math
 import shutil
 from pathlib import Path
+from unittest import mock
 
 import huggingface_hub.constants
 import pytest
@@ -13,6 +14,7 @@ import torch
 from PIL import Image
 
 from benchmarks import counts
+from internvlu_core import InternVLU
 from internvlu_core.checkpoints.config import Config
 from internvlu_core.cli import main
 from internvlu_core.doctor import checkup, compare, measure, recording
@@ -282,3 +284,28 @@ def test_the_doctors_own_cases_have_their_picture(tmp_path):
     cases = read_cases(tmp_path)
     assert {case["mode"] for case in cases} == {"text", "image", "text_image"}
     assert all((tmp_path / name).exists() for case in cases for name in case.get("images", []))
+
+
+@torch.inference_mode()
+def test_a_run_is_compared_with_the_frequencies_of_its_device():
+    """A device that differs in their last bit, as a GPU does, gives the recorded velocity all the same."""
+    model = InternVLU.from_pretrained(CHECKPOINT, "cpu", torch.float32)
+    kind = type(model.mmdit.time_text_embed)
+    exact = kind.frequencies
+
+    def differs(self, device=None):  # "meta" stands for the device that was recorded on
+        values = exact(self)
+        return values if str(device) == "meta" else torch.nextafter(values, torch.zeros(()))
+
+    run = Recording(GOLDEN, read_cases(GOLDEN)[-1])
+
+    def error():
+        return next(found.error for found in compare.compare(model, run, None) if found.stage == "first velocity")
+
+    with mock.patch.object(kind, "frequencies", differs), mock.patch.object(torch.cuda, "is_available", lambda: True):
+        assert error() > 1e-3
+        with compare.frequencies_of(model, "meta"):
+            assert error() < 1e-5
+        with compare.frequencies_of(model, "cpu"):
+            assert error() > 1e-3
+    assert error() < 1e-5
