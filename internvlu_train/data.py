@@ -130,6 +130,7 @@ class TokenBatch:
     """Token rows, padded at their ends.
 
     ids, image_mask, trained: [B, T]. starts, lengths: of each row. tiles: ViT tiles [N, 3, S, S] of all rows' images.
+    idle_tiles: tiles that are computed without effect, because another process has some (see company.py).
     """
 
     ids: Tensor
@@ -138,6 +139,7 @@ class TokenBatch:
     starts: tuple[int, ...]
     lengths: tuple[int, ...]
     tiles: Tensor | None
+    idle_tiles: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -161,7 +163,8 @@ class Batch:
     weight: its size divided by the nominal one. generator: for all random numbers in its loss. text: rows of the
     next-token loss. pixels: [B, 3, H, W] in [-1, 1], for VAE stages only. latents: [B, z, h, w], normalised;
     references: likewise, one tensor per input image. context: the conditioning, if it is cached; otherwise
-    context_tokens has the rows to compute it from.
+    context_tokens has the rows to compute it from. idle: the losses, "text" and "flow", that are computed without
+    effect (see company.py).
     """
 
     weight: float
@@ -172,6 +175,7 @@ class Batch:
     references: tuple[Tensor, ...] = ()
     context_tokens: TokenBatch | None = None
     context: Context | None = None
+    idle: tuple[str, ...] = ()
 
 
 def make_token_batch(

@@ -1,8 +1,9 @@
 """The examples of a stage, a cache of what frozen networks compute from them, and the micro-batch at any position."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
+from itertools import count
 from pathlib import Path
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from . import objectives
+from .company import Form, brought_to, union
 from .data import (
     Batch,
     Context,
@@ -56,27 +58,55 @@ class Feed:
         self.networks, self.stage, self.device = networks, stage, device
         self.examples = [make_example(sample, networks.conditioner, stage) for sample in samples_of(stage, networks)]
         self.cache = self._cache(cache_file) if isinstance(stage, PictureStage) else Cache({}, {}, {})
-        self.epoch, self.first = -1, 0
-        self.plans: list[list[Item]] = []
+        self.sequence, self.counted = self._sequence(), 0
+        self.plans: dict[int, list[Item]] = {}
         self.workers = ThreadPoolExecutor(AHEAD)
         self.pending: dict[int, Future[Batch]] = {}
 
-    def batch(self, number: int, stride: int = 1) -> Batch:
-        """The batch, on the device. Meanwhile the next batches (number + stride, …) are prepared in the background."""
+    def batch(self, number: int, stride: int = 1, together: int = 1) -> Batch:
+        """The batch, on the device. Meanwhile the next batches (number + stride, …) are prepared in the background.
+
+        together: how many consecutive batches, from a multiple of it on, are brought to one form (see company.py).
+        """
         for ahead in range(number, number + (AHEAD + 1) * stride, stride):
             if ahead not in self.pending:
-                self.pending[ahead] = self.workers.submit(self._collate, ahead, self.plan(ahead))
+                form = self._form_of_round(ahead, together) if together > 1 else Form()
+                self.pending[ahead] = self.workers.submit(self._collate, ahead, self.plan(ahead), form)
+        for past in [each for each in self.plans if each <= number - stride]:
+            del self.plans[past]
         return to_device(self.pending.pop(number).result(), self.device)
 
     def plan(self, number: int) -> list[Item]:
-        """The items of a micro-batch. Numbers must be asked for in rising order."""
-        while number >= self.first + len(self.plans):
-            self.first += len(self.plans)
-            self.epoch += 1
-            self.plans = plan_epoch(self.examples, self.stage, self.epoch)
-        return self.plans[number - self.first]
+        """The items of a micro-batch. Numbers must be asked for in rising order, but for the last few."""
+        while number >= self.counted:
+            self.plans[self.counted] = next(self.sequence)
+            self.counted += 1
+        return self.plans[number]
 
-    def _collate(self, number: int, items: list[Item]) -> Batch:
+    def _sequence(self) -> Iterator[list[Item]]:
+        """The items of all micro-batches, epoch after epoch."""
+        for epoch in count():
+            yield from plan_epoch(self.examples, self.stage, epoch)
+
+    def _form_of_round(self, number: int, together: int) -> Form:
+        first = number // together * together
+        return union(self._form(self.plan(each)) for each in range(first, first + together))
+
+    def _form(self, items: list[Item]) -> Form:
+        examples = [self.examples[item.index] for item in items]
+        text, flow = examples[0].text is not None, bool(items[0].branch)
+        return Form(
+            text,
+            text and any(any(example.text.image_mask) for example in examples),
+            flow,
+            flow and bool(examples[0].branches[items[0].branch].image_positions),
+        )
+
+    def _collate(self, number: int, items: list[Item], form: Form) -> Batch:
+        batch = self._own(number, items)
+        return brought_to(form, batch, self.networks.conditioner, bool(self.cache.hidden))
+
+    def _own(self, number: int, items: list[Item]) -> Batch:
         chosen = [self.examples[item.index] for item in items]
         batch = Batch(
             weight=len(items) / self.stage.batch,

@@ -5,7 +5,8 @@ import json
 import math
 import time
 from collections.abc import Iterable
-from dataclasses import replace
+from contextlib import contextmanager
+from dataclasses import fields, replace
 from datetime import timedelta
 from functools import partial
 from itertools import chain
@@ -20,12 +21,13 @@ from tqdm import tqdm
 from internvlu_core.errors import InputError
 
 from . import objectives
-from .data import to_pixels
+from .data import Batch, to_pixels
 from .feed import Feed
 from .lora import add_adapters, write_lora
 from .plot import write_plot
 from .settings import HIDDEN_LAYERS, LoraStage, Stage, as_json
-from .storage import Networks, replaced, write_checkpoint
+from .sharding import blocks, load, local, moments, save, shard, touch, whole
+from .storage import Networks, gathered, replaced, write_checkpoint
 
 EMA_WARMUP = 10  # steps, after which the decay of the moving average is no longer reduced by much
 STATISTICS_PICTURES = 1024  # pictures from which the mean and standard deviation of latents are computed
@@ -52,15 +54,23 @@ class Run:
         self._claim_folder()
         self.networks = Networks(base, self.device)
         lora = isinstance(stage, LoraStage)
+        if lora and stage.sharded:
+            raise InputError("adapters are too small to be divided: set sharded=false; each process holds all of them")
         if not lora and not (base / "vlm" / "config.json").is_file():
             raise InputError(f"{base} is not in the released layout: convert it to a folder (convert … --to folder)")
         self.trained = add_adapters(self.networks, stage) if lora else freeze(self.networks, stage.trained)
         if stage.checkpointing:
             checkpoint_activations(self.networks)
+        self.sharded = stage.sharded and self.accelerator.num_processes > 1
+        if self.sharded:
+            shard(self.networks, self.device, torch.bfloat16 if self.autocast else None)
+            self.trained = {name: p for name, p in self.networks.named_parameters() if p.requires_grad}
         self.ema = {name: parameter.detach().clone() for name, parameter in self.trained.items()}
         self.optimizers = make_optimizers(stage, self.trained)
         self.step = 0
+        self.together = stage.accumulate * self.accelerator.num_processes  # micro-batches of a step
         self._resume()
+        self.accumulate = self._share_of(self.together)
         self.feed = self._make_feed()
 
     def train(self):
@@ -81,7 +91,7 @@ class Run:
         bar.close()
         if self.main:
             log.close()
-            self.write()
+        self.write()
         self.accelerator.wait_for_everyone()
 
     def write(self):
@@ -91,17 +101,30 @@ class Run:
         """
         if not self.step:
             raise InputError(f"{self.folder} has no saved step yet: the first is saved after {self.stage.save_every}")
-        write_plot(self.folder / "log.jsonl", self.folder / "loss.png")
+        if self.main:
+            write_plot(self.folder / "log.jsonl", self.folder / "loss.png")
         if isinstance(self.stage, LoraStage):
-            write_lora(self.folder / "lora.safetensors", self.ema, self.stage.alpha, self.dtype)
+            if self.main:
+                write_lora(self.folder / "lora.safetensors", self.ema, self.stage.alpha, self.dtype)
             return
-        learnt = {name: parameter.detach().clone() for name, parameter in self.trained.items()}
-        assign(self.trained, self.ema)
-        # Training the decoder alone must not change the normalisation of latents, which MMDiTs were trained on.
-        if any(name.startswith("vae.encoder.") for name in learnt):
-            self.networks.config = replace(self.networks.config, vae=self._with_statistics())
-        write_checkpoint(self.folder / "checkpoint", self.base, self.networks, self.stage.trained, self.dtype)
-        assign(self.trained, learnt)
+        with self.averaged():
+            # Training the decoder alone must not change the normalisation of latents, which MMDiTs were trained on.
+            if any(name.startswith("vae.encoder.") for name in self.trained):
+                vae = self.networks(self._with_statistics)
+                self.networks.config = replace(self.networks.config, vae=vae)
+            states = gathered(self.networks, self.stage.trained, self.dtype, self.main)
+            if self.main:
+                arguments = self.base, self.networks, self.stage.trained, self.dtype, states
+                write_checkpoint(self.folder / "checkpoint", *arguments)
+
+    @contextmanager
+    def averaged(self):
+        """A context in which the networks have the averaged weights."""
+        exchange(self.trained, self.ema)
+        try:
+            yield
+        finally:
+            exchange(self.trained, self.ema)
 
     # A step
 
@@ -111,11 +134,10 @@ class Run:
         for group in chain.from_iterable(optimizer.param_groups for optimizer in self.optimizers):
             group["lr"] = rate
         parts = self._accumulate()
-        gradients = [parameter.grad for parameter in self.trained.values()]
-        if self.accelerator.num_processes > 1:
-            for gradient in gradients:
+        if self.accelerator.num_processes > 1 and not self.sharded:
+            for gradient in (parameter.grad for parameter in self.trained.values()):
                 gradient.copy_(self.accelerator.reduce(gradient, "mean"))
-        norm = float(nn.utils.clip_grad_norm_(self.trained.values(), stage.clip))
+        norm = float(whole(nn.utils.clip_grad_norm_(self.trained.values(), stage.clip)))
         if not math.isfinite(parts["loss"] + norm):  # before the weights, and what is saved, become NaN
             raise FloatingPointError(f"step {self.step + 1} has the loss {parts['loss']} and a gradient of {norm}")
         for optimizer in self.optimizers:
@@ -133,17 +155,24 @@ class Run:
         """
         for parameter in self.trained.values():
             parameter.grad = torch.zeros_like(parameter)  # for a parameter that no batch uses, too
-        processes, accumulate = self.accelerator.num_processes, self.stage.accumulate
-        first = self.step * accumulate * processes + self.accelerator.process_index
+        processes = self.accelerator.num_processes
+        first = self.step * self.together + self.accelerator.process_index
         sums: dict[str, list] = {"loss": []}
-        for number in range(first, first + accumulate * processes, processes):
-            batch = self.feed.batch(number, processes)
+        for number in range(first, first + self.together, processes):
+            batch = self.feed.batch(number, processes, processes if self.sharded else 1)
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
-                losses = objectives.losses(self.networks, batch, self.stage, self.step)
-            (losses.total * (batch.weight / accumulate)).backward()
+                losses = self._losses(batch)
+            (losses.total * (batch.weight / self.accumulate)).backward()
             for name, value in {"loss": losses.total, **losses.parts}.items():
                 sums.setdefault(name, []).append((float(value.detach()) * batch.weight, batch.weight))
         return self._gathered(sums)
+
+    def _losses(self, batch: Batch) -> objectives.Losses:
+        if not self.sharded:
+            return objectives.losses(self.networks, batch, self.stage, self.step)
+        # As a tuple: FSDP looks for tensors in what forward returns, and not into dataclasses.
+        total, parts = self.networks(_shared_losses, batch, self.stage, self.step)
+        return objectives.Losses(total, parts)
 
     def _gathered(self, sums: dict[str, list]) -> dict[str, float]:
         """Mean losses over all processes, weighted by batch size; only those that occurred in this step."""
@@ -156,7 +185,8 @@ class Run:
     def _average(self):
         """Update the exponential moving average of the weights."""
         decay = min(self.stage.ema, (1 + self.step) / (EMA_WARMUP + self.step))
-        torch._foreach_lerp_(list(self.ema.values()), list(self.trained.values()), 1 - decay)
+        averages, weights = ([local(tensor) for tensor in each.values()] for each in (self.ema, self.trained))
+        torch._foreach_lerp_(averages, weights, 1 - decay)
 
     # Files
 
@@ -168,8 +198,13 @@ class Run:
         if isinstance(self.stage, LoraStage):
             settings["pictures"] = digest(Path(self.stage.pictures).glob("*"))
         # A run that failed before it made anything does not count.
-        begun = file.exists() and any((self.folder / name).exists() for name in ("cache.pt", "state.pt"))
+        begun = file.exists() and any(
+            (self.folder / name).exists() for name in ("cache.pt", "state.pt", "state", "cache")
+        )
         found = json.loads(file.read_text(encoding="utf-8")) if begun else settings
+        for field in fields(self.stage):  # a run that is older than a setting has its default
+            if field.name not in found and settings[field.name] == field.default:
+                found[field.name] = field.default
         if other := sorted(key for key in settings.keys() | found.keys() if settings.get(key) != found.get(key)):
             raise InputError(
                 f"{self.folder} has a run with other settings ({', '.join(other)}): remove it, or choose another folder"
@@ -186,26 +221,42 @@ class Run:
             return Feed(self.networks, self.stage, self.device, self.folder / "cache.pt")
 
     def _save(self):
-        if not self.main:
-            return
-        state = {
-            "step": self.step,
-            "model": {name: parameter.detach() for name, parameter in self.trained.items()},
-            "ema": self.ema,
-            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
-        }
-        with replaced(self.folder / "state.pt") as new:
-            torch.save(state, new)
+        numbers = {"step": self.step, "together": self.together}
+        if self.stage.sharded:
+            tensors = {"model": {name: parameter.detach() for name, parameter in self.trained.items()}, "ema": self.ema}
+            save(self.folder / "state", tensors | {"moments": moments(self.optimizers, self.trained)}, numbers)
+        elif self.main:
+            state = numbers | {
+                "model": {name: parameter.detach() for name, parameter in self.trained.items()},
+                "ema": self.ema,
+                "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            }
+            with replaced(self.folder / "state.pt") as new:
+                torch.save(state, new)
 
     def _resume(self):
-        file = self.folder / "state.pt"
-        if file.exists():
+        file, folder = self.folder / "state.pt", self.folder / "state"
+        if folder.exists():
+            state = load(folder, self.trained, self.ema, self.optimizers)
+        elif file.exists():
             state = torch.load(file, map_location=self.device, weights_only=True)
-            self.step = state["step"]
             assign(self.trained, state["model"])
             assign(self.ema, state["ema"])
             for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
                 optimizer.load_state_dict(saved)
+        else:
+            return
+        self.step, self.together = state["step"], state.get("together", self.together)
+
+    def _share_of(self, together: int) -> int:
+        """A process's share of the micro-batches of a step, which stay as many as when the run began."""
+        processes = self.accelerator.num_processes
+        if together % processes:
+            raise InputError(
+                f"a step of this run has {together} micro-batches, which {processes} processes cannot share evenly: "
+                f"start a number of processes that divides {together}"
+            )
+        return together // processes
 
     def _cut_log(self):
         """Remove the lines of steps after the last saved one, which are repeated, and an incomplete line."""
@@ -215,9 +266,9 @@ class Run:
             new.write_text("".join(line + "\n" for line in lines[: self.step]), encoding="utf-8")
 
     @torch.no_grad()
-    def _with_statistics(self):
+    def _with_statistics(self, networks: Networks):
         """The VAE's config with the mean and standard deviation of its latents."""
-        vae, latents = self.networks.vae, []
+        vae, latents = networks.vae, []
         for example in self.feed.examples[:STATISTICS_PICTURES]:
             latents.append(vae.encode_raw(to_pixels([example.picture]).to(self.device))[0].flatten(1))
         latents = torch.cat(latents, dim=1)  # [z, pixels]
@@ -272,9 +323,7 @@ def freeze(networks: Networks, trained: tuple[str, ...]) -> dict[str, nn.Paramet
 
 def checkpoint_activations(networks: Networks):
     """Keep only the input of each block, and recompute its activations in the backward pass (arXiv 1604.06174)."""
-    vlm = networks.vlm
-    layers = vlm.vision_model.encoder["layers"], vlm.language_model.model["layers"]
-    for block in chain(*layers, networks.mmdit.transformer_blocks):
+    for block in blocks(networks):
         block.forward = partial(checkpoint, block.forward, use_reentrant=False)
 
 
@@ -288,6 +337,21 @@ def learning_rate(stage: Stage, step: int) -> float:
 def bfloat16_is_fast(device: torch.device) -> bool:
     """Whether bfloat16 is fast. A CPU with AVX2 at most emulates it, at a quarter of the speed of float32."""
     return device.type != "cpu" or torch.backends.cpu.get_cpu_capability() != "AVX2"
+
+
+def _shared_losses(networks: Networks, *arguments) -> tuple[Tensor, dict[str, Tensor]]:
+    losses = objectives.losses(networks, *arguments)
+    return losses.total + touch(networks).to(losses.total.device), losses.parts
+
+
+@torch.no_grad()
+def exchange(some: dict[str, Tensor], others: dict[str, Tensor]):
+    """Exchange the values of tensors of the same names, one by one, so that no third copy of all is made."""
+    for name, tensor in some.items():
+        one, other = local(tensor), local(others[name])
+        kept = one.clone()
+        one.copy_(other)
+        other.copy_(kept)
 
 
 @torch.no_grad()

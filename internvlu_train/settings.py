@@ -33,6 +33,8 @@ class Stage:
     attention and MLPs with Muon, everything else with AdamW (torch's Muon computes in bfloat16, which makes it 18 times
     as slow on a CPU that emulates it). warmup: steps. decay: the final fraction of all steps, in which the learning
     rate falls to 0. clip: maximal norm of the gradient. ema: decay of the moving average of the weights.
+
+    sharded: divide weights, gradients, moments and averages among the processes (sharding.py).
     """
 
     trained: tuple[str, ...]
@@ -54,6 +56,7 @@ class Stage:
     ema: float = 0.998
     autocast: bool = True  # bfloat16 where torch considers it safe and it is fast; weights stay float32
     checkpointing: bool = False  # recompute activations in the backward pass instead of keeping them
+    sharded: bool = False
     seed: int = 0
     save_every: int = 200  # steps
 
