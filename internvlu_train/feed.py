@@ -53,10 +53,20 @@ class Cache:
 class Feed:
     """Micro-batches by their number, from 0. The same number always gives the same batch."""
 
-    def __init__(self, networks: Networks, stage: Stage, device: torch.device, cache_file: Path | None = None):
-        """cache_file: the cache for a resumed run. It is read if it exists, otherwise written."""
+    def __init__(
+        self,
+        networks: Networks,
+        stage: Stage,
+        device: torch.device,
+        cache_file: Path | None = None,
+        samples: Iterable[Sample] | None = None,
+    ):
+        """cache_file: the cache for a resumed run. It is read if it exists, otherwise written. samples: by default
+        those that the stage names.
+        """
         self.networks, self.stage, self.device = networks, stage, device
-        self.examples = [make_example(sample, networks.conditioner, stage) for sample in samples_of(stage, networks)]
+        samples = samples_of(stage, networks) if samples is None else samples
+        self.examples = [make_example(sample, networks.conditioner, stage) for sample in samples]
         self.cache = self._cache(cache_file) if isinstance(stage, PictureStage) else Cache({}, {}, {})
         self.sequence, self.counted = self._sequence(), 0
         self.plans: dict[int, list[Item]] = {}
@@ -184,10 +194,12 @@ class Feed:
         keys = sorted(rows, key=lambda key: (key[1] >= 0, len(key[0])))
         hidden = {}
         dtype = torch.bfloat16 if self.stage.autocast else torch.float32
+        half = next(self.networks.vlm.parameters()).dtype == torch.bfloat16
         for start in tqdm(range(0, len(keys), CHUNK), "hidden states", leave=False):
             chunk = keys[start : start + CHUNK]
             tokens = make_token_batch(*zip(*(rows[key] for key in chunk), strict=True), self.networks.conditioner)
-            context = objectives.context_of(self.networks, to_device(tokens, self.device))
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
+                context = objectives.context_of(self.networks, to_device(tokens, self.device))
             for key, states, mask in zip(chunk, context.hidden, context.mask, strict=True):
                 hidden[key] = states[mask].to("cpu", dtype)
         return hidden

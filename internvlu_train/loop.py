@@ -33,102 +33,53 @@ EMA_WARMUP = 10  # steps, after which the decay of the moving average is no long
 STATISTICS_PICTURES = 1024  # pictures from which the mean and standard deviation of latents are computed
 
 
-class Run:
-    """A stage and its folder, which has settings.json, state.pt, log.jsonl, loss.png and, at the end, checkpoint/.
+class Trainer:
+    """The networks of a stage and what trains them: optimizers and the moving average. It takes the steps.
 
-    The folder of a LoraStage has lora.safetensors instead of checkpoint/.
+    trained, ema: the weights that are trained, and their moving averages, by name. step: how many were taken. together:
+    micro-batches of a step; accumulate: this process's share of them.
     """
 
-    def __init__(self, stage: Stage, base: Path, folder: Path, dtype: torch.dtype = torch.float32):
-        """base: the checkpoint to start from. dtype: of the weights that are written.
+    feed: Feed
 
-        Raises InputError if the folder has a run with other settings, or if the base is not in the released layout and
-        the stage has to write one.
-        """
-        self.stage, self.base, self.folder, self.dtype = stage, base, folder, dtype
-        # The others wait while the main process makes the cache; the default timeout on GPUs is 10 minutes.
-        self.accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=1))])
-        self.device = self.accelerator.device
+    def __init__(self, stage: Stage, networks: Networks, accelerator: Accelerator):
+        """Raises InputError for settings that cannot be used together, or with these networks."""
+        self.stage, self.networks, self.accelerator = stage, networks, accelerator
+        self.device, self.main = accelerator.device, accelerator.is_main_process
         self.autocast = stage.autocast and bfloat16_is_fast(self.device)
-        self.main = self.accelerator.is_main_process
-        self._claim_folder()
-        self.networks = Networks(base, self.device)
         lora = isinstance(stage, LoraStage)
         if lora and stage.sharded:
             raise InputError("adapters are too small to be divided: set sharded=false; each process holds all of them")
-        if not lora and not (base / "vlm" / "config.json").is_file():
-            raise InputError(f"{base} is not in the released layout: convert it to a folder (convert … --to folder)")
-        self.trained = add_adapters(self.networks, stage) if lora else freeze(self.networks, stage.trained)
+        self.trained = add_adapters(networks, stage) if lora else freeze(networks, stage.trained)
+        if self.autocast and self.device.type == "cuda":
+            halve_frozen(networks)
         if stage.checkpointing:
-            checkpoint_activations(self.networks)
-        self.sharded = stage.sharded and self.accelerator.num_processes > 1
+            checkpoint_activations(networks)
+        self.sharded = self._is_sharded()
         if self.sharded:
-            shard(self.networks, self.device, torch.bfloat16 if self.autocast else None)
-            self.trained = {name: p for name, p in self.networks.named_parameters() if p.requires_grad}
-        self.ema = {name: parameter.detach().clone() for name, parameter in self.trained.items()}
+            shard(networks, self.device, torch.bfloat16 if self.autocast else None)
+            self.trained = {name: p for name, p in networks.named_parameters() if p.requires_grad}
+        # Without an average nothing is kept beside the weights.
+        self.ema = {name: p.detach().clone() for name, p in self.trained.items()} if stage.ema else self.trained
         self.optimizers = make_optimizers(stage, self.trained)
-        self.step = 0
-        self.together = stage.accumulate * self.accelerator.num_processes  # micro-batches of a step
-        self._resume()
-        self.accumulate = self._share_of(self.together)
-        self.feed = self._make_feed()
+        self.step, self.together = 0, stage.accumulate * accelerator.num_processes
+        self.accumulate = stage.accumulate
 
-    def train(self):
-        """Take all steps that are left, and write the result."""
-        if self.main:
-            self._cut_log()
-        bar = tqdm(total=self.stage.steps, initial=self.step, disable=not self.main)
-        log = (self.folder / "log.jsonl").open("a", encoding="utf-8") if self.main else None
-        while self.step < self.stage.steps:
-            entry = self._take_step()
-            if self.main:
-                log.write(json.dumps(entry) + "\n")
-                log.flush()
-            bar.update()
-            bar.set_postfix(loss=f"{entry['loss']:.4f}")
-            if self.step % self.stage.save_every == 0 or self.step == self.stage.steps:
-                self._save()
-        bar.close()
-        if self.main:
-            log.close()
-        self.write()
-        self.accelerator.wait_for_everyone()
-
-    def write(self):
-        """Write the checkpoint, or the adapters, with averaged weights, and the plot of the losses so far.
-
-        Raises InputError if no step was saved yet.
-        """
-        if not self.step:
-            raise InputError(f"{self.folder} has no saved step yet: the first is saved after {self.stage.save_every}")
-        if self.main:
-            write_plot(self.folder / "log.jsonl", self.folder / "loss.png")
-        if isinstance(self.stage, LoraStage):
-            if self.main:
-                write_lora(self.folder / "lora.safetensors", self.ema, self.stage.alpha, self.dtype)
-            return
-        with self.averaged():
-            # Training the decoder alone must not change the normalisation of latents, which MMDiTs were trained on.
-            if any(name.startswith("vae.encoder.") for name in self.trained):
-                vae = self.networks(self._with_statistics)
-                self.networks.config = replace(self.networks.config, vae=vae)
-            states = gathered(self.networks, self.stage.trained, self.dtype, self.main)
-            if self.main:
-                arguments = self.base, self.networks, self.stage.trained, self.dtype, states
-                write_checkpoint(self.folder / "checkpoint", *arguments)
+    def _is_sharded(self) -> bool:
+        return self.stage.sharded and self.accelerator.num_processes > 1
 
     @contextmanager
     def averaged(self):
         """A context in which the networks have the averaged weights."""
-        exchange(self.trained, self.ema)
+        if self.stage.ema:
+            exchange(self.trained, self.ema)
         try:
             yield
         finally:
-            exchange(self.trained, self.ema)
+            if self.stage.ema:
+                exchange(self.trained, self.ema)
 
-    # A step
-
-    def _take_step(self) -> dict:
+    def take_step(self) -> dict:
         started, stage = time.perf_counter(), self.stage
         rate = learning_rate(stage, self.step)
         for group in chain.from_iterable(optimizer.param_groups for optimizer in self.optimizers):
@@ -184,9 +135,81 @@ class Run:
     @torch.no_grad()
     def _average(self):
         """Update the exponential moving average of the weights."""
+        if not self.stage.ema:
+            return
         decay = min(self.stage.ema, (1 + self.step) / (EMA_WARMUP + self.step))
         averages, weights = ([local(tensor) for tensor in each.values()] for each in (self.ema, self.trained))
         torch._foreach_lerp_(averages, weights, 1 - decay)
+
+
+class Run(Trainer):
+    """A stage and its folder: settings.json, state.pt or state/, log.jsonl, loss.png, and at the end checkpoint/.
+
+    The folder of a LoraStage has lora.safetensors instead of checkpoint/.
+    """
+
+    def __init__(self, stage: Stage, base: Path, folder: Path, dtype: torch.dtype = torch.float32):
+        """base: the checkpoint to start from. dtype: of the weights that are written.
+
+        Raises InputError if the folder has a run with other settings, or if the base is not in the released layout and
+        the stage has to write one.
+        """
+        self.stage, self.base, self.folder, self.dtype = stage, base, folder, dtype
+        # The others wait while the main process makes the cache; the default timeout on GPUs is 10 minutes.
+        self.accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=1))])
+        self.main = self.accelerator.is_main_process
+        self._claim_folder()
+        networks = Networks(base, self.accelerator.device)
+        if not isinstance(stage, LoraStage) and not (base / "vlm" / "config.json").is_file():
+            raise InputError(f"{base} is not in the released layout: convert it to a folder (convert … --to folder)")
+        super().__init__(stage, networks, self.accelerator)
+        self._resume()
+        self.accumulate = self._share_of(self.together)
+        self.feed = self._make_feed()
+
+    def train(self):
+        """Take all steps that are left, and write the result."""
+        if self.main:
+            self._cut_log()
+        bar = tqdm(total=self.stage.steps, initial=self.step, disable=not self.main)
+        log = (self.folder / "log.jsonl").open("a", encoding="utf-8") if self.main else None
+        while self.step < self.stage.steps:
+            entry = self.take_step()
+            if self.main:
+                log.write(json.dumps(entry) + "\n")
+                log.flush()
+            bar.update()
+            bar.set_postfix(loss=f"{entry['loss']:.4f}")
+            if self.step % self.stage.save_every == 0 or self.step == self.stage.steps:
+                self._save()
+        bar.close()
+        if self.main:
+            log.close()
+        self.write()
+        self.accelerator.wait_for_everyone()
+
+    def write(self):
+        """Write the checkpoint, or the adapters, with averaged weights, and the plot of the losses so far.
+
+        Raises InputError if no step was saved yet.
+        """
+        if not self.step:
+            raise InputError(f"{self.folder} has no saved step yet: the first is saved after {self.stage.save_every}")
+        if self.main:
+            write_plot(self.folder / "log.jsonl", self.folder / "loss.png")
+        if isinstance(self.stage, LoraStage):
+            if self.main:
+                write_lora(self.folder / "lora.safetensors", self.ema, self.stage.alpha, self.dtype)
+            return
+        with self.averaged():
+            # Training the decoder alone must not change the normalisation of latents, which MMDiTs were trained on.
+            if any(name.startswith("vae.encoder.") for name in self.trained):
+                vae = self.networks(self._with_statistics)
+                self.networks.config = replace(self.networks.config, vae=vae)
+            states = gathered(self.networks, self.stage.trained, self.dtype, self.main)
+            if self.main:
+                arguments = self.base, self.networks, self.stage.trained, self.dtype, states
+                write_checkpoint(self.folder / "checkpoint", *arguments)
 
     # Files
 
@@ -299,7 +322,9 @@ def make_optimizers(stage: Stage, trained: dict[str, nn.Parameter]) -> list[torc
         else:
             (decayed if sum(side > 1 for side in parameter.shape) > 1 else plain).append(parameter)
     groups = [{"params": decayed, "weight_decay": stage.weight_decay}, {"params": plain, "weight_decay": 0.0}]
-    adamw = torch.optim.AdamW(groups, betas=stage.betas)
+    # On a GPU the fused kernel needs no memory beside the weights; the default one copies all of them.
+    fused = all(parameter.device.type == "cuda" for parameter in trained.values())
+    adamw = torch.optim.AdamW(groups, betas=stage.betas, fused=fused)
     if not hidden:
         return [adamw]
     if not hasattr(torch.optim, "Muon"):
@@ -319,6 +344,13 @@ def freeze(networks: Networks, trained: tuple[str, ...]) -> dict[str, nn.Paramet
     for name, parameter in parameters.items():
         parameter.requires_grad_(name.startswith(trained))
     return {name: parameter for name, parameter in parameters.items() if parameter.requires_grad}
+
+
+def halve_frozen(networks: Networks):
+    """Keep networks of which nothing is trained in bfloat16, but for the VAE, which computes in float32."""
+    for network in (networks.vlm, networks.mmdit):
+        if not any(parameter.requires_grad for parameter in network.parameters()):
+            network.to(torch.bfloat16)
 
 
 def checkpoint_activations(networks: Networks):

@@ -32,7 +32,8 @@ class Stage:
     batch: samples per micro-batch. accumulate: micro-batches per process and step. muon: optimise the matrices of
     attention and MLPs with Muon, everything else with AdamW (torch's Muon computes in bfloat16, which makes it 18 times
     as slow on a CPU that emulates it). warmup: steps. decay: the final fraction of all steps, in which the learning
-    rate falls to 0. clip: maximal norm of the gradient. ema: decay of the moving average of the weights.
+    rate falls to 0. clip: maximal norm of the gradient. ema: decay of the moving average of the weights; 0: no
+    average is kept.
 
     sharded: divide weights, gradients, moments and averages among the processes (sharding.py).
     """

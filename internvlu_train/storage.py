@@ -26,15 +26,20 @@ class Networks(nn.Module):
 
     def __init__(self, folder: Path, device: str | torch.device = "cpu"):
         """Raises CheckpointError as InternVLU.from_pretrained does."""
-        super().__init__()
         source = open_source(folder)
-        self.config = Config.read(source)
+        config = Config.read(source)
         with source.tokenizer_folder() as processor:
             tokenizer = Tokenizer(processor)
-        networks = weights.load_networks(
-            source, self.config, dtype=torch.float32, device=device, attention=masked_attention
+        self.assemble(
+            config,
+            tokenizer,
+            *weights.load_networks(source, config, dtype=torch.float32, device=device, attention=masked_attention),
         )
-        self.vlm, self.mmdit, self.vae = networks
+
+    def assemble(self, config: Config, tokenizer: Tokenizer, vlm: nn.Module, mmdit: nn.Module, vae: nn.Module):
+        """Take these networks, which have masked_attention."""
+        super().__init__()
+        self.config, self.vlm, self.mmdit, self.vae = config, vlm, mmdit, vae
         for parameter in self.parameters():
             parameter.data = parameter.data.clone()  # it may be a view of a memory-mapped file
         self.requires_grad_(True).train()

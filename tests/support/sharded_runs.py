@@ -20,14 +20,14 @@ def main(stages: str, base: str, runs: str, stop: str = ""):
     for name, changes in json.loads(Path(stages).read_text(encoding="utf-8")).items():
         run = loop.Run(changed(CPU[name], changes), Path(base), Path(runs) / name)
         if stop:
-            take_step = run._take_step
+            take_step = run.take_step
 
             def step_or_stop(run=run, take_step=take_step):
                 if run.step == int(stop):
                     raise Killed
                 return take_step()
 
-            run._take_step = step_or_stop
+            run.take_step = step_or_stop
         try:
             run.train()
         except Killed:

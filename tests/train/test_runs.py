@@ -33,7 +33,7 @@ def test_muon_turns_hidden_matrices_and_adamw_moves_the_rest(awake_checkpoint, t
     learning rates; AdamW's first is the learning rate everywhere."""
     run = Run(picture_stage(muon=True, warmup=0, learning_rate=1e-3), awake_checkpoint, tmp_path / "run")
     before = {name: parameter.detach().clone() for name, parameter in run.trained.items()}
-    run._take_step()
+    run.take_step()
     steps = {name: (parameter.detach() - before[name]) / 1e-3 for name, parameter in run.trained.items()}
     turned = [name for name in steps if name.endswith((".to_q.weight", "img_mlp.net.0.proj.weight"))]
     assert len(turned) == 4
@@ -181,7 +181,7 @@ def test_recomputing_activations_changes_no_gradient(fresh, tmp_path):
     gradients = []
     for number, checkpointing in enumerate((False, True)):
         run = Run(replace(stage, checkpointing=checkpointing), fresh, tmp_path / str(number))
-        run._take_step()
-        run._take_step()
+        run.take_step()
+        run.take_step()
         gradients.append(torch.cat([parameter.grad.flatten() for parameter in run.trained.values()]))
     assert gradients[0].abs().sum() > 0 and relative(gradients[1], gradients[0]) < 1e-5
