@@ -223,7 +223,7 @@ def samples(stage: Stage, side: int) -> list[Sample]:
 
 
 def measure(name: str, stage: Stage, side: int, steps: int, divide: bool, scale: str = "released"):
-    """Print seconds of a step, and the peak memory beside the arithmetic's."""
+    """Print seconds of a step, and the peak memory of the GPU."""
     gc.collect()  # the networks of the measurement before: wrapped layers refer to themselves
     accelerator = Accelerator()
     device = accelerator.device
@@ -240,12 +240,11 @@ def measure(name: str, stage: Stage, side: int, steps: int, divide: bool, scale:
         print(f"{name}: {seconds:.2f} s a step, loss {entry['loss']:.3f}")
         return
     peak = torch.cuda.max_memory_allocated() / GB
-    expected = need(stage, accelerator.num_processes, side).total / GB
     way = "sharded" if trainer.sharded else "whole"
     print(
         f"{name}, {side} × {side}, {way}, {accelerator.num_processes} GPU, {torch.cuda.get_device_name()}: "
         f"{seconds:.2f} s a step of {stage.accumulate} micro-batches, loss {entry['loss']:.3f}, "
-        f"peak {peak:.1f} GB, by arithmetic {expected:.1f} GB",
+        f"peak {peak:.1f} GB",
         flush=True,
     )
 
