@@ -68,6 +68,9 @@ class Feed:
         samples = samples_of(stage, networks) if samples is None else samples
         self.examples = [make_example(sample, networks.conditioner, stage) for sample in samples]
         self.cache = self._cache(cache_file) if isinstance(stage, PictureStage) else Cache({}, {}, {})
+        self._start()
+
+    def _start(self):
         self.sequence, self.counted = self._sequence(), 0
         self.plans: dict[int, list[Item]] = {}
         self.workers = ThreadPoolExecutor(AHEAD)
@@ -114,7 +117,7 @@ class Feed:
 
     def _collate(self, number: int, items: list[Item], form: Form) -> Batch:
         batch = self._own(number, items)
-        return brought_to(form, batch, self.networks.conditioner, bool(self.cache.hidden))
+        return brought_to(form, batch, self.networks.conditioner, self.cached)
 
     def _own(self, number: int, items: list[Item]) -> Batch:
         chosen = [self.examples[item.index] for item in items]
@@ -133,21 +136,34 @@ class Feed:
 
     def _with_pictures(self, batch: Batch, items: list[Item], chosen: list[Example]) -> Batch:
         rows = [example.branches[item.branch] for item, example in zip(items, chosen, strict=True)]
-        references = [self.cache.references[item.index] for item in items] if rows[0].image_positions else []
+        references = [self._references(item.index) for item in items] if rows[0].image_positions else []
         batch = replace(
             batch,
-            latents=torch.stack([self.cache.latents[item.index] for item in items]),
+            latents=torch.stack([self._latent(item.index) for item in items]),
             references=tuple(torch.stack(images) for images in zip(*references, strict=True)),
         )
-        if self.cache.hidden:
-            keys = [hidden_key(row, item.index) for row, item in zip(rows, items, strict=True)]
-            hidden = [self.cache.hidden[key].float() for key in keys]
+        if self.cached:
+            hidden = [self._states(row, item.index).float() for row, item in zip(rows, items, strict=True)]
             masks = [torch.tensor(row.image_mask[row.start :]) for row in rows]
             return replace(batch, context=objectives.make_context(self.networks, hidden, masks))
         images = [example.images for example in chosen]
         return replace(batch, context_tokens=make_token_batch(rows, images, self.networks.conditioner))
 
     # The cache
+
+    @property
+    def cached(self) -> bool:
+        """Whether the conditionings of pictures are in the cache."""
+        return bool(self.cache.hidden)
+
+    def _latent(self, index: int) -> Tensor:
+        return self.cache.latents[index]
+
+    def _references(self, index: int) -> list[Tensor]:
+        return self.cache.references[index]
+
+    def _states(self, row: TokenRow, index: int) -> Tensor:
+        return self.cache.hidden[hidden_key(row, index)]
 
     def _cache(self, file: Path | None) -> Cache:
         if file is not None and file.exists():

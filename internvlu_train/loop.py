@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Iterable
 from contextlib import contextmanager
-from dataclasses import fields, replace
+from dataclasses import MISSING, fields, replace
 from datetime import timedelta
 from functools import partial
 from itertools import chain
@@ -22,9 +22,12 @@ from internvlu_core.errors import InputError
 
 from . import objectives
 from .data import Batch, to_pixels
+from .datasets.feed import DataFeed, first_prompts
+from .datasets.prepare import fingerprint
 from .feed import Feed
 from .lora import add_adapters, write_lora
 from .plot import write_plot
+from .progress import check_tracker, drawings, write_sheet
 from .settings import HIDDEN_LAYERS, LoraStage, Stage, as_json
 from .sharding import blocks, load, local, moments, save, shard, touch, whole
 from .storage import Networks, gathered, replaced, write_checkpoint
@@ -128,7 +131,7 @@ class Trainer:
     def _gathered(self, sums: dict[str, list]) -> dict[str, float]:
         """Mean losses over all processes, weighted by batch size; only those that occurred in this step."""
         names = ("loss", "text", "flow", "mse", "l1", "kl")
-        totals = torch.tensor([[sum(v[i] for v in sums.get(name, [])) for i in (0, 1)] for name in names])
+        totals = torch.tensor([[sum(v[i] for v in sums.get(name, [])) for i in (0, 1)] for name in names]).float()
         totals = self.accelerator.reduce(totals.to(self.device), "sum").tolist()
         return {name: value / weight for name, (value, weight) in zip(names, totals, strict=True) if weight}
 
@@ -156,7 +159,12 @@ class Run(Trainer):
         """
         self.stage, self.base, self.folder, self.dtype = stage, base, folder, dtype
         # The others wait while the main process makes the cache; the default timeout on GPUs is 10 minutes.
-        self.accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=1))])
+        check_tracker(stage.tracker)
+        self.accelerator = Accelerator(
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=1))],
+            log_with=stage.tracker or None,
+            project_dir=folder,
+        )
         self.main = self.accelerator.is_main_process
         self._claim_folder()
         networks = Networks(base, self.accelerator.device)
@@ -164,17 +172,24 @@ class Run(Trainer):
             raise InputError(f"{base} is not in the released layout: convert it to a folder (convert … --to folder)")
         super().__init__(stage, networks, self.accelerator)
         self._resume()
-        self.accumulate = self._share_of(self.together)
+        self.accumulate = share_of(self.together, self.accelerator.num_processes)
         self.feed = self._make_feed()
 
     def train(self):
         """Take all steps that are left, and write the result."""
         if self.main:
             self._cut_log()
+        if self.stage.tracker:
+            self.accelerator.init_trackers("tracker")
         bar = tqdm(total=self.stage.steps, initial=self.step, disable=not self.main)
         log = (self.folder / "log.jsonl").open("a", encoding="utf-8") if self.main else None
         while self.step < self.stage.steps:
             entry = self.take_step()
+            every = self.stage.evaluate_every
+            if every and (self.step % every == 0 or self.step == self.stage.steps):
+                entry |= self._evaluate()
+            if self.stage.tracker:
+                self.accelerator.log(entry, step=self.step)
             if self.main:
                 log.write(json.dumps(entry) + "\n")
                 log.flush()
@@ -186,7 +201,28 @@ class Run(Trainer):
         if self.main:
             log.close()
         self.write()
+        if self.stage.tracker:
+            self.accelerator.end_training()
         self.accelerator.wait_for_everyone()
+
+    def _evaluate(self) -> dict[str, float]:
+        """The losses on what is held out, by the averaged weights; writes drawings of it to drawings/STEP.jpg."""
+        if not isinstance(self.feed, DataFeed) or not self.stage.held_out:
+            raise InputError("evaluate_every needs data and held_out: how many samples of each task are not trained")
+        sums: dict[str, list] = {}
+        with self.averaged(), torch.no_grad():
+            for batch, counts in self.feed.held_out_batches(self.accelerator.num_processes if self.sharded else 1):
+                with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
+                    losses = self._losses(batch)
+                for name, value in {"loss": losses.total, **losses.parts}.items():
+                    sums.setdefault(name, []).append((float(value) * batch.weight * counts, batch.weight * counts))
+            prompts = first_prompts(self.feed, self.stage.drawings)
+            if prompts and (self.sharded or self.main):
+                with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
+                    made = self.networks(drawings, prompts)
+                if self.main:
+                    write_sheet(self.folder / "drawings" / f"{self.step:06d}.jpg", made)
+        return {f"held out {name}": value for name, value in self._gathered(sums).items()}
 
     def write(self):
         """Write the checkpoint, or the adapters, with averaged weights, and the plot of the losses so far.
@@ -218,7 +254,9 @@ class Run(Trainer):
         file = self.folder / "settings.json"
         files = [self.base] if self.base.is_file() else self.base.glob("*/*.safetensors")
         settings = json.loads(as_json(self.stage)) | {"base": digest(files)}
-        if isinstance(self.stage, LoraStage):
+        if self.stage.data:
+            settings["files"] = fingerprint(self.stage)
+        if isinstance(self.stage, LoraStage) and self.stage.pictures:
             settings["pictures"] = digest(Path(self.stage.pictures).glob("*"))
         # A run that failed before it made anything does not count.
         begun = file.exists() and any(
@@ -226,8 +264,8 @@ class Run(Trainer):
         )
         found = json.loads(file.read_text(encoding="utf-8")) if begun else settings
         for field in fields(self.stage):  # a run that is older than a setting has its default
-            if field.name not in found and settings[field.name] == field.default:
-                found[field.name] = field.default
+            if field.name not in found and field.default is not MISSING:
+                found[field.name] = json.loads(json.dumps(field.default))
         if other := sorted(key for key in settings.keys() | found.keys() if settings.get(key) != found.get(key)):
             raise InputError(
                 f"{self.folder} has a run with other settings ({', '.join(other)}): remove it, or choose another folder"
@@ -239,7 +277,9 @@ class Run(Trainer):
         self.accelerator.wait_for_everyone()
 
     def _make_feed(self) -> Feed:
-        """The main process makes the cache first; the others read it."""
+        """For samples in memory the main process makes the cache first, and the others read it."""
+        if self.stage.data:
+            return DataFeed(self.networks, self.stage, self.accelerator, self.folder)
         with self.accelerator.main_process_first():
             return Feed(self.networks, self.stage, self.device, self.folder / "cache.pt")
 
@@ -271,16 +311,6 @@ class Run(Trainer):
             return
         self.step, self.together = state["step"], state.get("together", self.together)
 
-    def _share_of(self, together: int) -> int:
-        """A process's share of the micro-batches of a step, which stay as many as when the run began."""
-        processes = self.accelerator.num_processes
-        if together % processes:
-            raise InputError(
-                f"a step of this run has {together} micro-batches, which {processes} processes cannot share evenly: "
-                f"start a number of processes that divides {together}"
-            )
-        return together // processes
-
     def _cut_log(self):
         """Remove the lines of steps after the last saved one, which are repeated, and an incomplete line."""
         file = self.folder / "log.jsonl"
@@ -297,6 +327,16 @@ class Run(Trainer):
         latents = torch.cat(latents, dim=1)  # [z, pixels]
         mean, deviation = latents.mean(1).tolist(), latents.std(1).clamp(min=1e-3).tolist()
         return replace(vae.config, latents_mean=tuple(mean), latents_std=tuple(deviation))
+
+
+def share_of(together: int, processes: int) -> int:
+    """A process's share of the micro-batches of a step, which stay as many as when the run began."""
+    if together % processes:
+        raise InputError(
+            f"a step of this run has {together} micro-batches, which {processes} processes cannot share evenly: "
+            f"start a number of processes that divides {together}"
+        )
+    return together // processes
 
 
 def digest(files: Iterable[Path]) -> str:

@@ -29,6 +29,14 @@ class Stage:
     samples, taken in turn; "" for any. sides: picture sizes (width, height), taken in turn. samples: how many are made;
     an epoch is one pass over them.
 
+    Real data: data has pairs (source, share); then tasks is the ratio of tasks over all sources, of which "draw+reason"
+    is one, and () means any task as it comes, and domains, kinds, sides and samples have no effect. area: least and
+    largest sides of squares whose areas pictures are brought to. max_tokens: of a prompt with its pictures and words.
+    skip_bad: leave out samples that cannot be used, and list them in bad.jsonl. cache_hidden: keep the conditionings of
+    a frozen language model on disk, not latents alone. held_out: samples of each task and source that are not trained.
+    evaluate_every: steps between evaluations: the loss on what is held out, and drawings of its first `drawings`
+    prompts; 0: none. tracker: "" or "tensorboard".
+
     batch: samples per micro-batch. accumulate: micro-batches per process and step. muon: optimise the matrices of
     attention and MLPs with Muon, everything else with AdamW (torch's Muon computes in bfloat16, which makes it 18 times
     as slow on a CPU that emulates it). warmup: steps. decay: the final fraction of all steps, in which the learning
@@ -60,8 +68,19 @@ class Stage:
     sharded: bool = False
     seed: int = 0
     save_every: int = 200  # steps
+    data: tuple[tuple[str, int], ...] = ()
+    area: tuple[int, int] = (512, 1024)
+    max_tokens: int = 4096
+    skip_bad: bool = False
+    cache_hidden: bool = True
+    held_out: int = 0
+    evaluate_every: int = 0
+    drawings: int = 4
+    tracker: str = ""
 
     def __post_init__(self):
+        if bad := [share for _, share in (*self.data, *self.tasks) if not isinstance(share, int) or share < 1]:
+            raise InputError(f"a ratio has the share {bad[0]}; shares are whole numbers of at least 1")
         for name in ("samples", "steps", "batch", "accumulate", "save_every"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}; it must be at least 1")
@@ -122,7 +141,7 @@ class LoraStage(PictureStage):
     """
 
     tasks: tuple[tuple[str, int], ...] = ()
-    pictures: str
+    pictures: str = ""
     layers: tuple[str, ...] = HIDDEN_LAYERS
     rank: int = 16
     alpha: float = 16.0

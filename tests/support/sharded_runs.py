@@ -1,6 +1,6 @@
-"""Runs stages, one after another, in the processes that torchrun started: STAGES.json BASE RUNS [STEP].
+"""Runs stages, one after another, in the processes that torchrun started: RUNS.json BASE FOLDER.
 
-STAGES.json: {name: changes of a stage of the toy's presets}. With STEP, each run ends before that step as if killed.
+RUNS.json: {name of the run: [stage of the toy's presets, its changes, step before which it ends as if killed, or null]}.
 """
 
 import json
@@ -16,18 +16,17 @@ class Killed(Exception):
     pass
 
 
-def main(stages: str, base: str, runs: str, stop: str = ""):
-    for name, changes in json.loads(Path(stages).read_text(encoding="utf-8")).items():
-        run = loop.Run(changed(CPU[name], changes), Path(base), Path(runs) / name)
-        if stop:
-            take_step = run.take_step
+def main(runs: str, base: str, folder: str):
+    for name, (stage, changes, end) in json.loads(Path(runs).read_text(encoding="utf-8")).items():
+        run = loop.Run(changed(CPU[stage], changes), Path(base), Path(folder) / name)
+        take_step = run.take_step
 
-            def step_or_stop(run=run, take_step=take_step):
-                if run.step == int(stop):
-                    raise Killed
-                return take_step()
+        def step_or_stop(run=run, take_step=take_step, end=end):
+            if run.step == end:
+                raise Killed
+            return take_step()
 
-            run.take_step = step_or_stop
+        run.take_step = step_or_stop
         try:
             run.train()
         except Killed:
