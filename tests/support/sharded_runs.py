@@ -1,6 +1,6 @@
 """Runs stages, one after another, in the processes that torchrun started: RUNS.json BASE FOLDER.
 
-RUNS.json: {name of the run: [stage of the toy's presets, its changes, step before which it ends as if killed, or null]}.
+RUNS.json: {name of the run: [stage of the toy's presets, its changes, step before which it is killed, or null]}.
 """
 
 import json

@@ -85,3 +85,12 @@ def test_adapters_are_not_divided(awake_checkpoint, pictures, tmp_path):
     stage = LoraStage(trained=("mmdit.",), pictures=str(pictures), sharded=True)
     with pytest.raises(InputError, match="sharded=false"):
         Run(stage, awake_checkpoint, tmp_path)
+
+
+def test_stage_3_of_the_released_sizes_fits_eight_gpus_of_80_gb(monkeypatch):
+    from benchmarks import training
+
+    monkeypatch.setattr(training, "activations", lambda stage, side: 0)
+    one, eight = (training.need(training.STAGES["stage3"], processes, 512) for processes in (1, 8))
+    assert 80e9 < one.total < 90e9 and eight.total < 0.5 * 80e9
+    assert sum(eight.state.values()) == pytest.approx(sum(one.state.values()) / 8, rel=1e-3)
