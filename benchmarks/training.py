@@ -234,16 +234,17 @@ def measure(name: str, stage: Stage, side: int, steps: int, divide: bool, scale:
         torch.cuda.reset_peak_memory_stats()
     for _ in range(steps):
         started = time.perf_counter()
-        entry = trainer.take_step()  # it reads the loss, and so waits for the device
+        entry = trainer._take_step()
+        loss = float(entry["loss"])  # it waits for the device
         seconds = time.perf_counter() - started
     if device.type != "cuda":
-        print(f"{name}: {seconds:.2f} s a step, loss {entry['loss']:.3f}")
+        print(f"{name}: {seconds:.2f} s a step, loss {loss:.3f}")
         return
     peak = torch.cuda.max_memory_allocated() / GB
     way = "sharded" if trainer.sharded else "whole"
     print(
         f"{name}, {side} × {side}, {way}, {accelerator.num_processes} GPU, {torch.cuda.get_device_name()}: "
-        f"{seconds:.2f} s a step of {stage.accumulate} micro-batches, loss {entry['loss']:.3f}, "
+        f"{seconds:.2f} s a step of {stage.accumulate} micro-batches, loss {loss:.3f}, "
         f"peak {peak:.1f} GB",
         flush=True,
     )

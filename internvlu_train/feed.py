@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields, replace
 from itertools import count
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -75,6 +76,10 @@ class Feed:
         self.plans: dict[int, list[Item]] = {}
         self.workers = ThreadPoolExecutor(AHEAD)
         self.pending: dict[int, Future[Batch]] = {}
+
+    def pictures(self) -> Iterator[np.ndarray]:
+        """The pictures of the stage, uint8 [H, W, 3]."""
+        return (example.picture for example in self.examples)
 
     def batch(self, number: int, stride: int = 1, together: int = 1) -> Batch:
         """The batch, on the device. Meanwhile the next batches (number + stride, …) are prepared in the background.

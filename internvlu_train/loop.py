@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import MISSING, fields, replace
 from datetime import timedelta
 from functools import partial
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 
 import torch
@@ -26,6 +26,7 @@ from .datasets.feed import DataFeed, first_prompts
 from .datasets.prepare import fingerprint
 from .feed import Feed
 from .lora import add_adapters, write_lora
+from .muon import Muon
 from .plot import write_plot
 from .progress import check_tracker, drawings, write_sheet
 from .settings import HIDDEN_LAYERS, LoraStage, Stage, as_json
@@ -33,6 +34,7 @@ from .sharding import blocks, load, local, moments, save, shard, touch, whole
 from .storage import Networks, gathered, replaced, write_checkpoint
 
 EMA_WARMUP = 10  # steps, after which the decay of the moving average is no longer reduced by much
+LOG_EVERY = 50  # steps after which losses are read from a GPU, which has to have computed them by then
 STATISTICS_PICTURES = 1024  # pictures from which the mean and standard deviation of latents are computed
 
 
@@ -50,9 +52,11 @@ class Trainer:
         self.stage, self.networks, self.accelerator = stage, networks, accelerator
         self.device, self.main = accelerator.device, accelerator.is_main_process
         self.autocast = stage.autocast and bfloat16_is_fast(self.device)
+        if self.device.type == "cuda":
+            torch.set_float32_matmul_precision("high")
+            torch.backends.cuda.enable_cudnn_sdp(False)  # it plans anew for each shape, of which there are many
+        check_sharded(stage)
         lora = isinstance(stage, LoraStage)
-        if lora and stage.sharded:
-            raise InputError("adapters are too small to be divided: set sharded=false; each process holds all of them")
         self.trained = add_adapters(networks, stage) if lora else freeze(networks, stage.trained)
         if self.autocast and self.device.type == "cuda":
             halve_frozen(networks)
@@ -65,7 +69,8 @@ class Trainer:
         # Without an average nothing is kept beside the weights.
         self.ema = {name: p.detach().clone() for name, p in self.trained.items()} if stage.ema else self.trained
         self.optimizers = make_optimizers(stage, self.trained)
-        self.step, self.together = 0, stage.accumulate * accelerator.num_processes
+        self.step, self.seconds = 0, 0.0  # taken, and spent on them
+        self.together = stage.accumulate * accelerator.num_processes
         self.accumulate = stage.accumulate
 
     def _is_sharded(self) -> bool:
@@ -82,43 +87,48 @@ class Trainer:
             if self.stage.ema:
                 exchange(self.trained, self.ema)
 
-    def take_step(self) -> dict:
+    def _take_step(self) -> dict:
+        """Returns the step's entry in the log. Its losses and norm are tensors, so that nothing waits for a device."""
         started, stage = time.perf_counter(), self.stage
-        rate = learning_rate(stage, self.step)
+        rate = learning_rate(stage, self.step, self.seconds)
         for group in chain.from_iterable(optimizer.param_groups for optimizer in self.optimizers):
             group["lr"] = rate
         parts = self._accumulate()
         if self.accelerator.num_processes > 1 and not self.sharded:
             for gradient in (parameter.grad for parameter in self.trained.values()):
                 gradient.copy_(self.accelerator.reduce(gradient, "mean"))
-        norm = float(whole(nn.utils.clip_grad_norm_(self.trained.values(), stage.clip)))
-        if not math.isfinite(parts["loss"] + norm):  # before the weights, and what is saved, become NaN
-            raise FloatingPointError(f"step {self.step + 1} has the loss {parts['loss']} and a gradient of {norm}")
+        norm = whole(nn.utils.clip_grad_norm_(self.trained.values(), stage.clip))
+        entry = {"step": self.step + 1, **parts, "lr": rate, "norm": norm}
+        if self.device.type == "cpu":  # before the weights become NaN; elsewhere before they are saved
+            require_finite(entry)
         for optimizer in self.optimizers:
             optimizer.step()
         self._average()
         self.step += 1
         seconds = time.perf_counter() - started
-        return {"step": self.step, **parts, "lr": rate, "norm": norm, "seconds": round(seconds, 4)}
+        self.seconds += seconds
+        return entry | {"seconds": round(seconds, 4)}
 
-    def _accumulate(self) -> dict[str, float]:
+    def _accumulate(self) -> dict[str, Tensor]:
         """Compute the gradients of this process's micro-batches. Returns the losses, averaged over all processes.
 
         The micro-batches of a step are numbered consecutively, and processes take them in turn, so that a batch does
         not depend on which process computes it.
         """
         for parameter in self.trained.values():
-            parameter.grad = torch.zeros_like(parameter)  # for a parameter that no batch uses, too
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)  # for a parameter that no batch uses, too
+        torch._foreach_zero_([local(parameter.grad) for parameter in self.trained.values()])
         processes = self.accelerator.num_processes
         first = self.step * self.together + self.accelerator.process_index
         sums: dict[str, list] = {"loss": []}
         for number in range(first, first + self.together, processes):
-            batch = self.feed.batch(number, processes, processes if self.sharded else 1)
+            batch = self.feed.batch(number, processes, *([processes] if self.sharded else []))
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
                 losses = self._losses(batch)
             (losses.total * (batch.weight / self.accumulate)).backward()
             for name, value in {"loss": losses.total, **losses.parts}.items():
-                sums.setdefault(name, []).append((float(value.detach()) * batch.weight, batch.weight))
+                sums.setdefault(name, []).append((value.detach().float() * batch.weight, batch.weight))
         return self._gathered(sums)
 
     def _losses(self, batch: Batch) -> objectives.Losses:
@@ -128,11 +138,13 @@ class Trainer:
         total, parts = self.networks(_shared_losses, batch, self.stage, self.step)
         return objectives.Losses(total, parts)
 
-    def _gathered(self, sums: dict[str, list]) -> dict[str, float]:
+    def _gathered(self, sums: dict[str, list]) -> dict[str, Tensor]:
         """Mean losses over all processes, weighted by batch size; only those that occurred in this step."""
+        if self.accelerator.num_processes == 1:
+            return {name: sum(v for v, _ in values) / sum(w for _, w in values) for name, values in sums.items()}
         names = ("loss", "text", "flow", "mse", "l1", "kl")
-        totals = torch.tensor([[sum(v[i] for v in sums.get(name, [])) for i in (0, 1)] for name in names]).float()
-        totals = self.accelerator.reduce(totals.to(self.device), "sum").tolist()
+        totals = torch.tensor([[sum(float(v[i]) for v in sums.get(name, [])) for i in (0, 1)] for name in names])
+        totals = self.accelerator.reduce(totals.to(self.device), "sum")
         return {name: value / weight for name, (value, weight) in zip(names, totals, strict=True) if weight}
 
     @torch.no_grad()
@@ -151,8 +163,9 @@ class Run(Trainer):
     The folder of a LoraStage has lora.safetensors instead of checkpoint/.
     """
 
-    def __init__(self, stage: Stage, base: Path, folder: Path, dtype: torch.dtype = torch.float32):
-        """base: the checkpoint to start from. dtype: of the weights that are written.
+    def __init__(self, stage: Stage, base: Path, folder: Path, dtype: torch.dtype = torch.float32, make_feed=None):
+        """base: the checkpoint to start from. dtype: of the weights that are written. make_feed: a function of the
+        networks, the stage and the device that returns the micro-batches; None for Feed, with a cache on the disk.
 
         Raises InputError if the folder has a run with other settings, or if the base is not in the released layout and
         the stage has to write one.
@@ -171,9 +184,10 @@ class Run(Trainer):
         if not isinstance(stage, LoraStage) and not (base / "vlm" / "config.json").is_file():
             raise InputError(f"{base} is not in the released layout: convert it to a folder (convert … --to folder)")
         super().__init__(stage, networks, self.accelerator)
+        self.unlogged: list[dict] = []  # entries of the log, with tensors on the device
         self._resume()
         self.accumulate = share_of(self.together, self.accelerator.num_processes)
-        self.feed = self._make_feed()
+        self.feed = self._make_feed(make_feed)
 
     def train(self):
         """Take all steps that are left, and write the result."""
@@ -181,21 +195,20 @@ class Run(Trainer):
             self._cut_log()
         if self.stage.tracker:
             self.accelerator.init_trackers("tracker")
-        bar = tqdm(total=self.stage.steps, initial=self.step, disable=not self.main)
+        bar = tqdm(total=self.stage.steps, initial=self.step, disable=not self.main, mininterval=1)
         log = (self.folder / "log.jsonl").open("a", encoding="utf-8") if self.main else None
-        while self.step < self.stage.steps:
-            entry = self.take_step()
-            every = self.stage.evaluate_every
-            if every and (self.step % every == 0 or self.step == self.stage.steps):
+        every = 1 if self.device.type == "cpu" else LOG_EVERY
+        while progress(self.stage, self.step, self.seconds) < 1:
+            entry = self._take_step()
+            done = progress(self.stage, self.step, self.seconds) >= 1
+            if self.stage.evaluate_every and (done or self.step % self.stage.evaluate_every == 0):
                 entry |= self._evaluate()
-            if self.stage.tracker:
-                self.accelerator.log(entry, step=self.step)
-            if self.main:
-                log.write(json.dumps(entry) + "\n")
-                log.flush()
+            self.unlogged.append(entry)
             bar.update()
-            bar.set_postfix(loss=f"{entry['loss']:.4f}")
-            if self.step % self.stage.save_every == 0 or self.step == self.stage.steps:
+            save = done or self.step % self.stage.save_every == 0
+            if save or self.step % every == 0:
+                bar.set_postfix(loss=f"{self._log(log):.4f}")
+            if save:
                 self._save()
         bar.close()
         if self.main:
@@ -205,7 +218,24 @@ class Run(Trainer):
             self.accelerator.end_training()
         self.accelerator.wait_for_everyone()
 
-    def _evaluate(self) -> dict[str, float]:
+    def _log(self, file) -> float:
+        """Write the entries since the last call to the file, if there is one, and the tracker. Returns the last loss.
+
+        Raises FloatingPointError if a loss or gradient is not finite.
+        """
+        for entry in self.unlogged:
+            values = {name: float(value) for name, value in entry.items()} | {"step": entry["step"]}
+            require_finite(values)
+            if file:
+                file.write(json.dumps(values) + "\n")
+            if self.stage.tracker:
+                self.accelerator.log(values, step=entry["step"])
+        if file:
+            file.flush()
+        self.unlogged.clear()
+        return values["loss"]
+
+    def _evaluate(self) -> dict[str, Tensor]:
         """The losses on what is held out, by the averaged weights; writes drawings of it to drawings/STEP.jpg."""
         if not isinstance(self.feed, DataFeed) or not self.stage.held_out:
             raise InputError("evaluate_every needs data and held_out: how many samples of each task are not trained")
@@ -215,7 +245,7 @@ class Run(Trainer):
                 with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
                     losses = self._losses(batch)
                 for name, value in {"loss": losses.total, **losses.parts}.items():
-                    sums.setdefault(name, []).append((float(value) * batch.weight * counts, batch.weight * counts))
+                    sums.setdefault(name, []).append((value.float() * batch.weight * counts, batch.weight * counts))
             prompts = first_prompts(self.feed, self.stage.drawings)
             if prompts and (self.sharded or self.main):
                 with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
@@ -276,15 +306,17 @@ class Run(Trainer):
                 new.write_text(json.dumps(settings, indent=2), encoding="utf-8")
         self.accelerator.wait_for_everyone()
 
-    def _make_feed(self) -> Feed:
+    def _make_feed(self, make_feed):
         """For samples in memory the main process makes the cache first, and the others read it."""
+        if make_feed is not None:
+            return make_feed(self.networks, self.stage, self.device)
         if self.stage.data:
             return DataFeed(self.networks, self.stage, self.accelerator, self.folder)
         with self.accelerator.main_process_first():
             return Feed(self.networks, self.stage, self.device, self.folder / "cache.pt")
 
     def _save(self):
-        numbers = {"step": self.step, "together": self.together}
+        numbers = {"step": self.step, "seconds": self.seconds, "together": self.together}
         if self.stage.sharded:
             tensors = {"model": {name: parameter.detach() for name, parameter in self.trained.items()}, "ema": self.ema}
             save(self.folder / "state", tensors | {"moments": moments(self.optimizers, self.trained)}, numbers)
@@ -309,7 +341,8 @@ class Run(Trainer):
                 optimizer.load_state_dict(saved)
         else:
             return
-        self.step, self.together = state["step"], state.get("together", self.together)
+        self.step, self.seconds = state["step"], state.get("seconds", 0.0)
+        self.together = state.get("together", self.together)
 
     def _cut_log(self):
         """Remove the lines of steps after the last saved one, which are repeated, and an incomplete line."""
@@ -322,11 +355,23 @@ class Run(Trainer):
     def _with_statistics(self, networks: Networks):
         """The VAE's config with the mean and standard deviation of its latents."""
         vae, latents = networks.vae, []
-        for example in self.feed.examples[:STATISTICS_PICTURES]:
-            latents.append(vae.encode_raw(to_pixels([example.picture]).to(self.device))[0].flatten(1))
+        for picture in islice(self.feed.pictures(), STATISTICS_PICTURES):
+            latents.append(vae.encode_raw(to_pixels([picture]).to(self.device))[0].flatten(1))
         latents = torch.cat(latents, dim=1)  # [z, pixels]
         mean, deviation = latents.mean(1).tolist(), latents.std(1).clamp(min=1e-3).tolist()
         return replace(vae.config, latents_mean=tuple(mean), latents_std=tuple(deviation))
+
+
+def check_sharded(stage: Stage):
+    """Raises InputError for settings that cannot be used together with sharded."""
+    if not stage.sharded:
+        return
+    if isinstance(stage, LoraStage):
+        raise InputError("adapters are too small to be divided: set sharded=false; each process holds all of them")
+    if stage.muon:
+        raise InputError("Muon needs whole matrices, which sharded training divides: set muon=false for AdamW")
+    if stage.minutes:
+        raise InputError("processes of a sharded run must end at the same step: set minutes=0, and steps")
 
 
 def share_of(together: int, processes: int) -> int:
@@ -350,11 +395,7 @@ def digest(files: Iterable[Path]) -> str:
 
 
 def make_optimizers(stage: Stage, trained: dict[str, nn.Parameter]) -> list[torch.optim.Optimizer]:
-    """AdamW for everything; or Muon for the matrices between hidden states, and AdamW for the rest.
-
-    Muon takes the learning rate and weight decay of AdamW, because its updates are scaled to the usual size of AdamW's
-    (arXiv 2502.16982). Raises InputError if this version of torch has no Muon, which came with 2.9.
-    """
+    """AdamW for everything; or Muon for the matrices between hidden states, and AdamW for the rest."""
     hidden, decayed, plain = [], [], []
     for name, parameter in trained.items():
         if stage.muon and parameter.ndim == 2 and any(part in name for part in HIDDEN_LAYERS):
@@ -362,14 +403,12 @@ def make_optimizers(stage: Stage, trained: dict[str, nn.Parameter]) -> list[torc
         else:
             (decayed if sum(side > 1 for side in parameter.shape) > 1 else plain).append(parameter)
     groups = [{"params": decayed, "weight_decay": stage.weight_decay}, {"params": plain, "weight_decay": 0.0}]
-    # On a GPU the fused kernel needs no memory beside the weights; the default one copies all of them.
-    fused = all(parameter.device.type == "cuda" for parameter in trained.values())
-    adamw = torch.optim.AdamW(groups, betas=stage.betas, fused=fused)
+    device = next(iter(trained.values())).device
+    adamw = torch.optim.AdamW(groups, betas=stage.betas, fused=True if device.type == "cuda" else None)
     if not hidden:
         return [adamw]
-    if not hasattr(torch.optim, "Muon"):
-        raise InputError(f"Muon needs torch 2.9 or later, this is {torch.__version__}: set muon=false for AdamW")
-    return [adamw, torch.optim.Muon(hidden, weight_decay=stage.weight_decay, adjust_lr_fn="match_rms_adamw")]
+    dtype = torch.bfloat16 if bfloat16_is_fast(device) else torch.float32
+    return [adamw, Muon(hidden, weight_decay=stage.weight_decay, dtype=dtype)]
 
 
 def freeze(networks: Networks, trained: tuple[str, ...]) -> dict[str, nn.Parameter]:
@@ -399,11 +438,23 @@ def checkpoint_activations(networks: Networks):
         block.forward = partial(checkpoint, block.forward, use_reentrant=False)
 
 
-def learning_rate(stage: Stage, step: int) -> float:
+def progress(stage: Stage, step: int, seconds: float) -> float:
+    """The fraction of a run that is over after so many steps and seconds."""
+    return max(step / stage.steps, seconds / (60 * stage.minutes) if stage.minutes else 0.0)
+
+
+def learning_rate(stage: Stage, step: int, seconds: float = 0.0) -> float:
     """The learning rate of a step, from 0: linear warm-up, constant, linear decay to 0."""
     warm = (step + 1) / stage.warmup if stage.warmup else 1.0
-    left = (stage.steps - step) / (stage.decay * stage.steps) if stage.decay else 1.0
+    left = (1 - progress(stage, step, seconds)) / stage.decay if stage.decay else 1.0
     return stage.learning_rate * min(1.0, warm, left)
+
+
+def require_finite(entry: dict):
+    """Raises FloatingPointError if the loss or the norm of the gradient of a step is not finite."""
+    loss, norm = float(entry["loss"]), float(entry["norm"])
+    if not math.isfinite(loss + norm):
+        raise FloatingPointError(f"step {entry['step']} has the loss {loss} and a gradient of {norm}")
 
 
 def bfloat16_is_fast(device: torch.device) -> bool:

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -19,6 +20,8 @@ from internvlu_core.errors import InputError
 from internvlu_core.prompt import Tokenizer
 
 from .attention import masked_attention
+
+ROPE_TABLES = 256
 
 
 class Networks(nn.Module):
@@ -40,6 +43,8 @@ class Networks(nn.Module):
         """Take these networks, which have masked_attention."""
         super().__init__()
         self.config, self.vlm, self.mmdit, self.vae = config, vlm, mmdit, vae
+        # Tables of few lengths; making one anew in each step takes longer than the toy's MMDiT on a GPU.
+        self.mmdit.rope = lru_cache(ROPE_TABLES)(self.mmdit.rope)
         for parameter in self.parameters():
             parameter.data = parameter.data.clone()  # it may be a view of a memory-mapped file
         self.requires_grad_(True).train()
@@ -139,8 +144,8 @@ def write_checkpoint(
         file = new / "vae/config.json"
         values = json.loads(file.read_text(encoding="utf-8"))
         values |= {key: list(getattr(networks.config.vae, key)) for key in ("latents_mean", "latents_std")}
-        if any(prefix.startswith("vae.") for prefix in trained):
-            values.pop("latent_preview", None)  # it was fitted to the old VAE
+        if any("vae.encoder.".startswith(prefix) for prefix in trained):
+            values.pop("latent_preview", None)  # it was fitted to the old latents
         file.write_text(json.dumps(values, indent=2), encoding="utf-8")
 
 

@@ -19,14 +19,14 @@ class Killed(Exception):
 def main(runs: str, base: str, folder: str):
     for name, (stage, changes, end) in json.loads(Path(runs).read_text(encoding="utf-8")).items():
         run = loop.Run(changed(CPU[stage], changes), Path(base), Path(folder) / name)
-        take_step = run.take_step
+        take_step = run._take_step
 
         def step_or_stop(run=run, take_step=take_step, end=end):
             if run.step == end:
                 raise Killed
             return take_step()
 
-        run.take_step = step_or_stop
+        run._take_step = step_or_stop
         try:
             run.train()
         except Killed:

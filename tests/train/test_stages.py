@@ -46,7 +46,7 @@ def test_a_stage_moves_its_own_parameters_and_no_others(awake_checkpoint, tmp_pa
     run = Run(replace(CPU[name], **settings), awake_checkpoint, tmp_path)
     before = {key: parameter.clone() for key, parameter in run.networks.named_parameters()}
     for _ in range(6 if name == "stage3" else 2):  # of one structure each
-        run.take_step()
+        run._take_step()
     moved = {key for key, parameter in run.networks.named_parameters() if not parameter.equal(before[key])}
     prefixes = tuple(prefix + "." for prefix in learning)
     assert moved == {key for key in before if key.startswith(prefixes) and not key.startswith(UNUSED)}
