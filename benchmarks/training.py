@@ -235,16 +235,17 @@ def measure(name: str, stage: Stage, side: int, steps: int, divide: bool, scale:
     for _ in range(steps):
         started = time.perf_counter()
         entry = trainer._take_step()
-        loss = float(entry["loss"])  # it waits for the device
+        if device.type == "cuda":
+            torch.cuda.synchronize()
         seconds = time.perf_counter() - started
     if device.type != "cuda":
-        print(f"{name}: {seconds:.2f} s a step, loss {loss:.3f}")
+        print(f"{name}: {seconds:.2f} s a step, loss {float(entry['loss']):.3f}")
         return
     peak = torch.cuda.max_memory_allocated() / GB
     way = "sharded" if trainer.sharded else "whole"
     print(
         f"{name}, {side} × {side}, {way}, {accelerator.num_processes} GPU, {torch.cuda.get_device_name()}: "
-        f"{seconds:.2f} s a step of {stage.accumulate} micro-batches, loss {loss:.3f}, "
+        f"{seconds:.2f} s a step of {stage.accumulate} micro-batches, loss {float(entry['loss']):.3f}, "
         f"peak {peak:.1f} GB",
         flush=True,
     )
