@@ -23,7 +23,7 @@ from internvlu_core.errors import InputError
 from . import objectives
 from .data import Batch, to_pixels
 from .datasets.feed import DataFeed, first_prompts
-from .datasets.prepare import fingerprint
+from .datasets.prepare import all_places, fingerprint
 from .feed import Feed
 from .lora import add_adapters, write_lora
 from .muon import Muon
@@ -285,7 +285,8 @@ class Run(Trainer):
         files = [self.base] if self.base.is_file() else self.base.glob("*/*.safetensors")
         settings = json.loads(as_json(self.stage)) | {"base": digest(files)}
         if self.stage.data:
-            settings["files"] = fingerprint(self.stage)
+            self.places = all_places(self.stage)
+            settings["files"] = fingerprint(self.places)
         if isinstance(self.stage, LoraStage) and self.stage.pictures:
             settings["pictures"] = digest(Path(self.stage.pictures).glob("*"))
         # A run that failed before it made anything does not count.
@@ -311,7 +312,7 @@ class Run(Trainer):
         if make_feed is not None:
             return make_feed(self.networks, self.stage, self.device)
         if self.stage.data:
-            return DataFeed(self.networks, self.stage, self.accelerator, self.folder)
+            return DataFeed(self.networks, self.stage, self.places, self.accelerator, self.folder)
         with self.accelerator.main_process_first():
             return Feed(self.networks, self.stage, self.device, self.folder / "cache.pt")
 

@@ -16,7 +16,7 @@ from ..settings import Stage, VAEStage
 from ..storage import Networks, replaced
 from .mixture import batches, make_groups, sequence
 from .prepare import Prepared, listed
-from .sources import read_picture, read_row
+from .sources import Place, read_picture, read_row
 
 EVALUATION_SEED = 10**6
 
@@ -24,11 +24,11 @@ EVALUATION_SEED = 10**6
 class DataFeed(Feed):
     """Micro-batches by their number, as in Feed, of the sources that a stage names."""
 
-    def __init__(self, networks: Networks, stage: Stage, accelerator: Accelerator, folder: Path):
-        """folder: of the run; the cache is in it. Raises InputError for data that cannot be used."""
+    def __init__(self, networks: Networks, stage: Stage, places: list[Place], accelerator: Accelerator, folder: Path):
+        """places: of all samples. folder: of the run; the cache is in it. Raises InputError for data of no use."""
         self.networks, self.stage, self.device = networks, stage, accelerator.device
         self.accelerator = accelerator
-        self.prepared = Prepared(networks, stage, folder / "cache", self.device)
+        self.prepared = Prepared(networks, stage, places, folder / "cache", self.device)
         self.prepared.make(accelerator.process_index, accelerator.num_processes)
         accelerator.wait_for_everyone()
         self.prepared.load()

@@ -89,9 +89,10 @@ class Reader:
 class Prepared:
     """All samples that can be used, in the order of the sources, and what is kept of them on disk."""
 
-    def __init__(self, networks: Networks, stage: Stage, folder: Path, device: torch.device):
-        self.reader, self.stage, self.folder, self.device = Reader(networks, stage), stage, folder, device
-        self.all = [place for index, (path, _) in enumerate(stage.data) for place in find_places(index, path)]
+    def __init__(self, networks: Networks, stage: Stage, places: list[Place], folder: Path, device: torch.device):
+        """places: of all samples. folder: of what is kept."""
+        self.reader, self.stage, self.all = Reader(networks, stage), stage, places
+        self.folder, self.device = folder, device
         self.caches_hidden = isinstance(stage, PictureStage) and stage.cache_hidden and not stage.learns("vlm")
 
     def make(self, process: int, processes: int):
@@ -113,7 +114,8 @@ class Prepared:
                 self.facts.append(Facts(**values, branches=branches))
                 self.numbers.append(number)
         if not self.places:
-            raise InputError(f"none of {len(self.all)} samples can be used; the first: {self.bad[0]['problem']}")
+            why = f"the first: {self.bad[0]['problem']}" if self.bad else "none has a task that this stage learns"
+            raise InputError(f"none of {len(self.all)} samples can be used; {why}")
 
     def tensor(self, index: int, name: str) -> Tensor:
         """A tensor that is kept of a sample."""
@@ -141,6 +143,8 @@ class Prepared:
         for number in range(chunk * CHUNK, min((chunk + 1) * CHUNK, len(self.all))):
             place = self.all[number]
             try:
+                if not self._is_wanted(place):
+                    continue
                 row, example = self.reader.example(place, True)
                 found, kept = self._sample(number, place, row, example)
             except InputError as error:
@@ -154,6 +158,11 @@ class Prepared:
             save_file(tensors, new)
         with replaced(self._file(chunk, "json")) as new:
             new.write_text(json.dumps({"facts": facts, "bad": bad}), encoding="utf-8")
+
+    def _is_wanted(self, place: Place) -> bool:
+        """Whether the ratio of tasks has this one. Other samples are passed over: they are not bad."""
+        task = read_row(place).task
+        return not self.stage.tasks or any(task in name.split("+") for name, _ in self.stage.tasks)
 
     def _sample(self, number: int, place: Place, row: Row, example: Example) -> tuple[Facts, dict[str, Tensor]]:
         kept, references = {}, []
@@ -223,15 +232,17 @@ def _open(file: Path):
     return safe_open(file, "pt")
 
 
-def fingerprint(stage: Stage) -> str:
+def all_places(stage: Stage) -> list[Place]:
+    """Where the samples of all sources are. Raises InputError for a source that is none, or is empty."""
+    return [place for index, (path, _) in enumerate(stage.data) for place in find_places(index, path)]
+
+
+def fingerprint(places: list[Place]) -> str:
     """A checksum of where the samples are: with others, the cache and the state of a run are invalid."""
     total = hashlib.sha256()
-    files: dict[Path, None] = {}
-    for index, (path, _) in enumerate(stage.data):
-        for place in find_places(index, path):
-            total.update(f"{place.name}/{place.offset}/{place.size}/{place.row}/{place.members}".encode())
-            files[place.file] = None
-    for file in files:
+    for place in places:
+        total.update(f"{place.name}/{place.offset}/{place.size}/{place.row}/{place.members}".encode())
+    for file in dict.fromkeys(place.file for place in places):
         total.update(file.read_bytes() if file.suffix != ".tar" else str(file.stat().st_size).encode())
     return total.hexdigest()
 

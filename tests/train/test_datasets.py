@@ -232,6 +232,16 @@ def test_the_cache_on_disk_is_what_the_networks_compute(awake_checkpoint, tmp_pa
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
+def test_samples_of_other_tasks_are_passed_over(fresh, tmp_path):
+    folder = write_jsonl(tmp_path / "data", rows("draw", 2) + rows("ask", 2))
+    run = Run(stage_on((folder, 1), tasks=(("draw+reason", 1),)), fresh, tmp_path / "run")
+    assert [each.task for each in run.feed.prepared.facts] == ["draw", "draw"]
+    with pytest.raises(InputError, match="'ask', from which a stage that trains"):
+        Run(stage_on((folder, 1)), fresh, tmp_path / "other")
+    with pytest.raises(InputError, match="none of 4 samples can be used; none has a task"):
+        Run(stage_on((folder, 1), tasks=(("edit", 1),)), fresh, tmp_path / "none")
+
+
 def test_words_are_trained_on_data(fresh, tmp_path):
     folder = write_shards(tmp_path / "data", rows("ask", 4))
     settings = LEARN | {"steps": 2, "batch": 2, "evaluate_every": 2, "held_out": 1}
