@@ -9,6 +9,15 @@ instruction, NAME.before.png the picture before it and NAME.png the picture afte
 --set 'trained=["vlm.language_model."]' makes one for the language model. ComfyUI's LoraLoader reads the result,
 RUNS/lora/lora.safetensors.
 
+The released model, on real data:
+
+    accelerate launch -m internvlu_train stage3 RUNS --preset released --base CHECKPOINT --data FOLDER=4 --data SHARDS=1
+
+--data names a folder with metadata.jsonl (as diffusers and ai-toolkit write it), WebDataset shards, or a folder of
+pictures and texts, with its share. The stages are stage1, stage2 and stage3 of the report, understand and finetune.
+It divides the model among the GPUs. A sample that cannot be used ends the command; --skip-bad leaves it out, and
+lists it in RUNS/STAGE/bad.jsonl.
+
 The toy model, from nothing to a checkpoint and its scores, RUNS/checkpoint and RUNS/scores.json:
 
     python -m internvlu_train toy RUNS --preset gpu
@@ -41,10 +50,11 @@ import torch
 from internvlu_core.errors import CheckpointError, InputError
 
 from .loop import Run
+from .released import BEFORE, STAGES
 from .repository import has_part, repository_module
 from .settings import LORA, LoraStage, Stage, changed
 
-LORA_STAGE, NEW, TOY = "lora", "new", "toy"
+LORA_STAGE, NEW, TOY, RELEASED = "lora", "new", "toy", "released"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -56,7 +66,7 @@ def main(arguments: list[str] | None = None) -> int:
         elif options.stage == TOY:
             train_toy(options)
         else:
-            stage = lora_stage(options) if options.stage == LORA_STAGE else toy_stage(options)
+            stage = with_data(chosen_stage(options), options)
             run = Run(stage, starting_point(options), options.runs / options.stage, DTYPES[options.dtype])
             run.write() if options.write else run.train()
     except (CheckpointError, InputError) as error:
@@ -71,11 +81,18 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("stage", help=f"one of {', '.join([*stage_names(), TOY])}")
+    names = [*stage_names(), TOY] if has_part("toy") else stage_names()
+    parser.add_argument(
+        "stage", help=f"one of {', '.join(names)}; with --preset released {', '.join((*STAGES, LORA_STAGE))}"
+    )
     parser.add_argument("runs", type=Path, metavar="RUNS", help="folder of all runs; each stage has a folder in it")
-    parser.add_argument("--preset", choices=LORA, default="cpu")
+    parser.add_argument("--preset", choices=[*LORA, RELEASED], default="cpu")
     parser.add_argument("--base", type=Path, help="the checkpoint to start from instead of the previous stage's")
     parser.add_argument("--pictures", type=Path, help="of lora: the folder of pictures and texts")
+    parser.add_argument(
+        "--data", action="append", default=[], metavar="PATH[=SHARE]", help="a source of samples; may be repeated"
+    )
+    parser.add_argument("--skip-bad", action="store_true", help="leave out samples that cannot be used, and list them")
     parser.add_argument("--write", action="store_true", help="only write the result of the steps taken so far")
     parser.add_argument(
         "--set", action="append", default=[], metavar="NAME=JSON", help="change a setting, for example steps=10"
@@ -87,10 +104,40 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+def chosen_stage(options) -> Stage:
+    if options.stage == LORA_STAGE:
+        return lora_stage(options)
+    return released_stage(options) if options.preset == RELEASED else toy_stage(options)
+
+
 def lora_stage(options) -> LoraStage:
-    if options.pictures is None:
-        raise InputError("lora needs --pictures: a folder of pictures and texts")
-    return replace(changed(LORA[options.preset], options.set), pictures=str(options.pictures))
+    if options.pictures is None and not options.data:
+        raise InputError("lora needs --pictures, a folder of pictures and texts, or --data")
+    if options.pictures is not None and options.data:
+        raise InputError("lora takes --pictures or --data, not both")
+    preset = LORA["gpu" if options.preset == RELEASED else options.preset]
+    return replace(changed(preset, options.set), pictures=str(options.pictures or ""))
+
+
+def released_stage(options) -> Stage:
+    if options.stage not in STAGES:
+        raise InputError(f"the preset has no stage {options.stage!r}; it has {', '.join((*STAGES, LORA_STAGE))}")
+    if not options.data:
+        raise InputError(f"{options.stage} needs --data: a folder with metadata.jsonl, or WebDataset shards")
+    return changed(STAGES[options.stage], options.set)
+
+
+def with_data(stage: Stage, options) -> Stage:
+    """The stage with the sources of --data. A share behind the last "=" is a whole number; without one it is 1."""
+    sources = []
+    for text in options.data:
+        path, _, share = text.rpartition("=")
+        if not path or not share.isdecimal():
+            path, share = text, "1"
+        sources.append((path, int(share)))
+    if not sources:
+        return stage
+    return replace(stage, data=tuple(sources), skip_bad=options.skip_bad or stage.skip_bad)
 
 
 def toy_stage(options) -> Stage:
@@ -104,14 +151,19 @@ def starting_point(options) -> Path:
     """The checkpoint that a stage starts from: --base, or what the stage before it wrote."""
     if options.base:
         return options.base
-    if options.stage == LORA_STAGE and not has_part("toy"):
-        raise InputError("lora needs --base: the checkpoint that the adapter is for")
+    if options.preset == RELEASED and options.stage in BEFORE:
+        return options.runs / BEFORE[options.stage] / "checkpoint"
+    if options.preset == RELEASED or (options.stage == LORA_STAGE and not has_part("toy")):
+        what = "the adapter is for" if options.stage == LORA_STAGE else "training starts from"
+        raise InputError(f"{options.stage} needs --base: the checkpoint that {what}")
     stages = stage_names()
     return options.runs / stages[stages.index(options.stage) - 1] / "checkpoint"
 
 
 def write_new(options, changes: list[str]):
     """A checkpoint with random weights, for the toy model's first stage. changes: to its sizes."""
+    if options.preset == RELEASED:
+        raise InputError("checkpoints of the toy have the presets cpu and gpu")
     sizes = changed(toy_presets(options).SIZES[options.preset], changes)
     fresh = repository_module("toy.fresh", "new")
     fresh.write_new(options.runs / NEW / "checkpoint", sizes)
@@ -119,6 +171,8 @@ def write_new(options, changes: list[str]):
 
 def train_toy(options):
     """The chain of stages from nothing or from --base, its checkpoint in bfloat16, and its scores."""
+    if options.preset == RELEASED:
+        raise InputError("the toy has the presets cpu and gpu")
     presets, chain = toy_presets(options), repository_module("toy.chain", "the toy model")
     evaluation = repository_module("evaluation.__main__", "the toy model")
     base, chains = options.base, presets.PRESETS

@@ -130,6 +130,7 @@ class TokenBatch:
     """Token rows, padded at their ends.
 
     ids, image_mask, trained: [B, T]. starts, lengths: of each row. tiles: ViT tiles [N, 3, S, S] of all rows' images.
+    idle_tiles: tiles that are computed without effect, because another process has some (see company.py).
     """
 
     ids: Tensor
@@ -138,6 +139,7 @@ class TokenBatch:
     starts: tuple[int, ...]
     lengths: tuple[int, ...]
     tiles: Tensor | None
+    idle_tiles: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -161,7 +163,8 @@ class Batch:
     weight: its size divided by the nominal one. generator: for all random numbers in its loss. text: rows of the
     next-token loss. pixels: [B, 3, H, W] in [-1, 1], for VAE stages only. latents: [B, z, h, w], normalised;
     references: likewise, one tensor per input image. context: the conditioning, if it is cached; otherwise
-    context_tokens has the rows to compute it from.
+    context_tokens has the rows to compute it from. idle: the losses, "text" and "flow", that are computed without
+    effect (see company.py).
     """
 
     weight: float
@@ -172,6 +175,7 @@ class Batch:
     references: tuple[Tensor, ...] = ()
     context_tokens: TokenBatch | None = None
     context: Context | None = None
+    idle: tuple[str, ...] = ()
 
 
 def make_token_batch(
@@ -211,20 +215,32 @@ def plan_epoch(examples: list[Example], stage: Stage, epoch: int) -> list[list[I
     """The micro-batches of an epoch. Each example occurs once; those of a batch have one key and similar lengths."""
     rng = random.Random(f"{stage.seed}/{epoch}")
     items = [Item(index, choose_branch(example, stage, rng)) for index, example in enumerate(examples)]
+
+    def key_of(item: Item) -> tuple:
+        return batch_key(examples[item.index], item.branch)
+
+    return grouped(items, stage, rng, key_of, lambda item: length(examples[item.index], item.branch))
+
+
+def grouped(items: list[Item], stage: Stage, rng: random.Random, key_of, length_of) -> list[list[Item]]:
+    """The items in batches of one key and similar lengths, in random order. key_of, length_of: functions of an item."""
     rng.shuffle(items)
     groups: dict[tuple, list[Item]] = {}
     for item in items:
-        groups.setdefault(batch_key(examples[item.index], item.branch), []).append(item)
+        groups.setdefault(key_of(item), []).append(item)
     batches = []
     for group in groups.values():
-        group.sort(key=lambda item: length(examples[item.index], item.branch) // LENGTH_STEP)
+        group.sort(key=lambda item: length_of(item) // LENGTH_STEP)
         batches += [group[i : i + stage.batch] for i in range(0, len(group), stage.batch)]
     rng.shuffle(batches)
     return batches
 
 
-def choose_branch(example: Example, stage: Stage, rng: random.Random) -> str:
-    """The branch that conditions a picture in this epoch. Draws exactly one random number."""
+def choose_branch(example, stage: Stage, rng: random.Random) -> str:
+    """The branch that conditions a picture in this epoch. Draws exactly one random number.
+
+    example: an Example, or another object with `branches`.
+    """
     draw = rng.random()
     if not example.branches:
         return ""

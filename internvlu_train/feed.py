@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from . import objectives
+from .company import Form, brought_to, union
 from .data import (
     Batch,
     Context,
@@ -52,13 +54,26 @@ class Cache:
 class Feed:
     """Micro-batches by their number, from 0. The same number always gives the same batch."""
 
-    def __init__(self, networks: Networks, stage: Stage, device: torch.device, cache_file: Path | None = None):
-        """cache_file: the cache for a resumed run. It is read if it exists, otherwise written."""
+    def __init__(
+        self,
+        networks: Networks,
+        stage: Stage,
+        device: torch.device,
+        cache_file: Path | None = None,
+        samples: Iterable[Sample] | None = None,
+    ):
+        """cache_file: the cache for a resumed run. It is read if it exists, otherwise written. samples: by default
+        those that the stage names.
+        """
         self.networks, self.stage, self.device = networks, stage, device
-        self.examples = [make_example(sample, networks.conditioner, stage) for sample in samples_of(stage, networks)]
+        samples = samples_of(stage, networks) if samples is None else samples
+        self.examples = [make_example(sample, networks.conditioner, stage) for sample in samples]
         self.cache = self._cache(cache_file) if isinstance(stage, PictureStage) else Cache({}, {}, {})
-        self.epoch, self.first = -1, 0
-        self.plans: list[list[Item]] = []
+        self._start()
+
+    def _start(self):
+        self.sequence, self.counted = self._sequence(), 0
+        self.plans: dict[int, list[Item]] = {}
         self.workers = ThreadPoolExecutor(AHEAD)
         self.pending: dict[int, Future[Batch]] = {}
 
@@ -66,22 +81,50 @@ class Feed:
         """The pictures of the stage, uint8 [H, W, 3]."""
         return (example.picture for example in self.examples)
 
-    def batch(self, number: int, stride: int = 1) -> Batch:
-        """The batch, on the device. Meanwhile the next batches (number + stride, …) are prepared in the background."""
+    def batch(self, number: int, stride: int = 1, together: int = 1) -> Batch:
+        """The batch, on the device. Meanwhile the next batches (number + stride, …) are prepared in the background.
+
+        together: how many consecutive batches, from a multiple of it on, are brought to one form (see company.py).
+        """
         for ahead in range(number, number + (AHEAD + 1) * stride, stride):
             if ahead not in self.pending:
-                self.pending[ahead] = self.workers.submit(self._collate, ahead, self.plan(ahead))
+                form = self._form_of_round(ahead, together) if together > 1 else Form()
+                self.pending[ahead] = self.workers.submit(self._collate, ahead, self.plan(ahead), form)
+        for past in [each for each in self.plans if each <= number - stride]:
+            del self.plans[past]
         return to_device(self.pending.pop(number).result(), self.device)
 
     def plan(self, number: int) -> list[Item]:
-        """The items of a micro-batch. Numbers must be asked for in rising order."""
-        while number >= self.first + len(self.plans):
-            self.first += len(self.plans)
-            self.epoch += 1
-            self.plans = plan_epoch(self.examples, self.stage, self.epoch)
-        return self.plans[number - self.first]
+        """The items of a micro-batch. Numbers must be asked for in rising order, but for the last few."""
+        while number >= self.counted:
+            self.plans[self.counted] = next(self.sequence)
+            self.counted += 1
+        return self.plans[number]
 
-    def _collate(self, number: int, items: list[Item]) -> Batch:
+    def _sequence(self) -> Iterator[list[Item]]:
+        """The items of all micro-batches, epoch after epoch."""
+        for epoch in count():
+            yield from plan_epoch(self.examples, self.stage, epoch)
+
+    def _form_of_round(self, number: int, together: int) -> Form:
+        first = number // together * together
+        return union(self._form(self.plan(each)) for each in range(first, first + together))
+
+    def _form(self, items: list[Item]) -> Form:
+        examples = [self.examples[item.index] for item in items]
+        text, flow = examples[0].text is not None, bool(items[0].branch)
+        return Form(
+            text,
+            text and any(any(example.text.image_mask) for example in examples),
+            flow,
+            flow and bool(examples[0].branches[items[0].branch].image_positions),
+        )
+
+    def _collate(self, number: int, items: list[Item], form: Form) -> Batch:
+        batch = self._own(number, items)
+        return brought_to(form, batch, self.networks.conditioner, self.cached)
+
+    def _own(self, number: int, items: list[Item]) -> Batch:
         chosen = [self.examples[item.index] for item in items]
         batch = Batch(
             weight=len(items) / self.stage.batch,
@@ -98,21 +141,34 @@ class Feed:
 
     def _with_pictures(self, batch: Batch, items: list[Item], chosen: list[Example]) -> Batch:
         rows = [example.branches[item.branch] for item, example in zip(items, chosen, strict=True)]
-        references = [self.cache.references[item.index] for item in items] if rows[0].image_positions else []
+        references = [self._references(item.index) for item in items] if rows[0].image_positions else []
         batch = replace(
             batch,
-            latents=torch.stack([self.cache.latents[item.index] for item in items]),
+            latents=torch.stack([self._latent(item.index) for item in items]),
             references=tuple(torch.stack(images) for images in zip(*references, strict=True)),
         )
-        if self.cache.hidden:
-            keys = [hidden_key(row, item.index) for row, item in zip(rows, items, strict=True)]
-            hidden = [self.cache.hidden[key].float() for key in keys]
+        if self.cached:
+            hidden = [self._states(row, item.index).float() for row, item in zip(rows, items, strict=True)]
             masks = [torch.tensor(row.image_mask[row.start :]) for row in rows]
             return replace(batch, context=objectives.make_context(self.networks, hidden, masks))
         images = [example.images for example in chosen]
         return replace(batch, context_tokens=make_token_batch(rows, images, self.networks.conditioner))
 
     # The cache
+
+    @property
+    def cached(self) -> bool:
+        """Whether the conditionings of pictures are in the cache."""
+        return bool(self.cache.hidden)
+
+    def _latent(self, index: int) -> Tensor:
+        return self.cache.latents[index]
+
+    def _references(self, index: int) -> list[Tensor]:
+        return self.cache.references[index]
+
+    def _states(self, row: TokenRow, index: int) -> Tensor:
+        return self.cache.hidden[hidden_key(row, index)]
 
     def _cache(self, file: Path | None) -> Cache:
         if file is not None and file.exists():
@@ -159,10 +215,12 @@ class Feed:
         keys = sorted(rows, key=lambda key: (key[1] >= 0, len(key[0])))
         hidden = {}
         dtype = torch.bfloat16 if self.stage.autocast else torch.float32
+        half = next(self.networks.vlm.parameters()).dtype == torch.bfloat16
         for start in tqdm(range(0, len(keys), CHUNK), "hidden states", leave=False):
             chunk = keys[start : start + CHUNK]
             tokens = make_token_batch(*zip(*(rows[key] for key in chunk), strict=True), self.networks.conditioner)
-            context = objectives.context_of(self.networks, to_device(tokens, self.device))
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
+                context = objectives.context_of(self.networks, to_device(tokens, self.device))
             for key, states, mask in zip(chunk, context.hidden, context.mask, strict=True):
                 hidden[key] = states[mask].to("cpu", dtype)
         return hidden

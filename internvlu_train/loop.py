@@ -5,7 +5,8 @@ import json
 import math
 import time
 from collections.abc import Iterable
-from dataclasses import replace
+from contextlib import contextmanager
+from dataclasses import MISSING, fields, replace
 from datetime import timedelta
 from functools import partial
 from itertools import chain, islice
@@ -20,98 +21,71 @@ from tqdm import tqdm
 from internvlu_core.errors import InputError
 
 from . import objectives
-from .data import to_pixels
+from .data import Batch, to_pixels
+from .datasets.feed import DataFeed, first_prompts
+from .datasets.prepare import all_places, fingerprint
 from .feed import Feed
 from .lora import add_adapters, write_lora
 from .muon import Muon
 from .plot import write_plot
+from .progress import check_tracker, drawings, write_sheet
 from .settings import HIDDEN_LAYERS, LoraStage, Stage, as_json
-from .storage import Networks, replaced, write_checkpoint
+from .sharding import blocks, load, local, moments, save, shard, touch, whole
+from .storage import Networks, gathered, replaced, write_checkpoint
 
 EMA_WARMUP = 10  # steps, after which the decay of the moving average is no longer reduced by much
 LOG_EVERY = 50  # steps after which losses are read from a GPU, which has to have computed them by then
 STATISTICS_PICTURES = 1024  # pictures from which the mean and standard deviation of latents are computed
 
 
-class Run:
-    """A stage and its folder, which has settings.json, state.pt, log.jsonl, loss.png and, at the end, checkpoint/.
+class Trainer:
+    """The networks of a stage and what trains them: optimizers and the moving average. It takes the steps.
 
-    The folder of a LoraStage has lora.safetensors instead of checkpoint/.
+    trained, ema: the weights that are trained, and their moving averages, by name. step: how many were taken. together:
+    micro-batches of a step; accumulate: this process's share of them.
     """
 
-    def __init__(self, stage: Stage, base: Path, folder: Path, dtype: torch.dtype = torch.float32, make_feed=None):
-        """base: the checkpoint to start from. dtype: of the weights that are written. make_feed: a function of the
-        networks, the stage and the device that returns the micro-batches; None for Feed, with a cache on the disk.
+    feed: Feed
 
-        Raises InputError if the folder has a run with other settings, or if the base is not in the released layout and
-        the stage has to write one.
-        """
-        self.stage, self.base, self.folder, self.dtype = stage, base, folder, dtype
-        # The others wait while the main process makes the cache; the default timeout on GPUs is 10 minutes.
-        self.accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=1))])
-        self.device = self.accelerator.device
+    def __init__(self, stage: Stage, networks: Networks, accelerator: Accelerator):
+        """Raises InputError for settings that cannot be used together, or with these networks."""
+        self.stage, self.networks, self.accelerator = stage, networks, accelerator
+        self.device, self.main = accelerator.device, accelerator.is_main_process
         self.autocast = stage.autocast and bfloat16_is_fast(self.device)
-        self.main = self.accelerator.is_main_process
-        self._claim_folder()
         if self.device.type == "cuda":
             torch.set_float32_matmul_precision("high")
             torch.backends.cuda.enable_cudnn_sdp(False)  # it plans anew for each shape, of which there are many
-        self.networks = Networks(base, self.device)
+        check_sharded(stage)
         lora = isinstance(stage, LoraStage)
-        if not lora and not (base / "vlm" / "config.json").is_file():
-            raise InputError(f"{base} is not in the released layout: convert it to a folder (convert … --to folder)")
-        self.trained = add_adapters(self.networks, stage) if lora else freeze(self.networks, stage.trained)
+        self.trained = add_adapters(networks, stage) if lora else freeze(networks, stage.trained)
+        if self.autocast and self.device.type == "cuda":
+            halve_frozen(networks)
         if stage.checkpointing:
-            checkpoint_activations(self.networks)
-        self.ema = {name: parameter.detach().clone() for name, parameter in self.trained.items()}
+            checkpoint_activations(networks)
+        self.sharded = self._is_sharded()
+        if self.sharded:
+            shard(networks, self.device, torch.bfloat16 if self.autocast else None)
+            self.trained = {name: p for name, p in networks.named_parameters() if p.requires_grad}
+        # Without an average nothing is kept beside the weights.
+        self.ema = {name: p.detach().clone() for name, p in self.trained.items()} if stage.ema else self.trained
         self.optimizers = make_optimizers(stage, self.trained)
         self.step, self.seconds = 0, 0.0  # taken, and spent on them
-        self.unlogged: list[dict] = []  # entries of the log, with tensors on the device
-        self._resume()
-        self.feed = self._make_feed(make_feed)
+        self.together = stage.accumulate * accelerator.num_processes
+        self.accumulate = stage.accumulate
 
-    def train(self):
-        """Take all steps that are left, and write the result."""
-        if self.main:
-            self._cut_log()
-        bar = tqdm(total=self.stage.steps, initial=self.step, disable=not self.main, mininterval=1)
-        log = (self.folder / "log.jsonl").open("a", encoding="utf-8") if self.main else None
-        every = 1 if self.device.type == "cpu" else LOG_EVERY
-        while progress(self.stage, self.step, self.seconds) < 1:
-            self.unlogged.append(self._take_step())
-            bar.update()
-            done = progress(self.stage, self.step, self.seconds) >= 1
-            save = done or self.step % self.stage.save_every == 0
-            if save or self.step % every == 0:
-                bar.set_postfix(loss=f"{self._log(log):.4f}")
-            if save:
-                self._save()
-        bar.close()
-        if self.main:
-            log.close()
-            self.write()
-        self.accelerator.wait_for_everyone()
+    def _is_sharded(self) -> bool:
+        return self.stage.sharded and self.accelerator.num_processes > 1
 
-    def write(self):
-        """Write the checkpoint, or the adapters, with averaged weights, and the plot of the losses so far.
-
-        Raises InputError if no step was saved yet.
-        """
-        if not self.step:
-            raise InputError(f"{self.folder} has no saved step yet: the first is saved after {self.stage.save_every}")
-        write_plot(self.folder / "log.jsonl", self.folder / "loss.png")
-        if isinstance(self.stage, LoraStage):
-            write_lora(self.folder / "lora.safetensors", self.ema, self.stage.alpha, self.dtype)
-            return
-        learnt = {name: parameter.detach().clone() for name, parameter in self.trained.items()}
-        assign(self.trained, self.ema)
-        # Training the decoder alone must not change the normalisation of latents, which MMDiTs were trained on.
-        if any(name.startswith("vae.encoder.") for name in learnt):
-            self.networks.config = replace(self.networks.config, vae=self._with_statistics())
-        write_checkpoint(self.folder / "checkpoint", self.base, self.networks, self.stage.trained, self.dtype)
-        assign(self.trained, learnt)
-
-    # A step
+    @contextmanager
+    def averaged(self):
+        """A context in which the networks have the averaged weights."""
+        if self.stage.ema:
+            exchange(self.trained, self.ema)
+        try:
+            yield
+        finally:
+            if self.stage.ema:
+                exchange(self.trained, self.ema)
 
     def _take_step(self) -> dict:
         """Returns the step's entry in the log. Its losses and norm are tensors, so that nothing waits for a device."""
@@ -120,11 +94,10 @@ class Run:
         for group in chain.from_iterable(optimizer.param_groups for optimizer in self.optimizers):
             group["lr"] = rate
         parts = self._accumulate()
-        gradients = [parameter.grad for parameter in self.trained.values()]
-        if self.accelerator.num_processes > 1:
-            for gradient in gradients:
+        if self.accelerator.num_processes > 1 and not self.sharded:
+            for gradient in (parameter.grad for parameter in self.trained.values()):
                 gradient.copy_(self.accelerator.reduce(gradient, "mean"))
-        norm = nn.utils.clip_grad_norm_(self.trained.values(), stage.clip)
+        norm = whole(nn.utils.clip_grad_norm_(self.trained.values(), stage.clip))
         entry = {"step": self.step + 1, **parts, "lr": rate, "norm": norm}
         if self.device.type == "cpu":  # before the weights become NaN; elsewhere before they are saved
             require_finite(entry)
@@ -136,21 +109,6 @@ class Run:
         self.seconds += seconds
         return entry | {"seconds": round(seconds, 4)}
 
-    def _log(self, file) -> float:
-        """Write the entries since the last call to the file, if there is one. Returns the last loss.
-
-        Raises FloatingPointError if a loss or gradient is not finite.
-        """
-        for entry in self.unlogged:
-            values = {name: float(value) for name, value in entry.items()} | {"step": entry["step"]}
-            require_finite(values)
-            if file:
-                file.write(json.dumps(values) + "\n")
-        if file:
-            file.flush()
-        self.unlogged.clear()
-        return values["loss"]
-
     def _accumulate(self) -> dict[str, Tensor]:
         """Compute the gradients of this process's micro-batches. Returns the losses, averaged over all processes.
 
@@ -160,18 +118,25 @@ class Run:
         for parameter in self.trained.values():
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)  # for a parameter that no batch uses, too
-        torch._foreach_zero_([parameter.grad for parameter in self.trained.values()])
-        processes, accumulate = self.accelerator.num_processes, self.stage.accumulate
-        first = self.step * accumulate * processes + self.accelerator.process_index
+        torch._foreach_zero_([local(parameter.grad) for parameter in self.trained.values()])
+        processes = self.accelerator.num_processes
+        first = self.step * self.together + self.accelerator.process_index
         sums: dict[str, list] = {"loss": []}
-        for number in range(first, first + accumulate * processes, processes):
-            batch = self.feed.batch(number, processes)
+        for number in range(first, first + self.together, processes):
+            batch = self.feed.batch(number, processes, *([processes] if self.sharded else []))
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
-                losses = objectives.losses(self.networks, batch, self.stage, self.step)
-            (losses.total * (batch.weight / accumulate)).backward()
+                losses = self._losses(batch)
+            (losses.total * (batch.weight / self.accumulate)).backward()
             for name, value in {"loss": losses.total, **losses.parts}.items():
                 sums.setdefault(name, []).append((value.detach().float() * batch.weight, batch.weight))
         return self._gathered(sums)
+
+    def _losses(self, batch: Batch) -> objectives.Losses:
+        if not self.sharded:
+            return objectives.losses(self.networks, batch, self.stage, self.step)
+        # As a tuple: FSDP looks for tensors in what forward returns, and not into dataclasses.
+        total, parts = self.networks(_shared_losses, batch, self.stage, self.step)
+        return objectives.Losses(total, parts)
 
     def _gathered(self, sums: dict[str, list]) -> dict[str, Tensor]:
         """Mean losses over all processes, weighted by batch size; only those that occurred in this step."""
@@ -185,8 +150,132 @@ class Run:
     @torch.no_grad()
     def _average(self):
         """Update the exponential moving average of the weights."""
+        if not self.stage.ema:
+            return
         decay = min(self.stage.ema, (1 + self.step) / (EMA_WARMUP + self.step))
-        torch._foreach_lerp_(list(self.ema.values()), list(self.trained.values()), 1 - decay)
+        averages, weights = ([local(tensor) for tensor in each.values()] for each in (self.ema, self.trained))
+        torch._foreach_lerp_(averages, weights, 1 - decay)
+
+
+class Run(Trainer):
+    """A stage and its folder: settings.json, state.pt or state/, log.jsonl, loss.png, and at the end checkpoint/.
+
+    The folder of a LoraStage has lora.safetensors instead of checkpoint/.
+    """
+
+    def __init__(self, stage: Stage, base: Path, folder: Path, dtype: torch.dtype = torch.float32, make_feed=None):
+        """base: the checkpoint to start from. dtype: of the weights that are written. make_feed: a function of the
+        networks, the stage and the device that returns the micro-batches; None for Feed, with a cache on the disk.
+
+        Raises InputError if the folder has a run with other settings, or if the base is not in the released layout and
+        the stage has to write one.
+        """
+        self.stage, self.base, self.folder, self.dtype = stage, base, folder, dtype
+        # The others wait while the main process makes the cache; the default timeout on GPUs is 10 minutes.
+        check_tracker(stage.tracker)
+        self.accelerator = Accelerator(
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=1))],
+            log_with=stage.tracker or None,
+            project_dir=folder,
+        )
+        self.main = self.accelerator.is_main_process
+        self._claim_folder()
+        networks = Networks(base, self.accelerator.device)
+        if not isinstance(stage, LoraStage) and not (base / "vlm" / "config.json").is_file():
+            raise InputError(f"{base} is not in the released layout: convert it to a folder (convert … --to folder)")
+        super().__init__(stage, networks, self.accelerator)
+        self.unlogged: list[dict] = []  # entries of the log, with tensors on the device
+        self._resume()
+        self.accumulate = share_of(self.together, self.accelerator.num_processes)
+        self.feed = self._make_feed(make_feed)
+
+    def train(self):
+        """Take all steps that are left, and write the result."""
+        if self.main:
+            self._cut_log()
+        if self.stage.tracker:
+            self.accelerator.init_trackers("tracker")
+        bar = tqdm(total=self.stage.steps, initial=self.step, disable=not self.main, mininterval=1)
+        log = (self.folder / "log.jsonl").open("a", encoding="utf-8") if self.main else None
+        every = 1 if self.device.type == "cpu" else LOG_EVERY
+        while progress(self.stage, self.step, self.seconds) < 1:
+            entry = self._take_step()
+            done = progress(self.stage, self.step, self.seconds) >= 1
+            if self.stage.evaluate_every and (done or self.step % self.stage.evaluate_every == 0):
+                entry |= self._evaluate()
+            self.unlogged.append(entry)
+            bar.update()
+            save = done or self.step % self.stage.save_every == 0
+            if save or self.step % every == 0:
+                bar.set_postfix(loss=f"{self._log(log):.4f}")
+            if save:
+                self._save()
+        bar.close()
+        if self.main:
+            log.close()
+        self.write()
+        if self.stage.tracker:
+            self.accelerator.end_training()
+        self.accelerator.wait_for_everyone()
+
+    def _log(self, file) -> float:
+        """Write the entries since the last call to the file, if there is one, and the tracker. Returns the last loss.
+
+        Raises FloatingPointError if a loss or gradient is not finite.
+        """
+        for entry in self.unlogged:
+            values = {name: float(value) for name, value in entry.items()} | {"step": entry["step"]}
+            require_finite(values)
+            if file:
+                file.write(json.dumps(values) + "\n")
+            if self.stage.tracker:
+                self.accelerator.log(values, step=entry["step"])
+        if file:
+            file.flush()
+        self.unlogged.clear()
+        return values["loss"]
+
+    def _evaluate(self) -> dict[str, Tensor]:
+        """The losses on what is held out, by the averaged weights; writes drawings of it to drawings/STEP.jpg."""
+        if not isinstance(self.feed, DataFeed) or not self.stage.held_out:
+            raise InputError("evaluate_every needs data and held_out: how many samples of each task are not trained")
+        sums: dict[str, list] = {}
+        with self.averaged(), torch.no_grad():
+            for batch, counts in self.feed.held_out_batches(self.accelerator.num_processes if self.sharded else 1):
+                with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
+                    losses = self._losses(batch)
+                for name, value in {"loss": losses.total, **losses.parts}.items():
+                    sums.setdefault(name, []).append((value.float() * batch.weight * counts, batch.weight * counts))
+            prompts = first_prompts(self.feed, self.stage.drawings)
+            if prompts and (self.sharded or self.main):
+                with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
+                    made = self.networks(drawings, prompts)
+                if self.main:
+                    write_sheet(self.folder / "drawings" / f"{self.step:06d}.jpg", made)
+        return {f"held out {name}": value for name, value in self._gathered(sums).items()}
+
+    def write(self):
+        """Write the checkpoint, or the adapters, with averaged weights, and the plot of the losses so far.
+
+        Raises InputError if no step was saved yet.
+        """
+        if not self.step:
+            raise InputError(f"{self.folder} has no saved step yet: the first is saved after {self.stage.save_every}")
+        if self.main:
+            write_plot(self.folder / "log.jsonl", self.folder / "loss.png")
+        if isinstance(self.stage, LoraStage):
+            if self.main:
+                write_lora(self.folder / "lora.safetensors", self.ema, self.stage.alpha, self.dtype)
+            return
+        with self.averaged():
+            # Training the decoder alone must not change the normalisation of latents, which MMDiTs were trained on.
+            if any(name.startswith("vae.encoder.") for name in self.trained):
+                vae = self.networks(self._with_statistics)
+                self.networks.config = replace(self.networks.config, vae=vae)
+            states = gathered(self.networks, self.stage.trained, self.dtype, self.main)
+            if self.main:
+                arguments = self.base, self.networks, self.stage.trained, self.dtype, states
+                write_checkpoint(self.folder / "checkpoint", *arguments)
 
     # Files
 
@@ -195,11 +284,19 @@ class Run:
         file = self.folder / "settings.json"
         files = [self.base] if self.base.is_file() else self.base.glob("*/*.safetensors")
         settings = json.loads(as_json(self.stage)) | {"base": digest(files)}
-        if isinstance(self.stage, LoraStage):
+        if self.stage.data:
+            self.places = all_places(self.stage)
+            settings["files"] = fingerprint(self.places)
+        if isinstance(self.stage, LoraStage) and self.stage.pictures:
             settings["pictures"] = digest(Path(self.stage.pictures).glob("*"))
         # A run that failed before it made anything does not count.
-        begun = file.exists() and any((self.folder / name).exists() for name in ("cache.pt", "state.pt"))
+        begun = file.exists() and any(
+            (self.folder / name).exists() for name in ("cache.pt", "state.pt", "state", "cache")
+        )
         found = json.loads(file.read_text(encoding="utf-8")) if begun else settings
+        for field in fields(self.stage):  # a run that is older than a setting has its default
+            if field.name not in found and field.default is not MISSING:
+                found[field.name] = json.loads(json.dumps(field.default))
         if other := sorted(key for key in settings.keys() | found.keys() if settings.get(key) != found.get(key)):
             raise InputError(
                 f"{self.folder} has a run with other settings ({', '.join(other)}): remove it, or choose another folder"
@@ -211,34 +308,42 @@ class Run:
         self.accelerator.wait_for_everyone()
 
     def _make_feed(self, make_feed):
-        """The main process makes the cache first; the others read it."""
+        """For samples in memory the main process makes the cache first, and the others read it."""
         if make_feed is not None:
             return make_feed(self.networks, self.stage, self.device)
+        if self.stage.data:
+            return DataFeed(self.networks, self.stage, self.places, self.accelerator, self.folder)
         with self.accelerator.main_process_first():
             return Feed(self.networks, self.stage, self.device, self.folder / "cache.pt")
 
     def _save(self):
-        if not self.main:
-            return
-        state = {
-            "step": self.step,
-            "seconds": self.seconds,
-            "model": {name: parameter.detach() for name, parameter in self.trained.items()},
-            "ema": self.ema,
-            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
-        }
-        with replaced(self.folder / "state.pt") as new:
-            torch.save(state, new)
+        numbers = {"step": self.step, "seconds": self.seconds, "together": self.together}
+        if self.stage.sharded:
+            tensors = {"model": {name: parameter.detach() for name, parameter in self.trained.items()}, "ema": self.ema}
+            save(self.folder / "state", tensors | {"moments": moments(self.optimizers, self.trained)}, numbers)
+        elif self.main:
+            state = numbers | {
+                "model": {name: parameter.detach() for name, parameter in self.trained.items()},
+                "ema": self.ema,
+                "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            }
+            with replaced(self.folder / "state.pt") as new:
+                torch.save(state, new)
 
     def _resume(self):
-        file = self.folder / "state.pt"
-        if file.exists():
+        file, folder = self.folder / "state.pt", self.folder / "state"
+        if folder.exists():
+            state = load(folder, self.trained, self.ema, self.optimizers)
+        elif file.exists():
             state = torch.load(file, map_location=self.device, weights_only=True)
-            self.step, self.seconds = state["step"], state.get("seconds", 0.0)
             assign(self.trained, state["model"])
             assign(self.ema, state["ema"])
             for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
                 optimizer.load_state_dict(saved)
+        else:
+            return
+        self.step, self.seconds = state["step"], state.get("seconds", 0.0)
+        self.together = state.get("together", self.together)
 
     def _cut_log(self):
         """Remove the lines of steps after the last saved one, which are repeated, and an incomplete line."""
@@ -248,14 +353,36 @@ class Run:
             new.write_text("".join(line + "\n" for line in lines[: self.step]), encoding="utf-8")
 
     @torch.no_grad()
-    def _with_statistics(self):
+    def _with_statistics(self, networks: Networks):
         """The VAE's config with the mean and standard deviation of its latents."""
-        vae, latents = self.networks.vae, []
+        vae, latents = networks.vae, []
         for picture in islice(self.feed.pictures(), STATISTICS_PICTURES):
             latents.append(vae.encode_raw(to_pixels([picture]).to(self.device))[0].flatten(1))
         latents = torch.cat(latents, dim=1)  # [z, pixels]
         mean, deviation = latents.mean(1).tolist(), latents.std(1).clamp(min=1e-3).tolist()
         return replace(vae.config, latents_mean=tuple(mean), latents_std=tuple(deviation))
+
+
+def check_sharded(stage: Stage):
+    """Raises InputError for settings that cannot be used together with sharded."""
+    if not stage.sharded:
+        return
+    if isinstance(stage, LoraStage):
+        raise InputError("adapters are too small to be divided: set sharded=false; each process holds all of them")
+    if stage.muon:
+        raise InputError("Muon needs whole matrices, which sharded training divides: set muon=false for AdamW")
+    if stage.minutes:
+        raise InputError("processes of a sharded run must end at the same step: set minutes=0, and steps")
+
+
+def share_of(together: int, processes: int) -> int:
+    """A process's share of the micro-batches of a step, which stay as many as when the run began."""
+    if together % processes:
+        raise InputError(
+            f"a step of this run has {together} micro-batches, which {processes} processes cannot share evenly: "
+            f"start a number of processes that divides {together}"
+        )
+    return together // processes
 
 
 def digest(files: Iterable[Path]) -> str:
@@ -299,11 +426,16 @@ def freeze(networks: Networks, trained: tuple[str, ...]) -> dict[str, nn.Paramet
     return {name: parameter for name, parameter in parameters.items() if parameter.requires_grad}
 
 
+def halve_frozen(networks: Networks):
+    """Keep networks of which nothing is trained in bfloat16, but for the VAE, which computes in float32."""
+    for network in (networks.vlm, networks.mmdit):
+        if not any(parameter.requires_grad for parameter in network.parameters()):
+            network.to(torch.bfloat16)
+
+
 def checkpoint_activations(networks: Networks):
     """Keep only the input of each block, and recompute its activations in the backward pass (arXiv 1604.06174)."""
-    vlm = networks.vlm
-    layers = vlm.vision_model.encoder["layers"], vlm.language_model.model["layers"]
-    for block in chain(*layers, networks.mmdit.transformer_blocks):
+    for block in blocks(networks):
         block.forward = partial(checkpoint, block.forward, use_reentrant=False)
 
 
@@ -329,6 +461,21 @@ def require_finite(entry: dict):
 def bfloat16_is_fast(device: torch.device) -> bool:
     """Whether bfloat16 is fast. A CPU with AVX2 at most emulates it, at a quarter of the speed of float32."""
     return device.type != "cpu" or torch.backends.cpu.get_cpu_capability() != "AVX2"
+
+
+def _shared_losses(networks: Networks, *arguments) -> tuple[Tensor, dict[str, Tensor]]:
+    losses = objectives.losses(networks, *arguments)
+    return losses.total + touch(networks).to(losses.total.device), losses.parts
+
+
+@torch.no_grad()
+def exchange(some: dict[str, Tensor], others: dict[str, Tensor]):
+    """Exchange the values of tensors of the same names, one by one, so that no third copy of all is made."""
+    for name, tensor in some.items():
+        one, other = local(tensor), local(others[name])
+        kept = one.clone()
+        one.copy_(other)
+        other.copy_(kept)
 
 
 @torch.no_grad()

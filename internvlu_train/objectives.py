@@ -31,12 +31,12 @@ def losses(networks: Networks, batch: Batch, stage: Stage, step: int) -> Losses:
         return Losses(loss, {"text": loss})
     parts, total = {}, 0
     if batch.text is not None:
-        parts["text"] = text_loss(networks, batch.text)
+        parts["text"] = text_loss(networks, batch.text, "text" in batch.idle)
         total = total + stage.text_weight * parts["text"]
     if batch.latents is not None:
         parts["flow"] = flow_loss(networks, batch, stage)
         total = total + stage.flow_weight * parts["flow"]
-    return Losses(total, parts)
+    return Losses(total, {name: loss for name, loss in parts.items() if name not in batch.idle})
 
 
 # The VAE
@@ -72,10 +72,12 @@ def vae_loss(vae: VAE, batch: Batch, stage: VAEStage, step: int) -> Losses:
 # Text
 
 
-def text_loss(networks: Networks, tokens: TokenBatch) -> Tensor:
-    """Mean cross-entropy of the trained tokens, each predicted from all tokens before it."""
+def text_loss(networks: Networks, tokens: TokenBatch, idle: bool = False) -> Tensor:
+    """Mean cross-entropy of the trained tokens, each predicted from all tokens before it. idle: 0, in vain."""
     language = networks.vlm.language_model
     (hidden,) = language(embed(networks, tokens), (language.config.num_layers,))
+    if idle:
+        return 0 * hidden.float().sum()
     trained = tokens.trained[:, 1:]
     logits = language.logits(hidden[:, :-1][trained])
     return F.cross_entropy(logits.float(), tokens.ids[:, 1:][trained])
@@ -84,6 +86,10 @@ def text_loss(networks: Networks, tokens: TokenBatch) -> Tensor:
 def embed(networks: Networks, tokens: TokenBatch) -> Tensor:
     """Input embeddings [B, T, C]: of the ids, and ViT tokens at the positions of image_mask."""
     x = networks.vlm.embed(tokens.ids, networks.conditioner.tokenizer.special_ids.to(tokens.ids.device))
+    if networks.training:
+        x = x.float()  # sharded weights are gathered in bfloat16; the sum of the layers' outputs needs more bits
+    if tokens.idle_tiles is not None:
+        x = x + 0 * networks.vlm.image_features(tokens.idle_tiles).float().sum()
     if tokens.tiles is None:
         return x
     features = networks.vlm.image_features(tokens.tiles).to(x.dtype)
@@ -109,6 +115,8 @@ def flow_loss(networks: Networks, batch: Batch, stage: PictureStage) -> Tensor:
         list(batch.references),
         mask=joint_mask(networks, latents, batch.references, context.mask),
     )
+    if "flow" in batch.idle:
+        return 0 * velocity.float().sum()
     return F.mse_loss(velocity.float(), noise - latents)
 
 

@@ -29,11 +29,20 @@ class Stage:
     samples, taken in turn; "" for any. sides: picture sizes (width, height), taken in turn. samples: how many are made;
     an epoch is one pass over them.
 
+    Real data: data has pairs (source, share); then tasks is the ratio of tasks over all sources, of which "draw+reason"
+    is one, and () means any task as it comes, and domains, kinds, sides and samples have no effect. area: least and
+    largest sides of squares whose areas pictures are brought to. max_tokens: of a prompt with its pictures and words.
+    skip_bad: leave out samples that cannot be used, and list them in bad.jsonl. cache_hidden: keep the conditionings of
+    a frozen language model on disk, not latents alone. held_out: samples of each task and source that are not trained.
+    evaluate_every: steps between evaluations: the loss on what is held out, and drawings of its first `drawings`
+    prompts; 0: none. tracker: "" or "tensorboard".
+
     batch: samples per micro-batch. accumulate: micro-batches per process and step. muon: optimise the matrices of
     attention and MLPs with Muon, everything else with AdamW. warmup: steps. decay: the final fraction of the run, in
     which the learning rate falls to 0. clip: maximal norm of the gradient. ema: decay of the moving average of the
-    weights. minutes: of training, after which the run ends if it has not taken all steps; 0 for no limit. The learning
-    rate follows whichever of the two, steps or minutes, is nearer to its end.
+    weights; 0: no average is kept. sharded: divide weights, gradients, moments and averages among the processes
+    (sharding.py). minutes: of training, after which the run ends if it has not taken all steps; 0 for no limit. The
+    learning rate follows whichever of the two, steps or minutes, is nearer to its end.
     """
 
     trained: tuple[str, ...]
@@ -56,10 +65,22 @@ class Stage:
     ema: float = 0.998
     autocast: bool = True  # bfloat16 where torch considers it safe and it is fast; weights stay float32
     checkpointing: bool = False  # recompute activations in the backward pass instead of keeping them
+    sharded: bool = False
     seed: int = 0
     save_every: int = 200  # steps
+    data: tuple[tuple[str, int], ...] = ()
+    area: tuple[int, int] = (512, 1024)
+    max_tokens: int = 4096
+    skip_bad: bool = False
+    cache_hidden: bool = True
+    held_out: int = 0
+    evaluate_every: int = 0
+    drawings: int = 4
+    tracker: str = ""
 
     def __post_init__(self):
+        if bad := [share for _, share in (*self.data, *self.tasks) if not isinstance(share, int) or share < 1]:
+            raise InputError(f"a ratio has the share {bad[0]}; shares are whole numbers of at least 1")
         for name in ("samples", "steps", "batch", "accumulate", "save_every"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}; it must be at least 1")
@@ -120,7 +141,7 @@ class LoraStage(PictureStage):
     """
 
     tasks: tuple[tuple[str, int], ...] = ()
-    pictures: str
+    pictures: str = ""
     layers: tuple[str, ...] = HIDDEN_LAYERS
     rank: int = 16
     alpha: float = 16.0

@@ -1,5 +1,6 @@
 """Read networks from a checkpoint, and write them in the released layout, as a whole or not at all."""
 
+import errno
 import json
 import os
 import shutil
@@ -15,6 +16,7 @@ from internvlu_core.checkpoints import load as weights
 from internvlu_core.checkpoints.config import Config
 from internvlu_core.checkpoints.files import open_source
 from internvlu_core.conditioning import Conditioner
+from internvlu_core.errors import InputError
 from internvlu_core.prompt import Tokenizer
 
 from .attention import masked_attention
@@ -27,15 +29,20 @@ class Networks(nn.Module):
 
     def __init__(self, folder: Path, device: str | torch.device = "cpu"):
         """Raises CheckpointError as InternVLU.from_pretrained does."""
-        super().__init__()
         source = open_source(folder)
-        self.config = Config.read(source)
+        config = Config.read(source)
         with source.tokenizer_folder() as processor:
             tokenizer = Tokenizer(processor)
-        networks = weights.load_networks(
-            source, self.config, dtype=torch.float32, device=device, attention=masked_attention
+        self.assemble(
+            config,
+            tokenizer,
+            *weights.load_networks(source, config, dtype=torch.float32, device=device, attention=masked_attention),
         )
-        self.vlm, self.mmdit, self.vae = networks
+
+    def assemble(self, config: Config, tokenizer: Tokenizer, vlm: nn.Module, mmdit: nn.Module, vae: nn.Module):
+        """Take these networks, which have masked_attention."""
+        super().__init__()
+        self.config, self.vlm, self.mmdit, self.vae = config, vlm, mmdit, vae
         # Tables of few lengths; making one anew in each step takes longer than the toy's MMDiT on a GPU.
         self.mmdit.rope = lru_cache(ROPE_TABLES)(self.mmdit.rope)
         for parameter in self.parameters():
@@ -43,18 +50,23 @@ class Networks(nn.Module):
         self.requires_grad_(True).train()
         self.conditioner = Conditioner(self.vlm, tokenizer, self.config)
 
+    def forward(self, function, *arguments):
+        """function(self, *arguments). Sharded weights that are in no block are whole while it runs."""
+        return function(self, *arguments)
+
     def stored(self) -> dict[str, nn.Module]:
         """The networks by the names of their folders in a checkpoint."""
         return {"vlm": self.vlm, "generation_decoder": self.mmdit, "vae": self.vae}
 
 
-def write_network(folder: Path, config: Config, name: str, network: nn.Module, dtype: torch.dtype):
-    """Write the weights of one network, under the released names and in the released shapes."""
+def write_network(folder: Path, config: Config, name: str, network: nn.Module | dict[str, Tensor], dtype: torch.dtype):
+    """Write the weights of one network, or its state, under the released names and in the released shapes."""
     names, tensors = weights.tensor_names(config, name), {}
-    for key, tensor in network.state_dict().items():
+    state = network if isinstance(network, dict) else network.state_dict()
+    for key, tensor in state.items():
         tensors |= _released(name, names.file_name(key), tensor.detach().to("cpu", dtype))
     if name == "generation_decoder":
-        tensors["encoder_padding_token"] = torch.zeros(network.config.joint_size, dtype=dtype)
+        tensors["encoder_padding_token"] = torch.zeros(config.mmdit.joint_size, dtype=dtype)
     if name == "vae":
         tensors |= _between_frames(tensors, json.loads((folder / "vae/config.json").read_text(encoding="utf-8")))
     (folder / name).mkdir(parents=True, exist_ok=True)
@@ -92,18 +104,43 @@ def _between_frames(tensors: dict[str, Tensor], config: dict) -> dict[str, Tenso
     return added
 
 
-def write_checkpoint(folder: Path, base: Path, networks: Networks, trained: tuple[str, ...], dtype: torch.dtype):
+def gathered(networks: Networks, trained: tuple[str, ...], dtype: torch.dtype, keep: bool) -> dict[str, dict]:
+    """{stored name: state on the CPU} of the trained networks, from all processes. keep: whether this one keeps it."""
+    states = {}
+    for name in trained_folders(trained):
+        states[name] = {}
+        for key, tensor in networks.stored()[name].state_dict().items():  # one at a time, so that little is there twice
+            tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+            if keep:
+                states[name][key] = tensor.detach().to("cpu", dtype)
+    return states
+
+
+def trained_folders(trained: tuple[str, ...]) -> list[str]:
+    """The folders of a checkpoint whose networks have parameters with these prefixes."""
+    folders = {"vlm": "vlm", "mmdit": "generation_decoder", "vae": "vae"}
+    return sorted({folders[prefix.partition(".")[0]] for prefix in trained})
+
+
+def write_checkpoint(
+    folder: Path,
+    base: Path,
+    networks: Networks,
+    trained: tuple[str, ...],
+    dtype: torch.dtype,
+    states: dict[str, dict] | None = None,
+):
     """Write to `folder` a copy of the checkpoint `base` in which the trained networks are replaced.
 
-    trained: prefixes of parameter names. The mean and deviation of latents are those of networks.config.
+    trained: prefixes of parameter names. The mean and deviation of latents are those of networks.config. states: of the
+    trained networks, as gathered returns them; by default those of networks.
     """
     with replaced(folder) as new:
         shutil.copytree(base, new, dirs_exist_ok=True)
-        folders = {"vlm": "vlm", "mmdit": "generation_decoder", "vae": "vae"}
-        for name in {folders[prefix.partition(".")[0]] for prefix in trained}:
+        for name in trained_folders(trained):
             for old in (new / name).glob("*.safetensors*"):
                 old.unlink()
-            write_network(new, networks.config, name, networks.stored()[name], dtype)
+            write_network(new, networks.config, name, (states or networks.stored())[name], dtype)
         file = new / "vae/config.json"
         values = json.loads(file.read_text(encoding="utf-8"))
         values |= {key: list(getattr(networks.config.vae, key)) for key in ("latents_mean", "latents_std")}
@@ -112,14 +149,39 @@ def write_checkpoint(folder: Path, base: Path, networks: Networks, trained: tupl
         file.write_text(json.dumps(values, indent=2), encoding="utf-8")
 
 
+def remove(path: Path):
+    """Remove a file or a folder, if it is there."""
+    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+@contextmanager
+def disk_space(new: Path):
+    """A context for writing to `new`: if that fails, it is removed. Raises InputError if the disk is full."""
+    try:
+        yield
+    except Exception as error:  # each writer has an error of its own for a full disk
+        left = shutil.disk_usage(new.parent).free
+        remove(new)
+        if getattr(error, "errno", None) == errno.ENOSPC or left < 2**20 or "No space left" in str(error):
+            raise InputError(
+                f"the disk of {new.parent} is full; what was written before is complete. Free some space, and repeat "
+                "the command: it goes on from the last saved step"
+            ) from error
+        raise
+
+
 @contextmanager
 def replaced(path: Path):
-    """A context: a temporary path to write a file or folder to, which replaces `path` when the block ends."""
+    """A context: a temporary path to write a file or folder to, which replaces `path` when the block ends.
+
+    If it fails, `path` stays as it was. Raises InputError if the disk is full.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     new, old = (path.with_name(f".{path.name}.{ending}") for ending in ("new", "old"))
     for stale in (new, old):
-        shutil.rmtree(stale) if stale.is_dir() else stale.unlink(missing_ok=True)
-    yield new
+        remove(stale)
+    with disk_space(new):
+        yield new
     if path.is_dir():
         os.rename(path, old)
     os.replace(new, path)
