@@ -77,8 +77,10 @@ class Run:
         bar = tqdm(total=self.stage.steps, initial=self.step, disable=not self.main, mininterval=1)
         log = (self.folder / "log.jsonl").open("a", encoding="utf-8") if self.main else None
         every = 1 if self.device.type == "cpu" else LOG_EVERY
+        began = time.perf_counter() - self.seconds
         while progress(self.stage, self.step, self.seconds) < 1:
             self.unlogged.append(self._take_step())
+            self.seconds = time.perf_counter() - began
             bar.update()
             done = progress(self.stage, self.step, self.seconds) >= 1
             save = done or self.step % self.stage.save_every == 0
@@ -132,9 +134,7 @@ class Run:
             optimizer.step()
         self._average()
         self.step += 1
-        seconds = time.perf_counter() - started
-        self.seconds += seconds
-        return entry | {"seconds": round(seconds, 4)}
+        return entry | {"seconds": round(time.perf_counter() - started, 4)}
 
     def _log(self, file) -> float:
         """Write the entries since the last call to the file, if there is one. Returns the last loss.
