@@ -71,7 +71,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("stage", help=f"one of {', '.join([*stage_names(), TOY])}")
+    choices = [*stage_names(), TOY] if has_part("toy") else stage_names()
+    parser.add_argument("stage", help=f"one of {', '.join(choices)}")
     parser.add_argument("runs", type=Path, metavar="RUNS", help="folder of all runs; each stage has a folder in it")
     parser.add_argument("--preset", choices=LORA, default="cpu")
     parser.add_argument("--base", type=Path, help="the checkpoint to start from instead of the previous stage's")
