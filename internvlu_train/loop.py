@@ -105,9 +105,7 @@ class Trainer:
             optimizer.step()
         self._average()
         self.step += 1
-        seconds = time.perf_counter() - started
-        self.seconds += seconds
-        return entry | {"seconds": round(seconds, 4)}
+        return entry | {"seconds": round(time.perf_counter() - started, 4)}
 
     def _accumulate(self) -> dict[str, Tensor]:
         """Compute the gradients of this process's micro-batches. Returns the losses, averaged over all processes.
@@ -198,8 +196,10 @@ class Run(Trainer):
         bar = tqdm(total=self.stage.steps, initial=self.step, disable=not self.main, mininterval=1)
         log = (self.folder / "log.jsonl").open("a", encoding="utf-8") if self.main else None
         every = 1 if self.device.type == "cpu" else LOG_EVERY
+        began = time.perf_counter() - self.seconds
         while progress(self.stage, self.step, self.seconds) < 1:
             entry = self._take_step()
+            self.seconds = time.perf_counter() - began
             done = progress(self.stage, self.step, self.seconds) >= 1
             if self.stage.evaluate_every and (done or self.step % self.stage.evaluate_every == 0):
                 entry |= self._evaluate()

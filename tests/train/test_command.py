@@ -5,11 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from internvlu_core import InternVLU
 from internvlu_train import __main__ as command
+from internvlu_train.loop import Run
+from internvlu_train.toy import chain, presets
 from internvlu_train.toy import fresh as toy_fresh
-from internvlu_train.toy import presets
 from support.training import TINY
 
 
@@ -49,6 +51,43 @@ def test_one_command_per_stage_and_what_it_writes_draws(fresh, tmp_path, monkeyp
     assert model.answer("what is it?", [drawn], max_new_tokens=3).token_ids
     assert command.main(["stage1", str(tmp_path), "--set", "stepz=2"]) == 2
     assert "stepz" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("preset", ["cpu", "gpu"])
+def test_one_command_trains_a_chain_and_scores_what_it_writes(fresh, tmp_path, monkeypatch, preset):
+    """A second one goes on where the first was stopped, and takes no step of a stage that is finished."""
+    scored = []
+    monkeypatch.setattr("internvlu_train.evaluation.__main__.main", lambda arguments: scored.append(arguments) or 0)
+    arguments = ["toy", str(tmp_path), "--base", str(fresh), "--preset", preset, "--count", "3"]
+    arguments += [f"--set={change}" for change in ("steps=2", "samples=37", "batch=4", "warmup=0")]
+    step, trained, stop = Run._take_step, [], [True]
+
+    def counted(run):
+        if stop and trained == ["decoder"] * 2:
+            raise KeyboardInterrupt
+        trained.append(run.folder.name)
+        return step(run)
+
+    monkeypatch.setattr(Run, "_take_step", counted)
+    with pytest.raises(KeyboardInterrupt):
+        command.main(arguments)
+    stop.clear()
+    assert command.main(arguments) == 0 and trained == ["decoder"] * 2 + ["wide"] * 2
+    assert command.main(arguments) == 0 and len(trained) == 4
+    assert scored[0][0] == str(tmp_path / "checkpoint") and scored[0][-1] == str(tmp_path / "scores.json")
+    file = "vae/diffusion_pytorch_model.safetensors"
+    written = [load_file(tmp_path / name / file) for name in ("wide/checkpoint", "checkpoint")]
+    assert {tensor.dtype for tensor in written[1].values()} == {torch.bfloat16}
+    assert all(torch.equal(tensor.bfloat16(), written[1][name]) for name, tensor in written[0].items())
+
+
+def test_minutes_are_divided_between_stages_that_have_them(fresh, tmp_path, capsys):
+    stages = chain.within(presets.WIDER["gpu"], 2.0)
+    assert sum(stage.minutes for stage in stages.values()) == pytest.approx(2)
+    assert stages["wide"].minutes / stages["decoder"].minutes == pytest.approx(3.2 / 0.7)
+    assert sum(stage.minutes for stage in presets.PRESETS["gpu"].values()) == pytest.approx(20)
+    assert command.main(["toy", str(tmp_path), "--base", str(fresh), "--minutes", "2"]) == 2
+    assert "--minutes" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("preset", presets.PRESETS)

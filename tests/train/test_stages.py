@@ -34,6 +34,7 @@ UNUSED = tuple(
         ("words", {"mmdit"}),
         ("binding", {"mmdit"}),
         ("pairs", {"mmdit"}),
+        ("wide", {"mmdit"}),
         ("stage2", {"mmdit"}),
         ("stage3", {"vlm", "mmdit"}),
     ],
