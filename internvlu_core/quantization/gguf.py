@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..checkpoints.gguf import BLOCKS, package
+from ..checkpoints.gguf import BLOCKS, nbytes, package
 from . import gguf_blocks
-from .formats import WeightFormat, is_block_matrix
+from .formats import WeightFormat, is_block_matrix, row_slices
 
 TYPES = ("Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0", "MXFP4")  # that can be written
 # The embedding and the head of the language model: 1.2 GB in 16 bits. BENCHMARKS.md says why not in fewer bits.
@@ -39,7 +39,10 @@ class Gguf(WeightFormat):
         return of_layer if weight.shape[1] % BLOCKS[of_layer.type][0] == 0 else None
 
     def quantise(self, weight: Tensor) -> dict[str, Tensor]:
-        """Raises InputError if the package `gguf` is not installed."""
+        """As in WeightFormat; on the meta device too. Raises InputError if the package `gguf` is not installed."""
+        if weight.is_meta:
+            row = nbytes(self.type, weight.shape[1:])
+            return {"weight": torch.empty(len(weight), row, dtype=torch.uint8, device="meta")}
         gguf = package()
         values = weight.detach().float().cpu().contiguous().numpy()
         packed = gguf.quants.quantize(values, gguf.GGMLQuantizationType[self.type])
@@ -48,16 +51,10 @@ class Gguf(WeightFormat):
     def dequantise(self, stored: Mapping[str, Tensor], dtype: torch.dtype) -> Tensor:
         return gguf_blocks.dequantise(stored["weight"], self.type, dtype)
 
-    def multiply(self, x: Tensor, stored: Mapping[str, Tensor], bias: Tensor | None) -> Tensor:
+    def row_pieces(self, stored: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
         weight = stored["weight"]
         values, size = BLOCKS[self.type]
-        rows = max(1, gguf_blocks.CHUNK // (weight.shape[1] // size * values))
-        if len(weight) <= rows:
-            return super().multiply(x, stored, bias)
-        # The head alone would be 0.6 GB of 16 bits, and several times as much on the way there.
-        parts = [F.linear(x, self.dequantise({"weight": part}, x.dtype)) for part in weight.split(rows)]
-        product = torch.cat(parts, dim=-1)
-        return product if bias is None else product + bias
+        return [{"weight": weight[rows]} for rows in row_slices(len(weight), weight.shape[1] // size * values)]
 
     def rows(self, stored: Mapping[str, Tensor], ids: Tensor, dtype: torch.dtype) -> Tensor:
         return self.dequantise({"weight": F.embedding(ids, stored["weight"])}, dtype)

@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 
 from ..checkpoints.gguf import BLOCKS, package
-
-CHUNK = 2**24  # values that are unpacked at once; working memory is some 16 bytes for each of them
+from . import formats
 
 
 def dequantise(blocks: Tensor, block_type: str, dtype: torch.dtype) -> Tensor:
@@ -23,7 +22,7 @@ def dequantise(blocks: Tensor, block_type: str, dtype: torch.dtype) -> Tensor:
     shape = *blocks.shape[:-1], blocks.shape[-1] // size * values
     if flat.numel() == 0:
         return torch.empty(shape, dtype=dtype, device=blocks.device)
-    pieces = flat.split(CHUNK // values)
+    pieces = flat.split(formats.CHUNK // values)
     unpack = UNPACK[block_type]
     return torch.cat([unpack(piece).to(dtype) for piece in pieces]).view(shape)
 

@@ -46,11 +46,11 @@ class NVFP4(PaddedFormat):
         }
 
     def dequantise(self, stored: Mapping[str, Tensor], dtype: torch.dtype) -> Tensor:
-        packed = stored["weight"]
-        table = torch.tensor((*VALUES, *(-value for value in VALUES)), device=packed.device)
-        values = table[unpack_nibbles(packed, high_first=True).int()].unflatten(1, (-1, BLOCK))
+        codes = unpack_nibbles(stored["weight"], high_first=True).unflatten(1, (-1, BLOCK))
+        # The bits of a code, in their places in a float8, are 1/64 of its value, zero and subnormals included.
+        values = ((codes & 8) << 4 | (codes & 7) << 2).view(torch.float8_e4m3fn).float()
         scale = from_tiles(stored["weight_scale"].view(SCALE_DTYPE), *values.shape[:2]).float()
-        blocks = values * (stored["weight_scale_2"].float() * scale)[..., None]
+        blocks = values * (64 * stored["weight_scale_2"].float() * scale)[..., None]
         return self.crop(blocks.flatten(1)).to(dtype)
 
     def layouts(self, shape):
