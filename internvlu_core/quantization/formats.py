@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 # Names of the lists of repeated transformer layers: those of the MMDiT, and those of the ViT and the language model.
 _BLOCK_LISTS = ("transformer_blocks", "layers")
+# Values that are dequantised at once; working memory is some 16 bytes for each. The VLM's head has 311 million.
+CHUNK = 2**24
 _IN_A_BLOCK = re.compile(rf"(?:.*\.)?(?:{'|'.join(_BLOCK_LISTS)})\.\d+\..*")
-
-CHUNK = 2**24  # values that are dequantised at once; working memory is some 16 bytes for each of them
 
 
 def repeated_blocks(network: nn.Module) -> dict[str, nn.Module]:
@@ -64,15 +64,14 @@ class WeightFormat(ABC):
 
     def multiply(self, x: Tensor, stored: Mapping[str, Tensor], bias: Tensor | None) -> Tensor:
         """x [..., in] → x · weightᵀ + bias [..., out], in the dtype of x. A format with a kernel of its own uses it."""
-        pieces = self.row_pieces(stored)
+        pieces = self.pieces(stored, max(1, CHUNK // x.shape[-1]))
         if len(pieces) == 1:
             return F.linear(x, self.dequantise(stored, x.dtype), bias)
-        # The head alone would be 0.6 GB of 16 bits, and several times as much on the way there.
         product = torch.cat([F.linear(x, self.dequantise(piece, x.dtype)) for piece in pieces], dim=-1)
         return product if bias is None else product + bias
 
-    def row_pieces(self, stored: Mapping[str, Tensor]) -> list[Mapping[str, Tensor]]:
-        """What is stored for a weight, in pieces of whole rows; a single piece if the format cannot be cut."""
+    def pieces(self, stored: Mapping[str, Tensor], rows: int) -> list[Mapping[str, Tensor]]:
+        """What is stored for each `rows` rows of a weight, in order. All in one piece if rows cannot be told apart."""
         return [stored]
 
     def rows(self, stored: Mapping[str, Tensor], ids: Tensor, dtype: torch.dtype) -> Tensor:
@@ -82,12 +81,6 @@ class WeightFormat(ABC):
     def metadata(self) -> dict:
         """What a file must say about the layer, besides its tensors, for the layer to be read again."""
         return {"format": self.name, **asdict(self)}
-
-
-def row_slices(rows: int, columns: int) -> list[slice]:
-    """The rows of a matrix in pieces of at most CHUNK values."""
-    count = max(1, CHUNK // columns)
-    return [slice(start, start + count) for start in range(0, rows, count)]
 
 
 # The VLM's matrices outside of the layers: embedding of tokens, head and projector. They are a tenth of all weights.
@@ -115,8 +108,19 @@ class FileFormat(WeightFormat):
         """As in WeightFormat; only the rows that are looked up are dequantised."""
         return self.dequantise(self.stored_rows(stored, ids.flatten()), dtype).unflatten(0, ids.shape)
 
+    def pieces(self, stored, rows):
+        count = len(stored["weight"])
+        if not self.has_rows or count <= rows:
+            return [stored]
+        return [self.stored_rows(stored, slice(start, start + rows)) for start in range(0, count, rows)]
+
+    @property
+    def has_rows(self) -> bool:
+        """Whether stored_rows works."""
+        return type(self).stored_rows is not FileFormat.stored_rows
+
     def stored_rows(self, stored: Mapping[str, Tensor], ids: Tensor | slice) -> dict[str, Tensor]:
-        """What is stored for some rows [n] of a weight, as for a matrix of these rows [n, in]. Of a slice, views."""
+        """What is stored for some rows [n] of a weight, as for a matrix of these rows [n, in]."""
         raise NotImplementedError(f"{self.name} cannot store an embedding")
 
     def layouts(self, shape: tuple[int, int]) -> list[dict[str, Tensor]]:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..checkpoints.gguf import BLOCKS, nbytes, package
 from . import gguf_blocks
-from .formats import WeightFormat, is_block_matrix, row_slices
+from .formats import WeightFormat, is_block_matrix
 
 TYPES = ("Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0", "MXFP4")  # that can be written
 # The embedding and the head of the language model: 1.2 GB in 16 bits. BENCHMARKS.md says why not in fewer bits.
@@ -51,10 +51,8 @@ class Gguf(WeightFormat):
     def dequantise(self, stored: Mapping[str, Tensor], dtype: torch.dtype) -> Tensor:
         return gguf_blocks.dequantise(stored["weight"], self.type, dtype)
 
-    def row_pieces(self, stored: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
-        weight = stored["weight"]
-        values, size = BLOCKS[self.type]
-        return [{"weight": weight[rows]} for rows in row_slices(len(weight), weight.shape[1] // size * values)]
+    def pieces(self, stored, rows):
+        return [{"weight": part} for part in stored["weight"].split(rows)]
 
     def rows(self, stored: Mapping[str, Tensor], ids: Tensor, dtype: torch.dtype) -> Tensor:
         return self.dequantise({"weight": F.embedding(ids, stored["weight"])}, dtype)

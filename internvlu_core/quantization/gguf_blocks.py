@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..checkpoints.gguf import BLOCKS, package
-from . import formats
+from .formats import CHUNK
 
 
 def dequantise(blocks: Tensor, block_type: str, dtype: torch.dtype) -> Tensor:
@@ -22,7 +22,7 @@ def dequantise(blocks: Tensor, block_type: str, dtype: torch.dtype) -> Tensor:
     shape = *blocks.shape[:-1], blocks.shape[-1] // size * values
     if flat.numel() == 0:
         return torch.empty(shape, dtype=dtype, device=blocks.device)
-    pieces = flat.split(formats.CHUNK // values)
+    pieces = flat.split(CHUNK // values)
     unpack = UNPACK[block_type]
     return torch.cat([unpack(piece).to(dtype) for piece in pieces]).view(shape)
 

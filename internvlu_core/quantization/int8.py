@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .formats import FileFormat, row_slices
+from .formats import FileFormat
 from .packing import rotate
 
 
@@ -37,9 +37,6 @@ class Int8(FileFormat):
     def stored_rows(self, stored, ids):
         scale = stored["weight_scale"]
         return {"weight": stored["weight"][ids], "weight_scale": scale[ids] if scale.ndim == 2 else scale}
-
-    def row_pieces(self, stored):
-        return [self.stored_rows(stored, rows) for rows in row_slices(*stored["weight"].shape)]
 
     def layouts(self, shape):
         per_row = super().layouts(shape)[0]

@@ -11,7 +11,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from .formats import FileFormat, row_slices
+from .formats import FileFormat
 from .int8 import Int8
 
 
@@ -34,9 +34,6 @@ class ScaledFloat8(FileFormat):
 
     def stored_rows(self, stored, ids):
         return {"weight": stored["weight"].view(torch.uint8)[ids].view(self.dtype), **_without_weight(stored)}
-
-    def row_pieces(self, stored):
-        return [self.stored_rows(stored, rows) for rows in row_slices(*stored["weight"].shape)]
 
 
 @dataclass(frozen=True)

@@ -64,9 +64,9 @@ def test_types_are_the_packages():
 
 
 @pytest.mark.parametrize("name", gguf.BLOCKS)
-@pytest.mark.parametrize("chunk", [formats.CHUNK, 1024])
+@pytest.mark.parametrize("chunk", [gguf_blocks.CHUNK, 1024])
 def test_values_are_the_packages(name, chunk, monkeypatch):
-    monkeypatch.setattr(formats, "CHUNK", chunk)
+    monkeypatch.setattr(gguf_blocks, "CHUNK", chunk)
     blocks = random_blocks(name, 60, 3)
     with np.errstate(all="ignore"):
         expected = torch.from_numpy(dequantize(blocks, package.GGMLQuantizationType[name]).copy())
