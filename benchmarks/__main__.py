@@ -3,7 +3,7 @@
     python -m benchmarks setup                                   make an environment for the official code
     python -m benchmarks NAME --official CHECKOUT --comfyui DIR  one comparison: load, stages, end-to-end, comfyui, vae,
                                                                  decode, many, many-pictures, batch, scaling, memory,
-                                                                 savings, fp8, quantisation, sixteen
+                                                                 savings, cards, fp8, quantisation, sixteen
     python -m benchmarks all  --official CHECKOUT --comfyui DIR  all comparisons, and the tables
     python -m benchmarks tables                                  write the results into BENCHMARKS.md
 
@@ -42,6 +42,7 @@ CPU_PLAN = [
     ("scaling", {}),
     ("memory", {"scale": "released", "dtype": "bfloat16"}),
     ("savings", {"scale": "toy", "size": 64}),
+    ("cards", {"scale": "released", "size": 1024, "dtype": "bfloat16"}),
     ("fp8", {}),
     ("quantisation", {"scale": "toy"}),
     ("sixteen", {"scale": "toy"}),
@@ -56,7 +57,11 @@ OPTIONS = {
     "batch": ["rows"],
     "quantisation": ["steps", "count"],
 }
-CUDA_PLAN = [(name, {"scale": "released", "size": 1024, "dtype": "bfloat16"}) for name in NAMES if name != "savings"]
+CUDA_PLAN = [
+    (name, {"scale": "released", "size": 1024, "dtype": "bfloat16"})
+    for name in NAMES
+    if name not in ("savings", "cards")
+]
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -350,6 +350,17 @@ def batch(run: Run, options):
         run.record(comparison="batch", side="core", **found, **about)
 
 
+def cards(run: Run, options):
+    """Which weight format draws and edits on which card, by ComfyUI's own accounting on a pretended one."""
+    if not options.comfyui:
+        raise BenchmarkError("--comfyui, or COMFYUI_PATH, must name a ComfyUI folder")
+    os.environ["COMFYUI_PATH"] = str(options.comfyui)
+    from .cards import table as cards_table  # needs ComfyUI in this process
+
+    for row in cards_table():
+        run.record(comparison="cards", side="ComfyUI", machine="computed", **row)
+
+
 NAMES = {
     "load": load,
     "stages": stages,
@@ -363,6 +374,7 @@ NAMES = {
     "scaling": scaling,
     "memory": memory,
     "savings": savings,
+    "cards": cards,
     "fp8": fp8,
     "quantisation": quantisation,
     "sixteen": sixteen,

@@ -16,6 +16,7 @@ TITLES = {
     "scaling": "Growth",
     "memory": "Memory, kernels and arithmetic of a GPU at 1024×1024, computed",
     "savings": "Guidance in a part of the steps, and EasyCache: what they save and change on the toy",
+    "cards": "Drawing and editing 1024×1024 in ComfyUI on small cards, computed",
     "fp8": "Weights in 8 bits: errors of the first velocity, of the weights",
     "quantisation": "Weights in fewer bits",
     "sixteen": "Which matrices stay in 16 bits",
@@ -147,6 +148,27 @@ def _savings(group: list[dict]) -> list[str]:
     return rows
 
 
+def _cards(group: list[dict]) -> list[str]:
+    """A row for each format and task, a column for each card: the share of VLM and MODEL that is there when used."""
+    cards = list(dict.fromkeys(line["card"] for line in group))
+    rows = ["| format | task | " + " | ".join(f"{card} GB" for card in cards) + " |", "|---" * (len(cards) + 2) + "|"]
+    for stage, task in dict.fromkeys((line["stage"], line["task"]) for line in group):
+        found = {line["card"]: line for line in group if (line["stage"], line["task"]) == (stage, task)}
+        rows.append("| " + " | ".join([stage, task, *(_card(found[card]) for card in cards)]) + " |")
+    return rows
+
+
+def _card(line: dict) -> str:
+    if not line["done"]:
+        return "no"
+    encode, sample = line["stages"]["encode"], line["stages"]["sample"]
+    if encode["VLM"] == sample["MODEL"] == 1:
+        moved = "both at once" if sample["VLM"] == 1 else "in turns"
+    else:
+        moved = f"VLM {encode['VLM']:.0%}, MODEL {sample['MODEL']:.0%}"
+    return f"{moved}, {line['peak'] / 1e9:.1f} GB"
+
+
 def _quantisation(group: list[dict]) -> list[str]:
     """A row for each format. Sizes are of the released networks, computed; all else is of the toy unless it says so."""
     head = ["format", "on disk", "drawing 1024×1024", "velocity", "velocity, recorded", "PSNR", "ViT distance"]
@@ -207,6 +229,7 @@ TABLES = {
     "fp8": _fp8,
     "memory": _memory,
     "savings": _savings,
+    "cards": _cards,
     "quantisation": _quantisation,
     "sixteen": _sixteen,
 }

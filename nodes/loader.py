@@ -15,8 +15,8 @@ def dtype_input() -> io.Combo.Input:
         "weight_dtype",
         options=list(DTYPES),
         default="auto",
-        tooltip="The format of the weights in memory. auto: what ComfyUI prefers on this device. fp8_e4m3fn: 60% of "
-        "the memory of bf16, for a slightly different picture.",
+        tooltip="The format of the weights in memory. auto: as in the file where it has 8 or 4 bits, else what ComfyUI "
+        "prefers on this device. fp8_e4m3fn: 60% of the memory of bf16, for a slightly different picture.",
     )
 
 

@@ -158,15 +158,14 @@ class MMDiT(nn.Module):
         self,
         grid: Grid,
         context: Tensor,
-        image_mask: Tensor,
+        image_mask: Tensor | tuple[bool, ...],
         image_grids: list[Grid],
         references: list[Tensor] = (),
     ) -> Prepared:
         """What one branch needs in all steps, for latents of this grid of patches. Other arguments as in forward."""
         grids = (grid, *(self.grid(latent) for latent in references))
-        img_rope, txt_rope = self.rope(
-            grids, tuple(image_mask.tolist()), tuple(map(tuple, image_grids)), context.device
-        )
+        mask = image_mask if isinstance(image_mask, tuple) else tuple(image_mask.tolist())
+        img_rope, txt_rope = self.rope(grids, mask, tuple(map(tuple, image_grids)), context.device)
         txt = project_to_residual(self.txt_in, self.txt_norm(self.decoder_projector(context)), context.dtype)
         if references:
             patches = torch.cat([self.patchify(latent) for latent in references], dim=1)

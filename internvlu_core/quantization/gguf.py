@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..checkpoints.gguf import BLOCKS, package
+from ..checkpoints.gguf import BLOCKS, nbytes, package
 from . import gguf_blocks
 from .formats import WeightFormat, is_block_matrix
 
@@ -39,7 +39,10 @@ class Gguf(WeightFormat):
         return of_layer if weight.shape[1] % BLOCKS[of_layer.type][0] == 0 else None
 
     def quantise(self, weight: Tensor) -> dict[str, Tensor]:
-        """Raises InputError if the package `gguf` is not installed."""
+        """As in WeightFormat; on the meta device too. Raises InputError if the package `gguf` is not installed."""
+        if weight.is_meta:
+            row = nbytes(self.type, weight.shape[1:])
+            return {"weight": torch.empty(len(weight), row, dtype=torch.uint8, device="meta")}
         gguf = package()
         values = weight.detach().float().cpu().contiguous().numpy()
         packed = gguf.quants.quantize(values, gguf.GGMLQuantizationType[self.type])

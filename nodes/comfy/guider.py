@@ -1,6 +1,7 @@
 """Three-branch guidance in ComfyUI: as a guider of its own, and as a patch for stock samplers and guiders."""
 
 import logging
+import math
 from dataclasses import dataclass
 from functools import cache
 
@@ -184,12 +185,17 @@ def limit_guidance(model: comfy.model_patcher.ModelPatcher, start: float, end: f
     if start > end:
         raise InputError(f"start_percent is {start}, end_percent {end}; the start must not be behind the end")
 
+    unguided: dict[str, bool] = {}  # "last": whether the last step was not guided
+
     def guide_in_range(executor, x, timestep, model_options=None, seed=None):
         guider, options = executor.class_obj, model_options or {}
         sampling = guider.model_patcher.get_model_object("model_sampling")
         # σ is on the device, which this waits for, as ComfyUI's own ranges do.
         if is_guided(float(timestep[0]), *map(sampling.percent_to_sigma, (start, end))):
+            if unguided.pop("last", False):
+                evaluate_next(options)
             return executor(x, timestep, options, seed)
+        unguided["last"] = True
         guidance = getattr(guider, "guidance", None)
         if guidance is not None and guidance.trace is not None:
             guidance.trace.append(torch.zeros(2))
@@ -200,6 +206,17 @@ def limit_guidance(model: comfy.model_patcher.ModelPatcher, start: float, end: f
     limited = model.clone()
     limited.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, "internvl_u_range", guide_in_range)
     return limited
+
+
+def evaluate_next(model_options: dict):
+    """Let EasyCache evaluate the coming step: to leave it out, it would need branches that were not evaluated yet.
+
+    ComfyUI 0.3.75 ends in a KeyError there; newer versions evaluate those branches alone.
+    """
+    cache = model_options.get("transformer_options", {}).get("easycache")
+    # LazyCache has no such attribute: it keeps the step's result, whatever branches that is of. Empty: a run begins.
+    if getattr(cache, "uuid_cache_diffs", None):
+        cache.cumulative_change_rate = math.inf
 
 
 def alias(conditioning: list, conds: list[dict]) -> bool:

@@ -91,7 +91,7 @@ class ComfyMMDiT(MMDiT):
         return torch.cat(velocities).unsqueeze(2)
 
     def prepare_form(self, latents, form: Form, context, references):
-        image_mask = torch.tensor(fit(form.image_mask, context.shape[1]))
+        image_mask = fit(form.image_mask, context.shape[1])  # no tensor: torch.compile cannot read one's values
         return self.prepare(self.grid(latents), context, image_mask, form.image_grids, references)
 
     def run_block(self, index, img, txt, temb, layout, transformer_options):

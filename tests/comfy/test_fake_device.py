@@ -1,27 +1,21 @@
 """The nodes' MODEL, VLM and VAE on a GPU that is not there (tests/support/fake_device.py), at the released widths."""
 
-import importlib
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from support.fake_device import FakeDevice, hollow_checkpoint
-from support.inprocess import PACK, load_pack
+from benchmarks import cards
+from support.fake_card import fake_card, pack, sample
+from support.fake_device import hollow_checkpoint
 from support.scaled_checkpoints import SCALES
-from support.tensors import noise
 
-SIZE = {"width": 1024, "height": 1024}
+SIZE = 1024, 1024
 
 
 @pytest.fixture(scope="module")
 def host():
-    """The pack's modules in this process, by name."""
-    load_pack()
-    names = {"config": "internvlu_core.checkpoints.config", "files": "internvlu_core.checkpoints.files"}
-    names |= {"decoding": "internvlu_core.decoding", "load": "nodes.comfy.load", "guider": "nodes.comfy.guider"}
-    names |= {name: f"nodes.{name}" for name in ("encode", "sampling")}
-    return SimpleNamespace(**{key: importlib.import_module(f"{PACK}.{name}") for key, name in names.items()})
+    return pack()
 
 
 @pytest.fixture(scope="module")
@@ -30,28 +24,9 @@ def checkpoint(tmp_path_factory):
 
 
 @pytest.fixture
-def gpu(host, monkeypatch):
-    """A fake GPU on which ComfyUI works as on an RTX 30."""
-    import comfy.ldm.modules.attention as attention
-    import comfy.model_management as management
-
-    gpu = FakeDevice()
-    about = SimpleNamespace(major=8, minor=6, name="fake", total_memory=gpu.total, multi_processor_count=84)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device=None: about)
-    live = ("active_bytes.all.current", "reserved_bytes.all.current")
-    monkeypatch.setattr(torch.cuda, "memory_stats", lambda device=None: dict.fromkeys(live, gpu.live))
-    for name, value in {
-        "cpu_state": management.CPUState.GPU,
-        "vram_state": management.VRAMState.NORMAL_VRAM,
-        "get_torch_device": lambda: gpu.device,
-        "pytorch_attention_enabled": lambda: True,
-        "current_loaded_models": [],
-    }.items():
-        monkeypatch.setattr(management, name, value)
-    monkeypatch.setattr(attention, "optimized_attention", attention.attention_pytorch)
-    with gpu, torch.inference_mode():  # as ComfyUI runs its nodes
+def gpu(host):
+    with fake_card() as gpu:
         yield gpu
-        management.unload_all_models()
 
 
 def load(host, checkpoint, dtype: torch.dtype | None) -> SimpleNamespace:
@@ -63,16 +38,6 @@ def load(host, checkpoint, dtype: torch.dtype | None) -> SimpleNamespace:
         vlm=host.load.load_vlm(source, config, dtype),
         vae=host.load.load_vae(source, config),
     )
-
-
-def sample(host, parts, conditionings, batch: int, laps):
-    """InternVLUSampler over two steps; a new record begins at each."""
-    guider = host.guider.DualGuider(parts.model)
-    guider.set_conds(*conditionings, 4.5, 2.0)
-    sampler = host.sampling.InternVLUSamplerSelect.execute().result[0]
-    latents = torch.zeros(batch, 16, 1, SIZE["height"] // 8, SIZE["width"] // 8)
-    sigmas = host.sampling.InternVLUScheduler.execute(steps=2, shift=3.0, denoise=1.0).result[0]
-    return guider.sample(noise(*latents.shape), latents, sampler, sigmas, callback=laps, disable_pbar=True, seed=0)
 
 
 RARE = [pytest.param(dtype, marks=pytest.mark.slow) for dtype in (torch.float16, torch.float8_e4m3fn)]
@@ -87,13 +52,13 @@ def test_draw_and_edit(host, checkpoint, gpu, dtype):
     edit = host.encode.InternVLUEncode.execute(parts.vlm, "make it night", vae=parts.vae, **pictures).result
     for conditionings, batch in ((drawing, 1), (edit, 1), (drawing, 4)):
         with gpu.laps() as laps:
-            latents = sample(host, parts, conditionings, batch, laps)
+            latents = sample(host, parts, conditionings, SIZE, batch, callback=laps)
         step = laps.records[1]
         assert not step.waits + step.uploads + step.downloads
         assert step.product_dtypes == {compute}
     with gpu.watch() as decoding:
         pixels = parts.vae.decode(latents[:1])
-    assert pixels.shape[-3:] == (SIZE["height"], SIZE["width"], 3) and pixels.device.type == "cpu"
+    assert pixels.shape[-3:] == (*SIZE, 3) and pixels.device.type == "cpu"
     assert decoding.product_dtypes == {torch.bfloat16}
     needed = parts.vae.memory_used_decode(latents[:1].shape, torch.bfloat16)
     assert decoding.working <= needed, "what ComfyUI makes room for"
@@ -119,14 +84,29 @@ def test_a_model_that_is_not_there(host, checkpoint, gpu, monkeypatch):
     parts = load(host, checkpoint, torch.bfloat16)
     drawing = host.encode.InternVLUEncode.execute(parts.vlm, "a boat").result
     with gpu.laps() as laps:
-        sample(host, parts, drawing, 1, laps)
+        sample(host, parts, drawing, SIZE, callback=laps)
     whole = laps.records[1]
     management.unload_all_models()
     monkeypatch.setattr(management, "vram_state", management.VRAMState.NO_VRAM)
     with gpu.laps() as laps:
-        sample(host, parts, drawing, 1, laps)
+        sample(host, parts, drawing, SIZE, callback=laps)
     step = laps.records[1]
     assert parts.model.loaded_size() < parts.model.model_size() / 10
     assert step.uploads and not step.downloads
     assert step.product_dtypes == {torch.bfloat16} and step.products == whole.products
     assert step.peak < whole.peak
+
+
+def test_an_edit_on_4_gb():
+    """As the table in docs/quantisation.md says. Estimates that are too high would leave weights in main memory."""
+    row = next(cards.table(["Q4_0"], [4], ["edit"]))
+    assert row["done"]
+    encode, drawn = row["stages"]["encode"], row["stages"]["sample"]
+    assert encode["VLM"] == drawn["MODEL"] == 1 and 0.5 < drawn["VLM"] < 0.8
+    assert row["peak"] == pytest.approx(2.90e9, rel=0.03)
+
+
+def test_a_card_that_is_too_small(monkeypatch):
+    monkeypatch.setattr(cards, "TAKEN", 15 * 2**28)
+    row = next(cards.table(["Q4_0"], [4], ["draw"]))
+    assert not row["done"] and row["peak"] > row["memory"]

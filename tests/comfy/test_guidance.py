@@ -396,6 +396,21 @@ def test_guidance_range_beside_other_nodes(bench):
         assert latents.isfinite().all() and len(calls) >= STEPS
 
 
+@pytest.mark.parametrize("edit", [False, True], ids=["t2i", "edit"])
+def test_guidance_range_that_starts_where_easycache_would_leave_a_step_out(bench, edit):
+    """Its first step is evaluated, for nothing is known of the other branches."""
+    late, cache = {"start_percent": 0.65, "end_percent": 1.0}, {"reuse_threshold": 3.0, "start_percent": 0.0}
+
+    def nodes(s, model, cached=True):
+        model = s.g.EasyCache(model=model, **cache, end_percent=1.0) if cached else model
+        return s.g.InternVLUGuidanceRange(model=model, **late)
+
+    for place in PLACES:
+        latents, calls = with_other_node(bench, place, edit, nodes)
+        assert [call["rows"] for call in calls] == [1, 1, 3 if edit else 2]
+        assert_equal(latents, with_other_node(bench, place, edit, lambda s, model: nodes(s, model, cached=False))[0])
+
+
 def test_guidance_range_that_ends_before_it_starts(bench):
     s = bench.graph()
     model = s.g.InternVLUGuidanceRange(model=s.model, start_percent=0.6, end_percent=0.5)

@@ -15,6 +15,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from internvlu_core.checkpoints.convert import convert
+from internvlu_core.quantization import QUANTS
 from scripts.soak import soak
 from support.checkpoints import CHECKPOINT, copy_checkpoint, copy_json, random_checkpoint
 from support.comfy_server import ComfyServer, link_folder
@@ -317,6 +319,28 @@ def test_a_memory_that_holds_half_of_the_model(host, budget, monkeypatch, draw, 
     assert shares and all(share["MODEL"] == 0 if state == "NO_VRAM" else 0 < share["MODEL"] < 1 for share in shares), (
         shares
     )
+
+
+@pytest.fixture(scope="module", params=["fp8_e4m3fn", *QUANTS, "Q4_0"])
+def in_fewer_bits(request, tmp_path_factory):
+    """(checkpoint, dtype to load it with) for each weight format of files, and for the loaders' own 8 bits."""
+    if request.param == "fp8_e4m3fn":
+        return CHECKPOINT, torch.float8_e4m3fn
+    file = tmp_path_factory.mktemp("bits") / ("x.safetensors" if request.param in QUANTS else "x.gguf")
+    convert(CHECKPOINT, file, "single", quant=request.param)
+    return file, None
+
+
+@pytest.mark.parametrize("state", ["LOW_VRAM", "NO_VRAM"])
+def test_weights_in_fewer_bits_in_a_short_memory(host, budget, monkeypatch, draw, in_fewer_bits, state):
+    parts = load(host, *in_fewer_bits)
+    outputs = draw(parts)
+    budget.management.unload_all_models()
+    monkeypatch.setattr(budget.management, "vram_state", budget.management.VRAMState[state])
+    half_of_the_model(budget, SimpleNamespace(least=max(budget.least)), parts)
+    shares = watch_forwards(parts)
+    assert_same(draw(parts), outputs)
+    assert shares and all(share["MODEL"] == 0 if state == "NO_VRAM" else 0 < share["MODEL"] < 1 for share in shares)
 
 
 def half_of_the_model(budget, expected, parts):

@@ -33,7 +33,7 @@ from internvlu_core.checkpoints.config import Config
 from internvlu_core.checkpoints.files import COMPONENTS
 from internvlu_core.checkpoints.load import build_on_meta
 from internvlu_core.prompt import Tokenizer
-from internvlu_core.quantization import WEIGHT_FORMATS, quantise_network
+from internvlu_core.quantization import WEIGHT_FORMATS, Gguf, quantise_network
 
 from .checkpoints import copy_json
 from .scaled_checkpoints import stored_shapes
@@ -63,6 +63,7 @@ NO_KERNEL = {
     aten._unsafe_view,
 }
 COPIES = {aten._to_copy, aten.copy_}
+LARGE = 2**22  # values; a tensor of more comes back from the device without any
 
 
 @dataclass
@@ -103,11 +104,12 @@ class FakeDevice(TorchDispatchMode):
     """While it is entered, `device` is there. Raises where an operation mixes it with the CPU, as the device would.
 
     number: what every value is that the host reads from it; of a truth value, its truth. total: bytes of its memory.
+    enforced: an operation that needs more raises torch.OutOfMemoryError.
     """
 
-    def __init__(self, device: str = "cuda", number: float = 1, total: int = 80 * 2**30):
+    def __init__(self, device: str = "cuda", number: float = 1, total: int = 80 * 2**30, enforced: bool = False):
         super().__init__()
-        self.device, self.number, self.total = torch.device(device, 0), number, total
+        self.device, self.number, self.total, self.enforced = torch.device(device, 0), number, total, enforced
         self.fake = FakeTensorMode()
         self.live = 0
         self.storages: dict[int, weakref.ref] = {}
@@ -208,6 +210,8 @@ class FakeDevice(TorchDispatchMode):
         self.live += nbytes
         for record in self.records:
             record.peak = max(record.peak, self.live)
+        if self.enforced and self.live > self.total:
+            raise torch.OutOfMemoryError(f"{self.live} bytes on a device of {self.total}")
 
     # Operations
 
@@ -302,7 +306,8 @@ class FakeDevice(TorchDispatchMode):
         dtype = kwargs.get("dtype") or source.dtype
         with unset_fake_temporarily():
             result = torch.empty(source.shape, dtype=dtype, device=target)
-            return result if target.type == "meta" else result.fill_(self._value(dtype))
+            large = result.numel() > LARGE  # a weight that goes back to main memory, which would fill it
+            return result if large or target.type == "meta" else result.fill_(self._value(dtype))
 
     def _value(self, dtype: torch.dtype):
         return bool(self.number) if dtype == torch.bool else self.number
@@ -446,14 +451,14 @@ def build_hollow(
 ) -> dict[str, tuple[nn.Module, dict[str, Tensor]]]:
     """{name: (network, its state dict)} of VLM, MMDiT and VAE on the meta device.
 
-    weight_format: a name in WEIGHT_FORMATS.
+    weight_format: a name in WEIGHT_FORMATS, or a GGUF type.
     """
     found = {}
     for name, component in zip(("VLM", "MMDiT", "VAE"), COMPONENTS, strict=True):
         network = build_on_meta(config, component).to(dtype)
         state = network.state_dict()
         if weight_format:
-            quantise_network(network, state, WEIGHT_FORMATS[weight_format])
+            quantise_network(network, state, WEIGHT_FORMATS.get(weight_format) or Gguf(weight_format))
         found[name] = network, state
     return found
 
