@@ -36,14 +36,14 @@ class Figures:
         """The paper after drawing, whose texts can be measured."""
         return drawn(self.draw[spec["figure"]], spec, size)[1]
 
-    def to_draw(self, choices, spec: dict, prompt: str, words: str = "") -> Sample:
-        """words: the reasoning before the picture, which makes the task "reason"."""
+    def to_draw(self, choices, spec: dict, prompt: str, words: str = "", **truth) -> Sample:
+        """words: the reasoning before the picture, which makes the task "reason". truth: what else is known."""
         task = "reason" if words else "draw"
-        return Sample(task, self.domain, prompt, (), self.picture(spec, choices.size), words, {"spec": spec})
+        return Sample(task, self.domain, prompt, (), self.picture(spec, choices.size), words, {"spec": spec} | truth)
 
-    def to_edit(self, choices, before: dict, after: dict, prompt: str, words: str = "") -> Sample:
+    def to_edit(self, choices, before: dict, after: dict, prompt: str, words: str = "", **truth) -> Sample:
         pictures = [self.picture(spec, choices.size) for spec in (before, after)]
-        task, truth = "reason" if words else "edit", {"before": before, "spec": after}
+        task, truth = "reason" if words else "edit", {"before": before, "spec": after} | truth
         return Sample(task, self.domain, prompt, (pictures[0],), pictures[1], words, truth)
 
     def to_ask(self, choices, specs, prompt: str, answer: str, others=()) -> Sample:
