@@ -7,7 +7,7 @@ matplotlibrc says.
 
 import functools
 import math
-from pathlib import Path
+import pathlib
 
 import numpy as np
 from PIL import ImageFont
@@ -20,10 +20,11 @@ FigureCanvasAgg = need("matplotlib.backends.backend_agg", "synthesis").FigureCan
 FontProperties = need("matplotlib.font_manager", "synthesis").FontProperties
 IdentityTransform = need("matplotlib.transforms", "synthesis").IdentityTransform
 Text = need("matplotlib.text", "synthesis").Text
+Path = need("matplotlib.path", "synthesis").Path
 patches = need("matplotlib.patches", "synthesis")
 chinese_fonts = need("pylopdf_fonts_zh_cn", "synthesis")
 
-FONTS = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
+FONTS = pathlib.Path(matplotlib.get_data_path()) / "fonts" / "ttf"
 # The Latin font, its bold, whether Chinese is set with serifs, matplotlib's set of mathematical fonts.
 TYPEFACES = {
     "sans": ("DejaVuSans.ttf", "DejaVuSans-Bold.ttf", False, "dejavusans"),
@@ -151,8 +152,16 @@ class Paper:
         """A line through points [(x, y), …]. width: in ordinary widths. dash: lengths in ordinary widths."""
         style = {"linewidth": width * self.line, "zorder": self.above(), "alpha": alpha, "joinstyle": "round"}
         dashes = "solid" if dash is None else (0, tuple(length / width for length in dash))
-        shape = patches.Polygon(np.asarray(points, float), closed=closed or fill is not None, fill=fill is not None)
-        shape.set(**style, edgecolor=colour or self.ink, facecolor=fill or "none", linestyle=dashes, capstyle="butt")
+        points, closed = np.asarray(points, float), closed or fill is not None
+        shape = patches.PathPatch(Path(np.concatenate([points, points[:1]]) if closed else points, closed=closed))
+        shape.set(
+            **style,
+            edgecolor=colour or self.ink,
+            facecolor=fill or "none",
+            fill=fill is not None,
+            linestyle=dashes,
+            capstyle="butt",
+        )
         return self.put(shape)
 
     def disc(self, x, y, radius, fill=None, colour=None, width=1.0):

@@ -4,7 +4,7 @@ import numpy as np
 
 from ..drawing import COLOUR_NAMES, HEX, blend, some_style
 from ..figures import pieces, where
-from ..phrases import in_language, listed, plain, puzzle, request, say, steps
+from ..wording import in_language, listed, plain, puzzle, request, say, steps
 from .base import science
 
 # (title, axis of values, unit of the values in prose, categories)

@@ -6,7 +6,7 @@ from internvlu_core.errors import need
 
 from ..drawing import COLOUR_NAMES, HEX, blend, some_style
 from ..figures import pieces, where
-from ..phrases import in_language, listed, puzzle, request, say, steps
+from ..wording import in_language, listed, puzzle, request, say, steps
 from .base import science
 
 networkx = need("networkx", "synthesis")

@@ -7,7 +7,7 @@ import numpy as np
 
 from ..drawing import COLOUR_NAMES, HEX, blend, some_style
 from ..figures import held_out
-from ..phrases import in_language, listed, plain, puzzle, request, say, steps
+from ..wording import in_language, listed, plain, puzzle, request, say, steps
 from .base import science
 
 NAMED = {colour[0]: colour for colour in COLOUR_NAMES}

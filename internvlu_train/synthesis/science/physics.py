@@ -5,7 +5,7 @@ import math
 from internvlu_core.errors import need
 
 from ..drawing import COLOUR_NAMES, HEX, blend, some_style
-from ..phrases import in_language, listed, plain, puzzle, request, say, steps
+from ..wording import in_language, listed, plain, puzzle, request, say, steps
 from .base import science
 
 schemdraw = need("schemdraw", "synthesis")

@@ -371,5 +371,7 @@ def cut_shape(parts) -> tuple[int, bool, float]:
     found = GProps()
     Properties.SurfaceProperties_s(face, found)
     edges = parts_of(face, "EDGE")
-    curved = any(Adaptor.BRepAdaptor_Curve(edge).GetType() != kernel("GeomAbs").GeomAbs_CurveType.GeomAbs_Line for edge in edges)
+    curved = any(
+        Adaptor.BRepAdaptor_Curve(edge).GetType() != kernel("GeomAbs").GeomAbs_CurveType.GeomAbs_Line for edge in edges
+    )
     return len(edges), curved, found.Mass()

@@ -4,12 +4,13 @@ import numpy as np
 
 from ..drawing import COLOUR_NAMES, HEX, blend, rgb
 from ..figures import Figures, pieces, where
-from ..phrases import in_language
+from ..wording import in_language
 from . import kernel
 
 space = Figures("space")
 NAMED = {colour[0]: colour for colour in COLOUR_NAMES}
-LIGHT = np.array([-0.35, -0.75, 1.0]) / np.linalg.norm([-0.35, -0.75, 1.0])  # the way to the light, over a shoulder
+LIGHT = np.array([-0.45, 0.75, 0.5])  # the way to the light, from the upper left: right, up, to the viewer
+LIGHT /= np.linalg.norm(LIGHT)
 DASH = (4, 3)
 VIEW_NAMES = {
     "front": ("front view", "主视图"),
@@ -53,7 +54,9 @@ def raster(spec, view, place, scale, size) -> np.ndarray:
                 continue
             bright = 0.62 + 0.38 * max(0.0, float(normal @ light) / length)
             points = kernel.project(triangle, view)
-            fill(picture, depth, points[:, :2] * scale + place, points[:, 2], np.append(np.minimum(tone * bright, 1), 1))
+            fill(
+                picture, depth, points[:, :2] * scale + place, points[:, 2], np.append(np.minimum(tone * bright, 1), 1)
+            )
     return picture[::-1]
 
 
@@ -102,7 +105,7 @@ def draw_solid(paper, spec):
     found = kernel.lines(spec["parts"], view, spec["unified"])
     put_lines(paper, found, place, plane.scale, spec["hidden"])
     if spec.get("sizes"):
-        write_sizes(paper, plane, place, view, low, high)
+        write_sizes(paper, plane, place, view, *kernel.bounds(spec["parts"]))
 
 
 def write_sizes(paper, plane, place, view, low, high):
@@ -193,7 +196,11 @@ def read_net(spec, picture):
         found = pieces(where(picture, tone, 20), picture.shape[0] * picture.shape[1] // 800)
         if len(found) != names.count(name):
             return {"faces": False}
-        own = [polygon_area(face) for face, other in zip(kernel.unfolded(spec["parts"]), names, strict=True) if other == name]
+        own = [
+            polygon_area(face)
+            for face, other in zip(kernel.unfolded(spec["parts"]), names, strict=True)
+            if other == name
+        ]
         areas += sorted(len(piece) for piece in found)
         wanted += sorted(own)
     areas, wanted = np.array(areas, float), np.array(wanted)

@@ -6,7 +6,7 @@ import math
 import numpy as np
 
 from ..drawing import COLOUR_NAMES, some_style
-from ..phrases import in_language, listed, plain, puzzle, request, say, steps
+from ..wording import in_language, listed, plain, puzzle, request, say, steps
 from . import kernel
 from .pictures import NAMED, VIEW_NAMES, space
 
@@ -80,7 +80,9 @@ def a_drilled_block(choices):
     upright = choices.flip(0.5)
     room = min(w, d) if upright else min(w, h)
     r = choices.pick([r for r in (0.5, 1, 1.5) if 2 * r + 0.9 < room])
-    hole = ["-", "cylinder", w / 2, d / 2, -1, "z", r, 20] if upright else ["-", "cylinder", w / 2, -1, h / 2, "y", r, 20]
+    hole = (
+        ["-", "cylinder", w / 2, d / 2, -1, "z", r, 20] if upright else ["-", "cylinder", w / 2, -1, h / 2, "y", r, 20]
+    )
     way = ("from top to bottom", "上下") if upright else ("from front to back", "前后")
     return [["+", "box", 0, 0, 0, w, d, h], hole], (
         f"a block {w} wide, {d} deep and {h} high with a round hole of diameter {plain(2 * r)} through its middle {way[0]}",
@@ -178,7 +180,11 @@ def draw_a_solid(choices):
     spec, words = some_solid(choices)
     prompt = request(
         choices,
-        ("{words}, {shown}, seen from the front right and above", "a [parallel projection|three-dimensional view] of {words}, {shown}", "{words}, {shown}, from an angle of {elevation}° above and {azimuth}° to the right of its front"),
+        (
+            "{words}, {shown}, seen from the front right and above",
+            "a [parallel projection|three-dimensional view] of {words}, {shown}",
+            "{words}, {shown}, from an angle of {elevation}° above and {azimuth}° to the right of its front",
+        ),
         ("{words}，{shown}，从右前上方看", "从正面向右{azimuth}°、向上{elevation}°的方向看{words}，{shown}"),
         words=words,
         shown=shown(spec),
@@ -195,15 +201,23 @@ def line_counts(parts, names) -> dict:
 
 
 ARRANGED = {
-    "first": ("front, top (below) and left view (at the right), in first-angle projection", "主视图、俯视图（下方）和左视图（右侧）"),
-    "third": ("front, top (above) and right view (at the right), in third-angle projection", "主视图、俯视图（上方）和右视图（右侧），第三角投影"),
+    "first": (
+        "front, top (below) and left view (at the right), in first-angle projection",
+        "主视图、俯视图（下方）和左视图（右侧）",
+    ),
+    "third": (
+        "front, top (above) and right view (at the right), in third-angle projection",
+        "主视图、俯视图（上方）和右视图（右侧），第三角投影",
+    ),
 }
 
 
 def some_views(choices, families=PLAIN + BLOCKS) -> tuple[dict, dict, tuple[str, str]]:
     """A solid from an angle, its three views, and its description."""
     solid, words = some_solid(choices, families)
-    views = flat(solid, "views", choices.language, arrangement=choices.pick(("first", "third")), named=choices.flip(0.8))
+    views = flat(
+        solid, "views", choices.language, arrangement=choices.pick(("first", "third")), named=choices.flip(0.8)
+    )
     return solid, views, words
 
 
@@ -216,7 +230,10 @@ def draw_three_views(choices):
     _, spec, words = some_views(choices)
     prompt = request(
         choices,
-        ("the three [orthographic |]views of {words}: {arranged}, hidden edges dashed{named}", "an orthographic drawing of {words}, with {arranged} and dashed hidden lines{named}"),
+        (
+            "the three [orthographic |]views of {words}: {arranged}, hidden edges dashed{named}",
+            "an orthographic drawing of {words}, with {arranged} and dashed hidden lines{named}",
+        ),
         ("{words}的三视图：{arranged}，不可见的棱用虚线{named}",),
         words=words,
         arranged=ARRANGED[spec["arrangement"]],
@@ -252,7 +269,10 @@ def draw_a_net(choices):
     spec["faces"] = None
     prompt = request(
         choices,
-        ("the net of {words}, with {count} {colour} faces", "{words}, unfolded: its net in {colour}[ with all {count} faces|]"),
+        (
+            "the net of {words}, with {count} {colour} faces",
+            "{words}, unfolded: its net in {colour}[ with all {count} faces|]",
+        ),
         ("{words}的展开图，共{count}个{colour}的面",),
         words=words,
         colour=NAMED[spec["colour"]],
@@ -284,7 +304,14 @@ def some_cubes(choices) -> dict:
         heights = [[choices.number(0, 3) for _ in range(across)] for _ in range(back)]
         rows = all(a >= b for row in heights for a, b in itertools.pairwise(row))
         columns = all(b >= a for one, other in itertools.pairwise(heights) for a, b in zip(one, other, strict=True))
-        if rows and columns and sum(map(sum, heights)) >= 4 and heights[0][0] and heights[-1][-1] and max(map(max, heights)) > 1:
+        if (
+            rows
+            and columns
+            and sum(map(sum, heights)) >= 4
+            and heights[0][0]
+            and heights[-1][-1]
+            and max(map(max, heights)) > 1
+        ):
             break
     spec, _ = some_solid(choices, (a_box,))
     return spec | {
@@ -316,7 +343,9 @@ def draw_cubes(choices):
     spec = some_cubes(choices)
     prompt = request(
         choices,
-        ("a stack of {count} {colour} unit cubes, columns from left to right: {rows}, seen from the front right and above",),
+        (
+            "a stack of {count} {colour} unit cubes, columns from left to right: {rows}, seen from the front right and above",
+        ),
         ("{count}个{colour}单位正方体的堆叠，从左到右各列高度：{rows}，从右前上方看",),
         count=total(spec),
         colour=NAMED[spec["colour"]],
@@ -327,7 +356,13 @@ def draw_cubes(choices):
 
 def silhouette(spec, view: str) -> dict:
     """A view of a stack of cubes."""
-    return {"figure": "stack view", "style": spec["style"], "heights": spec["heights"], "view": view, "colour": spec["colour"]}
+    return {
+        "figure": "stack view",
+        "style": spec["style"],
+        "heights": spec["heights"],
+        "view": view,
+        "colour": spec["colour"],
+    }
 
 
 def profile(heights, view: str) -> list[int]:
@@ -344,7 +379,12 @@ def draw_stack_view(paper, spec):
     plane = paper.plane(-0.4, max(3, len(columns)) + 0.4, -0.4, 3.4)
     for x, height in enumerate(columns):
         for z in range(height):
-            paper.path(plane.all([(x, z), (x + 1, z), (x + 1, z + 1), (x, z + 1)]), fill=blend(HEX[spec["colour"]], "#ffffff", 0.5), closed=True, width=1.7)
+            paper.path(
+                plane.all([(x, z), (x + 1, z), (x + 1, z + 1), (x, z + 1)]),
+                fill=blend(HEX[spec["colour"]], "#ffffff", 0.5),
+                closed=True,
+                width=1.7,
+            )
 
 
 def view_of_cubes(choices):
@@ -353,7 +393,10 @@ def view_of_cubes(choices):
     name = VIEW_NAMES[view]
     prompt = say(
         choices,
-        ("[Draw|Show] the {view} of this stack.", "[What does the stack look like|How does it look] from the {side}? Draw [it|that view]."),
+        (
+            "[Draw|Show] the {view} of this stack.",
+            "[What does the stack look like|How does it look] from the {side}? Draw [it|that view].",
+        ),
         ("[画出|给出]这堆正方体的{view}。",),
         view=name,
         side=(view, view),
@@ -361,8 +404,18 @@ def view_of_cubes(choices):
     lines = []
     for i, height in enumerate(columns):
         who = ("column", "列") if view == "front" else ("row", "排")
-        lines.append((f"The highest stack in {who[0]} {i + 1} has {height} cube{'s' * (height != 1)}.", f"第{i + 1}{who[1]}最高处有{height}个正方体。"))
-    lines.append((f"So the {name[0]} shows columns of {', '.join(map(str, columns))} squares in {spec['colour']}.", f"所以{name[1]}各列有{'、'.join(map(str, columns))}个{NAMED[spec['colour']][1]}正方形。"))
+        lines.append(
+            (
+                f"The highest stack in {who[0]} {i + 1} has {height} cube{'s' * (height != 1)}.",
+                f"第{i + 1}{who[1]}最高处有{height}个正方体。",
+            )
+        )
+    lines.append(
+        (
+            f"So the {name[0]} shows columns of {', '.join(map(str, columns))} squares in {spec['colour']}.",
+            f"所以{name[1]}各列有{'、'.join(map(str, columns))}个{NAMED[spec['colour']][1]}正方形。",
+        )
+    )
     return space.to_edit(choices, spec, silhouette(spec, view), prompt, steps(choices, *lines), profile=columns)
 
 
@@ -388,9 +441,15 @@ def change_the_cubes(choices):
     row = rows[0] if not y else rows[2] if y == len(heights) - 1 else rows[1]
     values = {"column": x + 1, "row": row}
     if add:
-        forms = ("[Put|Place|Add] one more cube on column {column} (from the left) of the {row} row.",), ("在{row}排从左数第{column}列上再[放|加]一个正方体。",)
+        forms = (
+            ("[Put|Place|Add] one more cube on column {column} (from the left) of the {row} row.",),
+            ("在{row}排从左数第{column}列上再[放|加]一个正方体。",),
+        )
     else:
-        forms = ("[Take|Remove] the top cube from column {column} (from the left) of the {row} row.",), ("[拿走|去掉]{row}排从左数第{column}列最上面的正方体。",)
+        forms = (
+            ("[Take|Remove] the top cube from column {column} (from the left) of the {row} row.",),
+            ("[拿走|去掉]{row}排从左数第{column}列最上面的正方体。",),
+        )
     after = spec | {"heights": new, "parts": cubes(new)}
     return space.to_edit(choices, spec, after, say(choices, *forms, **values), cubes=total(after))
 
@@ -398,10 +457,19 @@ def change_the_cubes(choices):
 def ask_about_cubes(choices):
     spec = some_cubes(choices)
     if choices.flip(0.6):
-        forms = ("How many cubes [are there|does the stack have]? No column hides a gap.", "[Count|Give the number of] the cubes, where every cube stands on the floor or on another."), ("这堆一共有多少个正方体（没有悬空）？",)
+        forms = (
+            (
+                "How many cubes [are there|does the stack have]? No column hides a gap.",
+                "[Count|Give the number of] the cubes, where every cube stands on the floor or on another.",
+            ),
+            ("这堆一共有多少个正方体（没有悬空）？",),
+        )
         answer = total(spec)
     else:
-        forms = ("How many columns [are|stand] on the floor?", "How many squares would the top view show?"), ("俯视图中有几个正方形？",)
+        forms = (
+            ("How many columns [are|stand] on the floor?", "How many squares would the top view show?"),
+            ("俯视图中有几个正方形？",),
+        )
         answer = sum(height > 0 for row in spec["heights"] for height in row)
     return space.to_ask(choices, spec, say(choices, *forms), answer)
 
@@ -428,7 +496,10 @@ def turn_a_solid(choices):
     spec, after, degrees, way, _ = some_turn(choices)
     prompt = say(
         choices,
-        ("[Turn|Rotate] the [solid|object|body] by {degrees}° {way} [about|around] its vertical axis[, seen from above|].", "[Show|Draw] [it|the object] after a turn of {degrees}° {way} as seen from above."),
+        (
+            "[Turn|Rotate] the [solid|object|body] by {degrees}° {way} [about|around] its vertical axis[, seen from above|].",
+            "[Show|Draw] [it|the object] after a turn of {degrees}° {way} as seen from above.",
+        ),
         ("把[物体|立体|它]绕竖直轴{way}[旋转|转动]{degrees}°（从上方看）。",),
         degrees=degrees,
         way=way,
@@ -443,7 +514,10 @@ def tilt_the_view(choices):
     way = ("higher", "高") if new > spec["elevation"] else ("lower", "低")
     prompt = say(
         choices,
-        ("[Show|Draw] it from {by}° {way}.", "[Move|Let] the [viewpoint|camera] {way} by {by}°[ and keep the direction|]."),
+        (
+            "[Show|Draw] it from {by}° {way}.",
+            "[Move|Let] the [viewpoint|camera] {way} by {by}°[ and keep the direction|].",
+        ),
         ("把视点[移|调]{way}{by}°。",),
         by=abs(new - spec["elevation"]),
         way=way,
@@ -460,7 +534,10 @@ def show_a_view(choices):
     spec = spec | {"hidden": True}
     prompt = say(
         choices,
-        ("[Draw|Show|Give] the {view} of this solid[, hidden edges dashed| with dashed hidden edges]{named}.", "[Turn|Change] this into its {view} with dashed hidden lines{named}."),
+        (
+            "[Draw|Show|Give] the {view} of this solid[, hidden edges dashed| with dashed hidden edges]{named}.",
+            "[Turn|Change] this into its {view} with dashed hidden lines{named}.",
+        ),
         ("[画出|给出]该物体的{view}，不可见的棱用虚线{named}。",),
         view=VIEW_NAMES[view],
         named=(", with its name above", "，上方写名称") if after["named"] else ("", ""),
@@ -472,7 +549,9 @@ def to_three_views(choices):
     solid, views, words = some_views(choices, BLOCKS)
     prompt = say(
         choices,
-        ("[Draw|Make|Give] the three [orthographic |]views of this solid, {words}: {arranged}[, hidden edges dashed|].",),
+        (
+            "[Draw|Make|Give] the three [orthographic |]views of this solid, {words}: {arranged}[, hidden edges dashed|].",
+        ),
         ("图中物体为{words}，画出它的三视图：{arranged}，不可见的棱用虚线。",),
         words=words,
         arranged=ARRANGED[views["arrangement"]],
@@ -487,7 +566,13 @@ def show_hidden_lines(choices):
     else:
         _, spec, _ = some_views(choices, (a_slotted_block, a_drilled_block, an_l_block))
     before, after = spec | {"hidden": False}, spec | {"hidden": True}
-    forms = ("[Add|Draw|Show] the hidden edges as dashed lines.", "[Dash in|Add] the edges that cannot be seen[, dashed|]."), ("用虚线[画出|补上]被遮住的棱。",)
+    forms = (
+        (
+            "[Add|Draw|Show] the hidden edges as dashed lines.",
+            "[Dash in|Add] the edges that cannot be seen[, dashed|].",
+        ),
+        ("用虚线[画出|补上]被遮住的棱。",),
+    )
     if choices.flip(0.3):
         before, after = after, before
         forms = ("[Remove|Hide|Erase] the dashed [hidden |]lines.",), ("去掉虚线。",)
@@ -500,7 +585,12 @@ def recolour_a_solid(choices):
     spec, _ = some_solid(choices)
     spec["shaded"] = True
     colour = choices.pick([colour for colour in COLOUR_NAMES if colour[0] != spec["colour"]])
-    prompt = say(choices, ("[Make|Paint|Colour] the [solid|object|body] {colour}.",), ("把[物体|立体]的颜色[改成|变成]{colour}。",), colour=colour)
+    prompt = say(
+        choices,
+        ("[Make|Paint|Colour] the [solid|object|body] {colour}.",),
+        ("把[物体|立体]的颜色[改成|变成]{colour}。",),
+        colour=colour,
+    )
     return space.to_edit(choices, spec, spec | {"colour": colour[0]}, prompt)
 
 
@@ -511,7 +601,10 @@ def drill_a_hole(choices):
     less = spec | {"parts": spec["parts"][:1]}
     way = ("from top to bottom", "上下") if hole[5] == "z" else ("from front to back", "前后")
     before, after = less, spec
-    forms = ("[Drill|Make|Cut] a round hole of diameter {size} through the middle {way}, where the block is {wide} wide.",), ("物块宽{wide}，在中央打一个{way}贯通、直径{size}的圆孔。",)
+    forms = (
+        ("[Drill|Make|Cut] a round hole of diameter {size} through the middle {way}, where the block is {wide} wide.",),
+        ("物块宽{wide}，在中央打一个{way}贯通、直径{size}的圆孔。",),
+    )
     if choices.flip(0.4):
         before, after = after, before
         forms = ("[Close|Fill|Remove] the hole.",), ("[填上|去掉]圆孔。",)
@@ -531,7 +624,10 @@ def resize_a_box(choices):
     name = (("width", "宽"), ("depth", "深"), ("height", "高"))[i]
     prompt = say(
         choices,
-        ("[Change|Set] the {name} to {new}[ and the number with it|].", "[Make|Let] the {name} [be |]{new} instead of {old}."),
+        (
+            "[Change|Set] the {name} to {new}[ and the number with it|].",
+            "[Make|Let] the {name} [be |]{new} instead of {old}.",
+        ),
         ("把{name}度从{old}改[为|成]{new}。",),
         name=name,
         new=new,
@@ -543,7 +639,12 @@ def resize_a_box(choices):
 
 # Cuts
 
-SECTIONS = {3: ("triangle", "三角形"), 4: ("quadrilateral", "四边形"), 5: ("pentagon", "五边形"), 6: ("hexagon", "六边形")}
+SECTIONS = {
+    3: ("triangle", "三角形"),
+    4: ("quadrilateral", "四边形"),
+    5: ("pentagon", "五边形"),
+    6: ("hexagon", "六边形"),
+}
 
 
 def some_cut(choices):
@@ -555,14 +656,28 @@ def some_cut(choices):
     if how == "level":
         share = choices.pick((0.35, 0.5, 0.65))
         plane = [float(middle[0]), float(middle[1]), round(float(low[2] + share * (high[2] - low[2])), 3), 0, 0, 1]
-        told = (f"horizontally at {plain(100 * share)}% of its height, and take the upper part away", f"在高度的{plain(100 * share)}%处水平切开，拿走上部")
+        told = (
+            f"horizontally at {plain(100 * share)}% of its height, and take the upper part away",
+            f"在高度的{plain(100 * share)}%处水平切开，拿走上部",
+        )
     elif how == "upright":
         plane = [*map(float, middle), 0, -1, 0]
-        told = ("vertically through the middle from left to right, and take the front part away", "沿左右方向过中心竖直切开，拿走前部")
+        told = (
+            "vertically through the middle from left to right, and take the front part away",
+            "沿左右方向过中心竖直切开，拿走前部",
+        )
     else:
         tilt = choices.pick((20, 30))
-        plane = [*map(float, middle), 0, -round(math.sin(math.radians(tilt)), 6), round(math.cos(math.radians(tilt)), 6)]
-        told = (f"through the middle by a plane that rises {tilt}° from the front to the back, and take the upper part away", f"过中心用一个向后上方倾斜{tilt}°的平面切开，拿走上部")
+        plane = [
+            *map(float, middle),
+            0,
+            -round(math.sin(math.radians(tilt)), 6),
+            round(math.cos(math.radians(tilt)), 6),
+        ]
+        told = (
+            f"through the middle by a plane that rises {tilt}° from the front to the back, and take the upper part away",
+            f"过中心用一个向后上方倾斜{tilt}°的平面切开，拿走上部",
+        )
     spec = spec | {"whole": spec["parts"], "shaded": True, "hidden": False, "elevation": 35}
     colour = choices.pick([colour[0] for colour in COLOUR_NAMES if colour[0] != spec["colour"]])
     after = spec | {"parts": [*spec["parts"], ["-", "half", *plane]], "cut": colour}
@@ -590,7 +705,10 @@ def cut_a_solid(choices):
     spec, after, told, _ = some_cut(choices)
     prompt = say(
         choices,
-        ("Cut the solid {told}. [Colour|Paint] the cut {colour}.", "[Show|Draw] the solid cut {told}, with the section in {colour}."),
+        (
+            "Cut the solid {told}. [Colour|Paint] the cut {colour}.",
+            "[Show|Draw] the solid cut {told}, with the section in {colour}.",
+        ),
         ("把物体{told}，切面涂成{colour}。",),
         told=told,
         colour=NAMED[after["cut"]],
@@ -618,7 +736,9 @@ def work_out_a_cut(choices):
     whole, rest = kernel.volume(spec["parts"]), kernel.volume(after["parts"])
     prompt = say(
         choices,
-        ("[This is|Here is] {words}. Cut it {told}. Which section appears? Show what remains, the section in {colour}.",),
+        (
+            "[This is|Here is] {words}. Cut it {told}. Which section appears? Show what remains, the section in {colour}.",
+        ),
         ("这是{words}。把它{told}，会得到什么截面？画出剩余部分，切面为{colour}。",),
         words=words,
         told=told,
@@ -627,9 +747,18 @@ def work_out_a_cut(choices):
     lines = steps(
         choices,
         (f"The solid is {words[0]}, with a volume of {plain(whole)}.", f"物体是{words[1]}，体积为{plain(whole)}。"),
-        (f"The section is a {section[0]} with an area of {plain(kernel.cut_shape(after['parts'])[2])}.", f"截面是{section[1]}，面积为{plain(kernel.cut_shape(after['parts'])[2])}。"),
-        (f"A volume of {plain(rest)} remains, that is {plain(100 * rest / whole, 0)}%.", f"剩余体积为{plain(rest)}，占{plain(100 * rest / whole, 0)}%。"),
-        (f"The picture shows the rest in {spec['colour']} from the same side, with the section in {colour[0]}.", f"图中从同一方向画出剩余的{NAMED[spec['colour']][1]}部分，切面为{colour[1]}。"),
+        (
+            f"The section is a {section[0]} with an area of {plain(kernel.cut_shape(after['parts'])[2])}.",
+            f"截面是{section[1]}，面积为{plain(kernel.cut_shape(after['parts'])[2])}。",
+        ),
+        (
+            f"A volume of {plain(rest)} remains, that is {plain(100 * rest / whole, 0)}%.",
+            f"剩余体积为{plain(rest)}，占{plain(100 * rest / whole, 0)}%。",
+        ),
+        (
+            f"The picture shows the rest in {spec['colour']} from the same side, with the section in {colour[0]}.",
+            f"图中从同一方向画出剩余的{NAMED[spec['colour']][1]}部分，切面为{colour[1]}。",
+        ),
     )
     return space.to_edit(choices, spec, after, prompt, lines, **section_truth(after))
 
@@ -643,7 +772,10 @@ def unfold_a_solid(choices):
         net["faces"] = solid["faces"] = None
     prompt = say(
         choices,
-        ("[Unfold|Flatten] this solid, {words}, into its net[ and keep the colour|].", "[Draw|Show] the net of this solid ({words})."),
+        (
+            "[Unfold|Flatten] this solid, {words}, into its net[ and keep the colour|].",
+            "[Draw|Show] the net of this solid ({words}).",
+        ),
         ("把该物体（{words}）展开成平面展开图。", "画出该物体（{words}）的展开图。"),
         words=words,
     )
@@ -668,7 +800,10 @@ def ask_an_opposite_face(choices):
     i = choices.number(0, 5)
     prompt = say(
         choices,
-        ("This net is folded into a cube. Which face is opposite [to |]{a}?", "[Fold|If you fold] the net to a cube: which letter lies opposite {a}?"),
+        (
+            "This net is folded into a cube. Which face is opposite [to |]{a}?",
+            "[Fold|If you fold] the net to a cube: which letter lies opposite {a}?",
+        ),
         ("把展开图折成正方体后，与{a}相对的面是哪个？",),
         a=spec["labels"][i],
     )
@@ -714,7 +849,9 @@ def ask_a_count(choices):
         ("该物体有几{word}？", "[数一数|请数出]该物体的{word}数。"),
         word=(word[0], word[1] if what == "edges" else f"个{word[1]}"),
     )
-    return space.to_ask(choices, spec, prompt.replace("的条棱数", "的棱数").replace("的个", "的"), kernel.counts(spec["parts"])[what])
+    return space.to_ask(
+        choices, spec, prompt.replace("的条棱数", "的棱数").replace("的个", "的"), kernel.counts(spec["parts"])[what]
+    )
 
 
 def ask_a_volume(choices):
@@ -734,7 +871,9 @@ def ask_an_angle(choices):
     degrees = min(degrees, 180)
     prompt = say(
         choices,
-        ("By how many degrees was the solid turned about its vertical axis between the first and the second picture (at most 180)?",),
+        (
+            "By how many degrees was the solid turned about its vertical axis between the first and the second picture (at most 180)?",
+        ),
         ("从第一张图到第二张图，物体绕竖直轴转了多少度（不超过180°）？",),
     )
     return space.to_ask(choices, [spec, after], prompt, f"{degrees}°", (str(degrees), f"{degrees}度"))
@@ -749,7 +888,9 @@ def ask_which_view(choices):
     view = choices.pick(names)
     prompt = say(
         choices,
-        ("The second picture is a view of the solid in the first. Is it the front, top or right view? The front is at the lower left.",),
+        (
+            "The second picture is a view of the solid in the first. Is it the front, top or right view? The front is at the lower left.",
+        ),
         ("第二张图是第一张图中物体的哪个视图：主视图、俯视图还是右视图？（主视方向为左前方）",),
     )
     one = flat(spec, "view", choices.language, view=view, named=False)
@@ -766,7 +907,10 @@ def ask_hidden_lines(choices):
     spec["hidden"] = True
     prompt = say(
         choices,
-        ("The picture shows {words}. How many dashed lines does its {view} need?", "How many hidden [lines|edges] are in the {view} of this solid, {words}? Lines behind visible ones do not count."),
+        (
+            "The picture shows {words}. How many dashed lines does its {view} need?",
+            "How many hidden [lines|edges] are in the {view} of this solid, {words}? Lines behind visible ones do not count.",
+        ),
         ("图中是{words}。它的{view}中有几条虚线？",),
         words=words,
         view=VIEW_NAMES[view],
@@ -779,7 +923,9 @@ def ask_hidden_lines(choices):
 
 def work_out_views(choices):
     """The sizes and the dashed lines of each view, then the views."""
-    _, spec, words = some_views(choices, (a_box, an_l_block, a_slotted_block, a_drilled_block, some_stairs, a_wedge, a_prism))
+    _, spec, words = some_views(
+        choices, (a_box, an_l_block, a_slotted_block, a_drilled_block, some_stairs, a_wedge, a_prism)
+    )
     names = ("front", "top", "left" if spec["arrangement"] == "first" else "right")
     low, high = kernel.bounds(spec["parts"])
     truth, lines = views_truth(spec), []
@@ -827,9 +973,15 @@ def work_out_a_turn(choices):
     sign = "+" if first == second else "−"
     lines = steps(
         choices,
-        (f"Both turns are about the same axis, so they add up: {one}° {sign} {two}°.", f"两次转动绕同一轴，可以合并：{one}° {sign} {two}°。"),
+        (
+            f"Both turns are about the same axis, so they add up: {one}° {sign} {two}°.",
+            f"两次转动绕同一轴，可以合并：{one}° {sign} {two}°。",
+        ),
         (f"Together this is {abs(by)}° {way[0]}.", f"合起来是{way[1]}{abs(by)}°。"),
-        ("The picture shows the same solid after this turn, from the same viewpoint.", "图中为同一物体转动后、从同一视点看到的样子。"),
+        (
+            "The picture shows the same solid after this turn, from the same viewpoint.",
+            "图中为同一物体转动后、从同一视点看到的样子。",
+        ),
     )
     return space.to_edit(choices, spec, turned(spec, by), prompt, lines, angle=abs(by))
 
