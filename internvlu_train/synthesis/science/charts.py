@@ -1,5 +1,7 @@
 """Charts: bars, lines, pies, points, histograms. The spec has the values."""
 
+import itertools
+
 import numpy as np
 
 from ..drawing import COLOUR_NAMES, HEX, blend, some_style
@@ -245,10 +247,10 @@ def draw_legend(paper, entries):
             rows.append(row)
             row = []
         row.append((entry, width))
-    for row in [*rows, row]:
-        x = (paper.left + paper.right - sum(w for _, w in row) - 1.5 * paper.unit * (len(row) - 1)) / 2
+    for full in [*rows, row]:
+        x = (paper.left + paper.right - sum(w for _, w in full) - 1.5 * paper.unit * (len(full) - 1)) / 2
         y = paper.top - 0.6 * paper.unit
-        for (colour, name), width in row:
+        for (colour, name), width in full:
             paper.box(x, y - 0.45 * paper.unit, 0.9 * paper.unit, 0.9 * paper.unit, HEX[colour], HEX[colour], 0.5)
             paper.text(x + 1.4 * paper.unit, y, name, ha="left")
             x += width + 1.5 * paper.unit
@@ -568,8 +570,10 @@ def work_out_bars(choices):
     prompt = puzzle(
         choices,
         (
-            "a bar chart titled “{title}”: {one} is {a}, {two} is {times} as much, and {three} is {less} less than {two}.",
-            "{one} has {a}. {two} has {times} as many as {one}. {three} has {less} fewer than {two}. A bar chart of this, titled “{title}”.",
+            "a bar chart titled “{title}”: {one} is {a}, {two} is {times} "
+            "as much, and {three} is {less} less than {two}.",
+            "{one} has {a}. {two} has {times} as many as {one}. {three} has {less} "
+            "fewer than {two}. A bar chart of this, titled “{title}”.",
         ),
         ("标题为“{title}”的柱状图：{one}是{a}，{two}是{one}的{times}倍，{three}比{two}少{less}。",),
         title=title,
@@ -752,7 +756,7 @@ def draw_pie(paper, spec):
     x, y = (paper.left + paper.right - side) / 2, (paper.top + paper.bottom - side) / 2
     axes = paper.figure.add_axes((x / w, y / h, side / w, side / h), zorder=2)
     ring = 0.45 if spec["style"]["ring"] else 0.0
-    wedges, _, texts = axes.pie(
+    _wedges, _, texts = axes.pie(
         spec["values"],
         colors=[HEX[colour] for colour in spec["colours"]],
         autopct=lambda share: f"{share:.0f}%",
@@ -773,7 +777,9 @@ def draw_pie(paper, spec):
 
 @science.reader("pie")
 def read_pie(spec, picture):
-    """Whether the colours' areas have the shares, within 4% of the whole. A legend's squares are too small to matter."""
+    """Whether the colours' areas have the shares, within 4% of the whole. The squares of a legend are too small to
+    matter.
+    """
     areas = np.array([where(picture, HEX[colour]).sum() for colour in spec["colours"]], float)
     if areas.sum() < 0.02 * picture.shape[0] * picture.shape[1]:
         return {"values": False}
@@ -1068,7 +1074,7 @@ def read_histogram(spec, picture):
     if len(columns) < len(spec["counts"]):
         return {"values": False}
     edges = np.linspace(columns[0], columns[-1] + 1, len(spec["counts"]) + 1)
-    heights = np.array([mask[:, int((a + b) / 2)].sum() for a, b in zip(edges, edges[1:], strict=False)], float)
+    heights = np.array([mask[:, int((a + b) / 2)].sum() for a, b in itertools.pairwise(edges)], float)
     counts = np.array(spec["counts"], float)
     scale = (heights * counts).sum() / (counts * counts).sum()
     return {"values": bool((np.abs(heights - scale * counts) <= 0.04 * heights.max()).all())}
@@ -1085,7 +1091,8 @@ def draw_a_histogram(choices):
         choices,
         (
             "a {colour} histogram titled “{title}” with bins of {width} from {first} to {last} and the counts {counts}",
-            "a histogram [called|titled] “{title}” of {across}, from {first} in steps of {width}, counts {counts}, in {colour}",
+            "a histogram [called|titled] “{title}” of {across}, from {first} "
+            "in steps of {width}, counts {counts}, in {colour}",
         ),
         ("一[张|幅]{colour}的直方图，标题“{title}”，从{first}到{last}，组距{width}，各组频数为{counts}",),
         title=spec["title"],

@@ -633,7 +633,8 @@ def draw_an_automaton(choices):
         choices,
         (
             "a [finite automaton|state machine] with {count} {colour} states, start q0, accepting {accepting}; {moves}",
-            "the [state diagram|transition diagram] of a finite automaton with the states q0 to q{last} in {colour}, accepting {accepting}: {moves}",
+            "the [state diagram|transition diagram] of a finite automaton with the states "
+            "q0 to q{last} in {colour}, accepting {accepting}: {moves}",
         ),
         ("一个有限自动机：{count}个{colour}状态，初态q0，接受状态{accepting}；{moves}",),
         count=spec["count"],
@@ -713,7 +714,8 @@ def trace_a_word(choices):
     accepts = states[-1] in spec["accepting"]
     lines.append(
         (
-            f"It ends in q{states[-1]}, so the word is {'accepted' if accepts else 'rejected'}. q{states[-1]} is {colour[0]}.",
+            f"It ends in q{states[-1]}, so the word is "
+            f"{'accepted' if accepts else 'rejected'}. q{states[-1]} is {colour[0]}.",
             f"最后停在q{states[-1]}，该串{'被接受' if accepts else '被拒绝'}。把q{states[-1]}画成{colour[1]}。",
         )
     )

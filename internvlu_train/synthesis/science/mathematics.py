@@ -344,7 +344,8 @@ def work_out_a_parabola(choices):
             f"此处y = {k}，顶点为({h}, {k})，即y = {spoken(spec['functions'][0])}。",
         ),
         (
-            f"It opens {'upwards' if a > 0 else 'downwards'}. The picture shows it in {spec['colours'][0]} with three points.",
+            f"It opens {'upwards' if a > 0 else 'downwards'}. The picture "
+            f"shows it in {spec['colours'][0]} with three points.",
             f"开口{'向上' if a > 0 else '向下'}。图中用{NAMED[spec['colours'][0]][1]}画出曲线和三个点。",
         ),
     )
@@ -387,7 +388,7 @@ LINES = {
 
 def triangle_points(spec) -> np.ndarray:
     """The corners [3, 2] with a circumscribed circle of radius 1 about the origin."""
-    a, b, c = (math.radians(angle) for angle in spec["angles"])
+    a, _b, c = (math.radians(angle) for angle in spec["angles"])
     first = math.radians(spec["style"]["turn"] - 90) - 2 * c - a  # so that the side opposite to it lies below
     ways = [first, first + 2 * c, first + 2 * c + 2 * a]  # an inscribed angle is half of that at the centre
     return np.array([(math.cos(way), math.sin(way)) for way in ways])
@@ -595,7 +596,8 @@ def work_out_a_triangle(choices):
         )
         lines.append(
             (
-                f"For {names[1]} and {names[2]}, {180 - a}° are left, in {p + q} parts of {plain((180 - a) / (p + q))}°.",
+                f"For {names[1]} and {names[2]}, {180 - a}° are left, in "
+                f"{p + q} parts of {plain((180 - a) / (p + q))}°.",
                 f"其余两角共{180 - a}°，分成{p + q}份，每份{plain((180 - a) / (p + q))}°。",
             )
         )

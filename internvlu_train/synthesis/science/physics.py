@@ -1,5 +1,6 @@
 """Physics: forces on a block, thin lenses, refraction, circuits. Rays and forces are computed, not sketched."""
 
+import itertools
 import math
 
 from internvlu_core.errors import need
@@ -226,11 +227,13 @@ def work_out_forces(choices):
             f"支持力垂直于斜面：N = G cos {spec['angle']}° = {plain(across, 1)} N。",
         ),
         (
-            f"At rest, friction holds the block, so it acts up the slope: f = G sin {spec['angle']}° = {plain(along, 1)} N.",
+            "At rest, friction holds the block, so it acts up the slope: "
+            f"f = G sin {spec['angle']}° = {plain(along, 1)} N.",
             f"物块静止，摩擦力沿斜面向上：f = G sin {spec['angle']}° = {plain(along, 1)} N。",
         ),
         (
-            f"The picture: a block of {spec['mass']} kg on a slope of {spec['angle']}° with {force_words(choices, spec)}.",
+            f"The picture: a block of {spec['mass']} kg on a slope of "
+            f"{spec['angle']}° with {force_words(choices, spec)}.",
             f"图中：倾角{spec['angle']}°的斜面上有{spec['mass']}千克的物块，标出{force_words(choices, spec)}。",
         ),
     )
@@ -330,8 +333,10 @@ def draw_a_lens(choices):
     prompt = request(
         choices,
         (
-            "a ray diagram of a {lens} with the focal length {focus} cm and an object {far} cm [before|in front of] it, {rays} [construction |]rays in {colour}, and the image",
-            "the construction of the image of an object {far} cm from a {lens} (f = {focus} cm), with {rays} {colour} rays",
+            "a ray diagram of a {lens} with the focal length {focus} cm and an object {far} cm "
+            "[before|in front of] it, {rays} [construction |]rays in {colour}, and the image",
+            "the construction of the image of an object {far} cm from a "
+            "{lens} (f = {focus} cm), with {rays} {colour} rays",
         ),
         ("一[张|幅]{lens}成像光路图：焦距{focus}厘米，物距{far}厘米，画{rays}条{colour}光线和像",),
         lens=LENSES[spec["kind"]],
@@ -351,8 +356,10 @@ def move_the_object(choices):
     prompt = say(
         choices,
         (
-            "[Move|Shift|Put] the object to {far} cm [from|before] the lens[ and redraw the rays|], where the focal length is {focus} cm.",
-            "The object [is|stands] now {far} cm from the lens (f = {focus} cm). [Redraw|Correct] the rays and the image.",
+            "[Move|Shift|Put] the object to {far} cm [from|before] the "
+            "lens[ and redraw the rays|], where the focal length is {focus} cm.",
+            "The object [is|stands] now {far} cm from the lens (f = {focus} "
+            "cm). [Redraw|Correct] the rays and the image.",
         ),
         ("焦距为{focus}厘米，把物体移到距透镜{far}厘米处，重画光线和像。",),
         far=other["far"],
@@ -386,7 +393,8 @@ def ask_about_an_image(choices):
     prompt = say(
         choices,
         (
-            "The focal length is {focus} cm, the object is {far} cm from the lens. How far from the lens is the image, in cm, to one decimal?",
+            "The focal length is {focus} cm, the object is {far} cm from the lens. "
+            "How far from the lens is the image, in cm, to one decimal?",
         ),
         ("焦距{focus}厘米，物距{far}厘米，像到透镜的距离是多少厘米（保留一位小数）？",),
         focus=spec["focus"],
@@ -423,8 +431,10 @@ def work_out_an_image(choices):
         ),
         (f"The magnification is {plain(size)}; the image is {en}.", f"放大率为{plain(size)}，成{zh}。"),
         (
-            f"The picture shows {spec['style']['rays']} rays from the tip of the object, which {'meet' if distance > 0 else 'come, extended backwards,'} at the tip of the image.",
-            f"图中从物体顶端画{spec['style']['rays']}条光线，{'会聚于' if distance > 0 else '反向延长线会聚于'}像的顶端。",
+            f"The picture shows {spec['style']['rays']} rays from the tip of the object, which "
+            f"{'meet' if distance > 0 else 'come, extended backwards,'} at the tip of the image.",
+            f"图中从物体顶端画{spec['style']['rays']}条光线，"
+            f"{'会聚于' if distance > 0 else '反向延长线会聚于'}像的顶端。",
         ),
     )
     return science.to_draw(choices, spec, prompt, words)
@@ -508,8 +518,10 @@ def draw_a_refraction(choices):
     prompt = request(
         choices,
         (
-            "a {colour} ray of light that goes from {upper} (above) into {lower} (below) at {angle}° to the normal, with its angles{extra}",
-            "the refraction of a {colour} ray between {upper} above and {lower} below, angle of incidence {angle}°{extra}",
+            "a {colour} ray of light that goes from {upper} (above) into {lower} "
+            "(below) at {angle}° to the normal, with its angles{extra}",
+            "the refraction of a {colour} ray between {upper} above and "
+            "{lower} below, angle of incidence {angle}°{extra}",
         ),
         ("一条{colour}光线从上方的{upper}以{angle}°入射角射入下方的{lower}，标出各个角{extra}",),
         upper=MEDIA[spec["upper"]][0],
@@ -554,7 +566,8 @@ def work_out_a_refraction(choices):
     prompt = puzzle(
         choices,
         (
-            "light passes from {upper} (n = {n}) into {lower} (n = {m}), which lies below, at {angle}° to the normal. The path of the ray with its angles.",
+            "light passes from {upper} (n = {n}) into {lower} (n = {m}), which lies below, "
+            "at {angle}° to the normal. The path of the ray with its angles.",
         ),
         ("光线从{upper}（n = {n}）以{angle}°入射角射向下方的{lower}（n = {m}），画出光路并标出角度。",),
         upper=upper,
@@ -634,7 +647,7 @@ def draw_circuit(paper, spec):
     if spec["meter"]:
         bottom.append(elements.MeterA())
     xs = [wide * i / max(1, len(bottom)) for i in range(len(bottom) + 1)] if bottom else [0, wide]
-    for i, (a, b) in enumerate(zip(xs, xs[1:], strict=False)):
+    for i, (a, b) in enumerate(itertools.pairwise(xs)):
         middle = (a + b) / 2
         if not bottom:
             element(elements.Line(), (a, 0), (b, 0))
@@ -845,7 +858,8 @@ def work_out_a_circuit(choices):
     prompt = puzzle(
         choices,
         (
-            "a battery of {volts} V must drive {current} A through {known} and one more resistor, all in series. The circuit[ diagram|] with {last}{meter}.",
+            "a battery of {volts} V must drive {current} A through {known} and one more "
+            "resistor, all in series. The circuit[ diagram|] with {last}{meter}.",
         ),
         ("{volts}伏电池给{known}和另一个电阻串联供电，电流为{current}安。求出该电阻并画出电路图，标上{last}{meter}。",),
         volts=plain(spec["volts"]),

@@ -6,7 +6,7 @@ import math
 import numpy as np
 
 from ..drawing import COLOUR_NAMES, some_style
-from ..wording import in_language, listed, plain, puzzle, request, say, steps
+from ..wording import in_language, plain, puzzle, request, say, steps
 from . import kernel
 from .pictures import NAMED, VIEW_NAMES, space
 
@@ -70,7 +70,8 @@ def a_slotted_block(choices):
     b = choices.number(1, w - a - 1)
     s = choices.number(1, h - 1)
     return [["+", "box", 0, 0, 0, w, d, h], ["-", "box", a, -1, h - s, b, 20, 20]], (
-        f"a block {w} wide, {d} deep and {h} high with a slot from front to back in its top, {b} wide, {s} deep, beginning {a} from the left",
+        f"a block {w} wide, {d} deep and {h} high with a slot from front to back "
+        f"in its top, {b} wide, {s} deep, beginning {a} from the left",
         f"宽{w}、深{d}、高{h}的块，顶面有一条前后贯通的槽，槽宽{b}、深{s}，距左侧{a}",
     )
 
@@ -85,7 +86,8 @@ def a_drilled_block(choices):
     )
     way = ("from top to bottom", "上下") if upright else ("from front to back", "前后")
     return [["+", "box", 0, 0, 0, w, d, h], hole], (
-        f"a block {w} wide, {d} deep and {h} high with a round hole of diameter {plain(2 * r)} through its middle {way[0]}",
+        f"a block {w} wide, {d} deep and {h} high with a round hole of "
+        f"diameter {plain(2 * r)} through its middle {way[0]}",
         f"宽{w}、深{d}、高{h}的块，中央有一个{way[1]}贯通、直径{plain(2 * r)}的圆孔",
     )
 
@@ -94,7 +96,8 @@ def a_boss(choices):
     w, d, h = choices.number(4, 6), choices.number(4, 6), choices.number(1, 2)
     r, t = choices.pick((1, 1.5)), choices.number(1, 3)
     return [["+", "box", 0, 0, 0, w, d, h], ["+", "cylinder", w / 2, d / 2, h, "z", r, t]], (
-        f"a plate {w} wide, {d} deep and {h} high with an upright cylinder of diameter {plain(2 * r)} and height {t} in the middle of its top",
+        f"a plate {w} wide, {d} deep and {h} high with an upright cylinder of "
+        f"diameter {plain(2 * r)} and height {t} in the middle of its top",
         f"宽{w}、深{d}、高{h}的底板，顶面中央立着直径{plain(2 * r)}、高{t}的圆柱",
     )
 
@@ -344,7 +347,8 @@ def draw_cubes(choices):
     prompt = request(
         choices,
         (
-            "a stack of {count} {colour} unit cubes, columns from left to right: {rows}, seen from the front right and above",
+            "a stack of {count} {colour} unit cubes, columns from left to "
+            "right: {rows}, seen from the front right and above",
         ),
         ("{count}个{colour}单位正方体的堆叠，从左到右各列高度：{rows}，从右前上方看",),
         count=total(spec),
@@ -497,7 +501,8 @@ def turn_a_solid(choices):
     prompt = say(
         choices,
         (
-            "[Turn|Rotate] the [solid|object|body] by {degrees}° {way} [about|around] its vertical axis[, seen from above|].",
+            "[Turn|Rotate] the [solid|object|body] by {degrees}° {way} "
+            "[about|around] its vertical axis[, seen from above|].",
             "[Show|Draw] [it|the object] after a turn of {degrees}° {way} as seen from above.",
         ),
         ("把[物体|立体|它]绕竖直轴{way}[旋转|转动]{degrees}°（从上方看）。",),
@@ -528,7 +533,7 @@ def tilt_the_view(choices):
 
 
 def show_a_view(choices):
-    spec, _ = some_solid(choices, BLOCKS + (a_prism, a_pyramid))
+    spec, _ = some_solid(choices, (*BLOCKS, a_prism, a_pyramid))
     view = choices.pick(("front", "top", "right", "left"))
     after = flat(spec, "view", choices.language, view=view, named=choices.flip(0.5))
     spec = spec | {"hidden": True}
@@ -550,7 +555,8 @@ def to_three_views(choices):
     prompt = say(
         choices,
         (
-            "[Draw|Make|Give] the three [orthographic |]views of this solid, {words}: {arranged}[, hidden edges dashed|].",
+            "[Draw|Make|Give] the three [orthographic |]views of this "
+            "solid, {words}: {arranged}[, hidden edges dashed|].",
         ),
         ("图中物体为{words}，画出它的三视图：{arranged}，不可见的棱用虚线。",),
         words=words,
@@ -562,7 +568,7 @@ def to_three_views(choices):
 
 def show_hidden_lines(choices):
     if choices.flip(0.5):
-        spec, _ = some_solid(choices, BLOCKS + (a_box, a_prism, a_pyramid))
+        spec, _ = some_solid(choices, (*BLOCKS, a_box, a_prism, a_pyramid))
     else:
         _, spec, _ = some_views(choices, (a_slotted_block, a_drilled_block, an_l_block))
     before, after = spec | {"hidden": False}, spec | {"hidden": True}
@@ -675,7 +681,8 @@ def some_cut(choices):
             round(math.cos(math.radians(tilt)), 6),
         ]
         told = (
-            f"through the middle by a plane that rises {tilt}° from the front to the back, and take the upper part away",
+            f"through the middle by a plane that rises {tilt}° from the "
+            "front to the back, and take the upper part away",
             f"过中心用一个向后上方倾斜{tilt}°的平面切开，拿走上部",
         )
     spec = spec | {"whole": spec["parts"], "shaded": True, "hidden": False, "elevation": 35}
@@ -737,7 +744,8 @@ def work_out_a_cut(choices):
     prompt = say(
         choices,
         (
-            "[This is|Here is] {words}. Cut it {told}. Which section appears? Show what remains, the section in {colour}.",
+            "[This is|Here is] {words}. Cut it {told}. Which section "
+            "appears? Show what remains, the section in {colour}.",
         ),
         ("这是{words}。把它{told}，会得到什么截面？画出剩余部分，切面为{colour}。",),
         words=words,
@@ -872,7 +880,8 @@ def ask_an_angle(choices):
     prompt = say(
         choices,
         (
-            "By how many degrees was the solid turned about its vertical axis between the first and the second picture (at most 180)?",
+            "By how many degrees was the solid turned about its vertical axis "
+            "between the first and the second picture (at most 180)?",
         ),
         ("从第一张图到第二张图，物体绕竖直轴转了多少度（不超过180°）？",),
     )
@@ -889,7 +898,8 @@ def ask_which_view(choices):
     prompt = say(
         choices,
         (
-            "The second picture is a view of the solid in the first. Is it the front, top or right view? The front is at the lower left.",
+            "The second picture is a view of the solid in the first. Is it the "
+            "front, top or right view? The front is at the lower left.",
         ),
         ("第二张图是第一张图中物体的哪个视图：主视图、俯视图还是右视图？（主视方向为左前方）",),
     )
@@ -909,7 +919,8 @@ def ask_hidden_lines(choices):
         choices,
         (
             "The picture shows {words}. How many dashed lines does its {view} need?",
-            "How many hidden [lines|edges] are in the {view} of this solid, {words}? Lines behind visible ones do not count.",
+            "How many hidden [lines|edges] are in the {view} of this solid, "
+            "{words}? Lines behind visible ones do not count.",
         ),
         ("图中是{words}。它的{view}中有几条虚线？",),
         words=words,
@@ -935,7 +946,8 @@ def work_out_views(choices):
         en, zh = VIEW_NAMES[name]
         lines.append(
             (
-                f"The {en} is {plain(size[0])} wide and {plain(size[1])} high, with {hidden or 'no'} dashed line{'s' * (hidden != 1)}.",
+                f"The {en} is {plain(size[0])} wide and {plain(size[1])} high, with "
+                f"{hidden or 'no'} dashed line{'s' * (hidden != 1)}.",
                 f"{zh}宽{plain(size[0])}、高{plain(size[1])}，{f'有{hidden}条虚线' if hidden else '没有虚线'}。",
             )
         )
