@@ -295,7 +295,7 @@ def read_bars(spec, picture):
     """
     bars = []
     for colour in dict.fromkeys(spec["colours"]):
-        found = pieces(where(picture, HEX[colour]), picture.shape[0] * picture.shape[1] // 3000)
+        found = pieces(where(picture, HEX[colour], 60), picture.shape[0] * picture.shape[1] // 3000)
         wanted = [value for value, name in zip(spec["values"], spec["colours"], strict=True) if name == colour]
         if len(found) != len(wanted):
             return {"bars": False, "values": False}
@@ -956,8 +956,11 @@ def draw_points(paper, spec):
 
 @science.reader("points")
 def read_points(spec, picture):
-    """Whether there are as many spots of each colour as points; squares of a legend may add one."""
-    counts = [len(pieces(where(picture, HEX[colour]))) for colour in spec["colours"]]
+    """Whether there are as many spots of each colour as points; squares of a legend may add one.
+
+    The points of a small picture do not outlive JPEG.
+    """
+    counts = [len(pieces(where(picture, HEX[colour], 60), 24)) for colour in spec["colours"]]
     legend = len(spec["groups"]) > 1
     wanted = [len(group) for group in spec["groups"]]
     return {"count": all(n in ((k, k + 1) if legend else (k,)) for n, k in zip(counts, wanted, strict=True))}

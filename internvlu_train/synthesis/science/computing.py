@@ -2,6 +2,8 @@
 
 import math
 
+import numpy as np
+
 from internvlu_core.errors import need
 
 from ..drawing import COLOUR_NAMES, HEX, blend, some_style
@@ -31,15 +33,16 @@ def count_nodes(spec, picture, colours) -> bool:
     A label or an arrow may part a disc, so that spots are counted by their frames, one disc in each.
     """
     for colour in set(colours):
-        mask = where(picture, blend(HEX[colour], "#ffffff", 0.45), 24)
-        found = [piece for piece in pieces(mask, 60)]
+        mask = where(picture, blend(HEX[colour], "#ffffff", 0.45), 36)
+        found = pieces(mask, 60)
         boxes = []
-        for piece in sorted(found, key=len, reverse=True):
+        for piece in sorted(found, key=lambda piece: -np.prod(np.ptp(piece, axis=0) + 1)):
             low, high = piece.min(axis=0), piece.max(axis=0)
             inside = [b for b in boxes if (low >= b[0] - 2).all() and (high <= b[1] + 2).all()]
             if not inside:
                 boxes.append((low, high))
-        if len(boxes) != colours.count(colour):
+        areas = [int(np.prod(high - low)) for low, high in boxes]
+        if sum(area > 0.2 * max(areas) for area in areas) != colours.count(colour):
             return False
     return True
 
