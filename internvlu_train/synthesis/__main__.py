@@ -10,14 +10,17 @@ The second draws samples on one contact sheet. See docs/synthesis.md.
 
 import argparse
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from internvlu_core.batch.engines import RayOptions
-from internvlu_core.batch.worker import read_size
+from internvlu_core.batch.worker import ModelOptions, read_size
 from internvlu_core.cli import Progress
 from internvlu_core.errors import CheckpointError, InputError, in_one_line
 
 from . import DOMAINS, LANGUAGES, Resources, sheet
+from .rewrite import Rewriter, by_model, by_server
 from .writer import FORMATS, Output, Plan, write
 
 EXTRA = 'pip install "internvl-u[synthesis]", in this folder: pip install ".[synthesis]"'
@@ -60,6 +63,15 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--skip-bad", action="store_true", help="list a sample that fails, and go on")
     add("--workers", type=int, help="processes, by Ray; by default this one")
     add("--address", help="of a Ray cluster to join")
+    add("--rewrite", metavar="CHECKPOINT", help="let InternVL-U say reasoning in other words")
+    add("--device", help="of --rewrite; by default a GPU if there is one")
+    add(
+        "--rewrite-url",
+        metavar="URL",
+        help="let a server with OpenAI's interface do it, such as http://127.0.0.1:8000/v1",
+    )
+    add("--rewrite-model", metavar="NAME", help="the server's model")
+    add("--rewrite-key", metavar="VARIABLE", help="the environment variable that holds the server's key")
     add("--cpus-per-worker", type=int, metavar="N")
     return parser.parse_args(arguments)
 
@@ -67,6 +79,10 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 def run(options) -> int:
     if (options.out is None) == (options.sheet is None):
         raise InputError("give either OUT or --sheet")
+    if options.rewrite and options.rewrite_url:
+        raise InputError("give either --rewrite or --rewrite-url")
+    if bool(options.rewrite_url) != bool(options.rewrite_model):
+        raise InputError("--rewrite-url and --rewrite-model belong together")
     for name, folder in (("fonts", options.fonts), ("pictures", options.pictures)):
         if folder and not folder.is_dir():
             raise InputError(f"--{name}: there is no folder {folder}")
@@ -80,6 +96,7 @@ def run(options) -> int:
         seed=options.seed,
         evaluation=options.evaluation,
         shard=options.shard,
+        rewriter=options.rewrite_model if options.rewrite_url else options.rewrite,
         resources=Resources(*(folder and folder.absolute() for folder in (options.fonts, options.pictures))),
     )
     if options.sheet:
@@ -97,12 +114,21 @@ def write_samples(plan: Plan, options) -> int:
             progress(done, total)
 
         ray = RayOptions.chosen(options.workers, options.address, cpus=options.cpus_per_worker or 1)
-        summary = write(plan, output, ray, report)
+        summary = write(plan, output, ray, report, rewriter(options), options.device if options.rewrite else "cpu")
     before = f", {summary.before} of them by earlier runs" if summary.before else ""
     print(f"{summary.samples} samples{before}; {summary.failed} failed in this run")
     for path in summary.bad:
         print(f"samples that failed are listed in {path}", file=sys.stderr)
     return 0
+
+
+def rewriter(options) -> Callable[[], Rewriter] | None:
+    """What loads the rewriter in each worker."""
+    if options.rewrite:
+        return partial(by_model, ModelOptions(options.rewrite, options.device))
+    if options.rewrite_url:
+        return partial(by_server, options.rewrite_url, options.rewrite_model, options.rewrite_key)
+    return None
 
 
 if __name__ == "__main__":

@@ -44,20 +44,21 @@ def luminance(levels) -> np.ndarray:
     return linear @ (0.2126, 0.7152, 0.0722)
 
 
+LUMINANCES = {name: float(luminance(levels)) for name, (levels, _) in NAMES.items()}
+
+
 def contrast(one, other) -> np.ndarray:
     """The contrast of two luminances, from 1 to 21."""
     return (np.maximum(one, other) + 0.05) / (np.minimum(one, other) + 0.05)
 
 
-def least_contrast(name: str, below: np.ndarray) -> float:
-    """The contrast of an ink with what is below it, uint8 [H, W, 3], less the worst twentieth."""
-    levels = np.percentile(luminance(below.reshape(-1, 3)[::7]), (5, 95))
-    return float(contrast(luminance(colour(name)), levels).min())
-
-
 def readable(below: np.ndarray, least: float = READABLE) -> list[str]:
-    """The names of inks that can be read on a part of a surface; that with the most contrast if none has the least."""
-    found = {name: least_contrast(name, below) for name in NAMES}
+    """The names of inks that can be read on a part of a surface, uint8 [H, W, 3].
+
+    A twentieth of it may be darker and another lighter. Without such an ink, that with the most contrast.
+    """
+    levels = np.percentile(luminance(below.reshape(-1, 3)[::23]), (5, 95))
+    found = {name: float(contrast(LUMINANCES[name], levels).min()) for name in NAMES}
     return [name for name, value in found.items() if value >= least] or [max(found, key=found.get)]
 
 

@@ -88,20 +88,14 @@ def wrap(text: str, font: ImageFont.FreeTypeFont, width: float) -> list[str]:
 def measure(lines: list[str], style: Style, size: int) -> tuple[float, float]:
     """(width, height) of lines, without the space below the last."""
     font, step = style.font(size), size * style.leading
-    return max(font.getlength(line) for line in lines), step * (len(lines) - 1) + line_height(font)
+    return max(font.getlength(line) for line in lines), step * (len(lines) - 1) + size * sum(extent(style.face))
 
 
-def line_height(font: ImageFont.FreeTypeFont) -> int:
-    """From the top of the highest letter to the bottom of the lowest."""
-    ascent, descent = extent(font)
-    return ascent + descent
-
-
-@lru_cache(maxsize=512)
-def extent(font: ImageFont.FreeTypeFont) -> tuple[int, int]:
-    """Pixels above and below the baseline that letters of both languages use; fonts' own are often far larger."""
-    _, top, _, bottom = font.getbbox("ÅHgjpq永", anchor="ls")
-    return -top, bottom
+@lru_cache(maxsize=64)
+def extent(face: Face) -> tuple[float, float]:
+    """What letters of both languages use above and below the baseline, in sizes; fonts' own is often far more."""
+    _, top, _, bottom = load(face, 100).getbbox("ÅHgjpq永", anchor="ls")
+    return -top / 100, bottom / 100
 
 
 def fit(block: Block) -> tuple[int, list[str]]:
@@ -151,7 +145,7 @@ def draw(surface: Image.Image, block: Block, seed: int) -> list[Line]:
     origin = int(block.box[0]) - pad, int(block.box[1]) - pad
     ink = Image.new("L", (int(block.box[2]) + pad - origin[0], int(block.box[3]) + pad - origin[1]))
     _, height = measure(lines, style, size)
-    baseline = (block.box[1] + block.box[3] - height) / 2 + extent(font)[0] - origin[1]
+    baseline = (block.box[1] + block.box[3] - height) / 2 + size * extent(style.face)[0] - origin[1]
     chance, drawn = np.random.default_rng(seed), []
     for line in lines:
         spare = block.box[2] - block.box[0] - font.getlength(line)

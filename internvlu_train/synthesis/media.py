@@ -41,7 +41,7 @@ class Builder:
         self.base = choices.language if choices.flip(0.8) else other
         self.mixed = choices.flip(0.15)
         self.blocks: list[Block] = []
-        self.hands: dict[bool, Face] = {}
+        self.hands: dict[bool, tuple[Face, int]] = {}
 
     def script(self, role: str) -> str:
         """The language of a role's words: mostly that of the prompt, and in some pictures both."""
@@ -67,10 +67,10 @@ class Builder:
         choices, (width, height) = self.choices, self.surface.size
         box = (share[0] * width, share[1] * height, share[2] * width, share[3] * height)
         face = choices.pick(faces(text, looks, choices.resources.fonts))
-        if looks == HAND:  # a piece is written by one hand
-            face = self.hands.setdefault(any(map(is_wide, text)), face)
-        wobble = CHINESE_HAND if looks == HAND and face.look != "hand" else 0.25 if looks == HAND else 0
         weight = choices.pick((400, 500, 700)) if looks != TITLE else choices.pick((600, 700, 900))
+        if looks == HAND:  # a piece is written by one hand
+            face, weight = self.hands.setdefault(any(map(is_wide, text)), (face, weight))
+        wobble = CHINESE_HAND if looks == HAND and face.look != "hand" else 0.25 if looks == HAND else 0
         able = readable(self._part(box))
         ink = ink if ink in able else choices.pick(able)
         made = Style(face, colour(ink), weight, wobble=wobble, **style)

@@ -1,6 +1,7 @@
 """Where surfaces with words are: walls, tables, skies and fabrics, made of noise; light, and perspective."""
 
 from collections.abc import Callable
+from functools import lru_cache
 
 import numpy as np
 from PIL import Image
@@ -33,19 +34,14 @@ def tinted(levels: np.ndarray, dark, light) -> Pixels:
     return dark + levels[..., None].clip(0, 1) * (light - dark)
 
 
-def grain(chance: Chance, size: Size, strength: float) -> np.ndarray:
-    """Noise of single pixels around 0, float32 [H, W, 1]."""
-    return strength * chance.standard_normal((size[1], size[0], 1), np.float32)
-
-
 def plaster(chance: Chance, size: Size) -> Pixels:
     light = np.float32([chance.uniform(175, 235)] * 3) + chance.uniform(-18, 18, 3)
-    return tinted(layered(chance, size, 5), light - 38, light) + grain(chance, size, 4)
+    return tinted(layered(chance, size, 5), light - 38, light)
 
 
 def concrete(chance: Chance, size: Size) -> Pixels:
     grey = np.float32([chance.uniform(120, 175)] * 3)
-    return tinted(layered(chance, size, 8), grey - 45, grey + 15) + grain(chance, size, 7)
+    return tinted(layered(chance, size, 8), grey - 45, grey + 15)
 
 
 def brick(chance: Chance, size: Size) -> Pixels:
@@ -60,7 +56,7 @@ def brick(chance: Chance, size: Size) -> Pixels:
     wall = np.float32(base) * (tone * (0.8 + 0.3 * layered(chance, size, 20)))[..., None]
     joint = max(1, high // 10)
     mortar = (rows % high < joint) | ((across + (row % 2) * (long // 2)) % long < joint)
-    return np.where(mortar[..., None], np.float32(base * 0.35 + 95), wall) + grain(chance, size, 4)
+    return np.where(mortar[..., None], np.float32(base * 0.35 + 95), wall)
 
 
 def wood(chance: Chance, size: Size) -> Pixels:
@@ -74,7 +70,7 @@ def wood(chance: Chance, size: Size) -> Pixels:
     tone = chance.uniform(0.0, 0.35, planks).astype(np.float32)[plank]
     board = tinted(0.55 * streaks + tone + 0.2 * smooth(chance, size, 6), dark, dark * 1.45 + 20)
     gap = np.arange(height) * planks % height < planks * max(2, height / 300)
-    return np.where(gap[:, None, None], np.float32(dark * 0.4), board) + grain(chance, size, 3)
+    return np.where(gap[:, None, None], np.float32(dark * 0.4), board)
 
 
 def fabric(chance: Chance, size: Size) -> Pixels:
@@ -98,7 +94,7 @@ def sky(chance: Chance, size: Size) -> Pixels:
         picture = np.where(
             (down >= line[None])[..., None], green + 18 * (smooth(chance, size, 60)[..., None] - 0.5), picture
         )
-    return picture + grain(chance, size, 2)
+    return picture
 
 
 def lights(chance: Chance, size: Size) -> Pixels:
@@ -114,12 +110,18 @@ def lights(chance: Chance, size: Size) -> Pixels:
             disc, middle, radius, [float(v) for v in chance.uniform((120, 80, 50), (255, 210, 160))], -1, cv2.LINE_AA
         )
         image += (disc - image) * np.float32(chance.uniform(0.15, 0.5))
-    return cv2.GaussianBlur(image, (0, 0), max(size) / 200) + grain(chance, size, 3)
+    return cv2.GaussianBlur(image, (0, 0), max(size) / 200)
 
 
 SCENES: dict[str, Callable[[Chance, Size], Pixels]] = {
     f.__name__: f for f in (plaster, concrete, brick, wood, fabric, sky, lights)
 }
+
+
+@lru_cache(maxsize=1)  # before and after an edit have the same
+def background(name: str, seed: int, size: Size) -> Pixels:
+    """A scene by its name. It must not be written to."""
+    return SCENES[name](np.random.default_rng((seed, 0)), size)
 
 
 def quad_in(chance: Chance, size: Size, panel: Size, tilt: float) -> Quad:
@@ -161,17 +163,15 @@ def put(scene: Pixels, panel: Image.Image, perspective: np.ndarray, shadow: floa
     """A surface, RGBA, in a scene, with its shadow."""
     cv2 = need("cv2", "synthesis")
     height, width = scene.shape[:2]
-    array = np.asarray(panel, np.float32)
-    array = array * np.where(
-        np.arange(4) < 3, array[..., 3:] / 255, 1
-    )  # so that edges have no colour of what is outside
-    flat = cv2.warpPerspective(array, perspective, (width, height), flags=cv2.INTER_CUBIC)
-    cover = (flat[..., 3:] / 255).clip(0, 1)
-    if shadow:
-        away = max(2, round(max(width, height) / 120))
-        dark = cv2.GaussianBlur(np.roll(cover[..., 0], (away, away // 2), (0, 1)), (0, 0), away)
-        scene = scene * (1 - shadow * dark[..., None])
-    return scene * (1 - cover) + flat[..., :3]
+    # Premultiplied, so that edges have no colour of what is outside.
+    array = np.asarray(panel.convert("RGBa"))
+    flat = cv2.warpPerspective(array, perspective, (width, height), flags=cv2.INTER_CUBIC).astype(np.float32)
+    under = 1 - flat[..., 3] / 255
+    away = max(2, round(max(width, height) / 120))
+    small = cv2.resize(1 - under, (max(1, width // 4), max(1, height // 4)), interpolation=cv2.INTER_AREA)
+    dark = cv2.resize(cv2.GaussianBlur(small, (0, 0), away / 4), (width, height), interpolation=cv2.INTER_LINEAR)
+    under *= 1 - shadow * np.roll(dark, (away, away // 2), (0, 1))
+    return scene * under[..., None] + flat[..., :3]
 
 
 def lit(chance: Chance, picture: Pixels, strength: float = 1) -> np.ndarray:
@@ -181,5 +181,7 @@ def lit(chance: Chance, picture: Pixels, strength: float = 1) -> np.ndarray:
     direction = chance.uniform(-0.1, 0.1, 2) * strength
     light = 1 + direction[0] * across + direction[1] * down - 0.05 * strength * (across**2 + down**2)
     warm = np.float32(1 + chance.uniform(-0.03, 0.03, 3) * strength)
-    noise = grain(chance, (width, height), float(chance.uniform(0.5, 3)) * strength)
-    return (picture * light[..., None].astype(np.float32) * warm + noise).round().clip(0, 255).astype(np.uint8)
+    noise = chance.standard_normal((height, width, 1), np.float32) * np.float32(chance.uniform(0.5, 3) * strength)
+    levels = picture * (light[..., None].astype(np.float32) * warm)
+    levels += noise + np.float32(0.5)
+    return np.clip(levels, 0, 255, out=levels).astype(np.uint8)

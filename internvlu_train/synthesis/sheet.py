@@ -47,6 +47,7 @@ def cell(sample: Sample) -> Image.Image:
     across = max(sum(p.width + 2 for p in pictures) - 2, CELL // 2)
     height = max((p.height for p in pictures), default=0)
     said = sample.prompt if sample.task != "ask" else f"{sample.prompt} → {sample.words}"
+    said = " ".join(said.split())
     font = load(faces(said + "永", ("sans",))[0], LETTERS)
     lines = wrap(said, font, across)
     if len(lines) > LINES:

@@ -23,11 +23,11 @@ Changed = tuple[tuple[Block, ...], tuple[Block, ...], str]  # blocks before and 
 
 def render(piece: Piece, blocks: tuple[Block, ...], size: tuple[int, int], seed: int) -> tuple[np.ndarray, list[dict]]:
     """A picture of a piece, uint8 [H, W, 3], and the truth of its words. seed: of scene, place, light and noise."""
-    chance = np.random.default_rng(seed)
     surface = piece.surface.copy()
     lines = [draw(surface, block, seed + place) for place, block in enumerate(blocks)]
     if piece.scene:
-        scene = scenes.SCENES[piece.scene](chance, size)
+        scene = scenes.background(piece.scene, seed, size)
+        chance = np.random.default_rng((seed, 1))
         perspective = scenes.matrix(surface.size, scenes.quad_in(chance, size, surface.size, piece.tilt))
         picture = scenes.put(scene, surface, perspective)
     else:
@@ -38,7 +38,7 @@ def render(piece: Piece, blocks: tuple[Block, ...], size: tuple[int, int], seed:
             continue
         quads = [{"text": line.text, "quad": _rounded(scenes.moved(perspective, line.quad))} for line in drawn]
         texts.append({"role": block.role, "text": block.text, "lines": quads})
-    return scenes.lit(chance, picture, 1 if piece.scene else 0.4), texts
+    return scenes.lit(np.random.default_rng((seed, 2)), picture, 1 if piece.scene else 0.4), texts
 
 
 def _rounded(quad) -> list[list[float]]:
@@ -57,16 +57,20 @@ def drawing(medium: Callable[[LanguageChoices], Piece]) -> Callable[[LanguageCho
     return sample
 
 
-def editing(change: Callable[[LanguageChoices, Piece], Changed]) -> Callable[[LanguageChoices], Sample]:
-    """A function that makes a sample of an edit."""
+def editing(
+    change: Callable[[LanguageChoices, Piece], Changed],
+    media: dict[str, Callable[[LanguageChoices], Piece]] = MEDIA,
+    domain: str = "text",
+) -> Callable[[LanguageChoices], Sample]:
+    """A function that makes a sample of an edit of one of these media."""
 
     def sample(choices: LanguageChoices) -> Sample:
-        piece = MEDIA[choices.pick(sorted(MEDIA))](choices)
+        piece = media[choices.pick(sorted(media))](choices)
         before, after, prompt = change(choices, piece)
         seed = choices.number(0, 2**40)
         (old, texts_before), (new, texts) = (render(piece, blocks, choices.size, seed) for blocks in (before, after))
         truth = {"texts": texts, "before": texts_before, "medium": piece.name[0], "changed": changed_box(old, new)}
-        return Sample("edit", "text", prompt, (old,), new, "", truth)
+        return Sample("edit", domain, prompt, (old,), new, "", truth)
 
     return sample
 
@@ -107,23 +111,16 @@ def another(choices: LanguageChoices, block: Block) -> tuple[str, tuple[str, str
             new = block.style.shown(phrases.pick(choices, "en", "noun"))
             new = new if words[place][0].isupper() else new.lower()
             return " ".join([*words[:place], new, *words[place + 1 :]]), (words[place], new)
+    if block.role.endswith("caption"):
+        joke = choices.pick(phrases.WORDS[script][choices.pick(("meme", "prefer"))])
+        return joke[block.role in ("bottom caption", "line 2")], None
     makers = {
-        "title": phrases.event if script == "zh" else phrases.name,
-        "date": phrases.date,
-        "price": phrases.price,
-        "phone number": phrases.phone,
-        "author": phrases.person,
-        "name": phrases.shop,
-        "place": phrases.of("place"),
-        "address": phrases.of("place"),
-        "job": phrases.of("job"),
-        "genre": phrases.of("genre"),
-        "wish": phrases.of("wish"),
-        "sign": phrases.of("sign"),
-        "heading": phrases.name,
-        "slogan": phrases.of("slogan"),
-    }
-    return makers.get(block.role, phrases.of(choices.pick(("note", "slogan"))))(choices, script), None
+        "title": phrases.event, "date": phrases.date, "price": phrases.price, "phone number": phrases.phone,
+        "author": phrases.person, "name": phrases.shop, "heading": phrases.name,
+    }  # fmt: skip
+    other = "note" if block.role.startswith("line") else "slogan"
+    listed = block.role if block.role in phrases.WORDS[script] else "place" if block.role == "address" else other
+    return makers.get(block.role, phrases.of(listed))(choices, script), None
 
 
 def add(choices: LanguageChoices, piece: Piece) -> Changed:
@@ -142,14 +139,12 @@ def restyle(choices: LanguageChoices, piece: Piece) -> Changed:
     """The same words in another colour or another kind of letters."""
     place = choices.number(0, len(piece.blocks) - 1)
     old = piece.blocks[place]
-    if choices.flip(0.5):
-        left, top, right, bottom = (round(side) for side in old.box)
-        below = np.asarray(piece.surface.convert("RGB"))[top:bottom, left:right]
-        inks = [ink for ink in readable(below, 3) if _apart(colour(ink), old.style.colour)]
-        if inks:
-            ink = choices.pick(inks)
-            new = replace(old, style=replace(old.style, colour=colour(ink)))
-            return piece.blocks, _with(piece, place, new), text_prompts.restyle(choices, piece, old, ink=ink)
+    inks = [ink for ink in _inks(piece, old) if _apart(colour(ink), _light(old))]
+    if inks and choices.flip(0.5):
+        ink = choices.pick(inks)
+        field = "second" if old.style.effect == "glow" else "colour"
+        new = replace(old, style=replace(old.style, **{field: colour(ink)}))
+        return piece.blocks, _with(piece, place, new), text_prompts.restyle(choices, piece, old, ink=ink)
     looks = [look for look in ("sans", "serif", "hand", "poster") if look != old.style.face.look]
     wide = any(map(is_wide, old.text))
     face, look = None, ""
@@ -159,6 +154,20 @@ def restyle(choices: LanguageChoices, piece: Piece) -> Changed:
     new = replace(old, style=replace(old.style, face=face, wobble=0.25 if look == "hand" else 0))
     one, other = same_size(old, replace(new, text=new.style.shown(new.text)))
     return _with(piece, place, one), _with(piece, place, other), text_prompts.restyle(choices, piece, old, look=look)
+
+
+def _inks(piece: Piece, block: Block) -> list[str]:
+    """The names of colours that words of a block can have: such as can be read on the surface, or in their edge."""
+    if block.style.effect == "glow":
+        return ["red", "orange", "yellow", "green", "sky blue", "blue", "purple", "pink"]
+    if block.style.effect == "outline":
+        return readable(np.full((8, 8, 3), block.style.second, np.uint8))
+    left, top, right, bottom = (round(side) for side in block.box)
+    return readable(np.asarray(piece.surface.convert("RGB"))[top:bottom, left:right], 3)
+
+
+def _light(block: Block):
+    return block.style.second if block.style.effect == "glow" else block.style.colour
 
 
 def _apart(one, other) -> bool:

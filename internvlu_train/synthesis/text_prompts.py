@@ -24,6 +24,7 @@ ROLES = {
     "top caption": "上方文字",
     "bottom caption": "下方文字",
 }
+ORDER = ("first", "second", "third", "fourth", "fifth")
 LOOKS = {
     "sans": ("sans-serif", "无衬线"),
     "serif": ("serif", "宋体"),
@@ -54,7 +55,7 @@ def quoted(choices: LanguageChoices, text: str) -> str:
 def role_name(choices: LanguageChoices, role: str) -> str:
     """What a block is called, such as "title" or "line 2"."""
     if choices.language == "en":
-        return role
+        return f"{ORDER[int(role[5:]) - 1]} line" if role.startswith("line ") else "text" if role == "sign" else role
     return f"第{'一二三四五六七八九'[int(role[5:]) - 1]}行" if role.startswith("line ") else ROLES[role]
 
 
@@ -83,26 +84,34 @@ def listed(items: list[str], last: str) -> str:
 
 def request(choices: LanguageChoices, piece: Piece) -> str:
     """A prompt for a picture of a piece, with all its words."""
-    return (request_zh if choices.language == "zh" else request_en)(choices, piece)
+    return choices.pick(requests(choices, piece))
 
 
-def request_en(choices: LanguageChoices, piece: Piece) -> str:
+def requests(choices: LanguageChoices, piece: Piece) -> tuple[str, ...]:
+    """All forms of the prompt. The first describes the picture and asks for nothing."""
+    return (requests_zh if choices.language == "zh" else requests_en)(choices, piece)
+
+
+def requests_en(choices: LanguageChoices, piece: Piece) -> tuple[str, ...]:
     ground, thing, scene = called(piece.ground, "en"), piece.name[0], SCENES[piece.scene][0]
     texts = [quoted(choices, block.text) for block in piece.blocks]
     coloured = f"{ground} {thing}"
-    roles = [f"the {block.role} {text}" for block, text in zip(piece.blocks, texts, strict=True)]
+    roles = [f"the {role_name(choices, block.role)} {text}" for block, text in zip(piece.blocks, texts, strict=True)]
     styled = [
         f"{text} in {ink_name(block, 'en')} {look_name(block, 'en')} letters"
         for block, text in zip(piece.blocks, texts, strict=True)
     ]
     where = f" {scene}" if scene else ""
     comma = f", {scene}" if scene else ""
-    forms = (
+    return (
         f"{article(coloured).capitalize()}{where} that reads {listed(texts, ' and ')}.",
         f"{article(coloured).capitalize()}{where}. From top to bottom it says {listed(texts, ', ')}.",
         f"A photo of {article(coloured)}{where} with {listed(roles, ' and ')}.",
         f"Design {article(thing)} with {article(ground)} background{comma}. "
-        + " ".join(f"{block.role.capitalize()}: {text}." for block, text in zip(piece.blocks, texts, strict=True)),
+        + " ".join(
+            f"{role_name(choices, block.role).capitalize()}: {text}."
+            for block, text in zip(piece.blocks, texts, strict=True)
+        ),
         f"Make {article(thing)}{where}. Write {listed(styled, ', and ')}.",
         f"{thing.capitalize()}, {ground} background{comma}, text {', '.join(texts)}",
         f"Please draw {article(coloured)}{where}. The words on it are {listed(texts, ' and ')}, one below the other.",
@@ -110,10 +119,9 @@ def request_en(choices: LanguageChoices, piece: Piece) -> str:
         f"{article(thing).capitalize()}{where} with the words {'; '.join(texts)}.",
         f"Create an image of {article(coloured)}{comma}, on which one can read {listed(texts, ' and ')}.",
     )
-    return choices.pick(forms)
 
 
-def request_zh(choices: LanguageChoices, piece: Piece) -> str:
+def requests_zh(choices: LanguageChoices, piece: Piece) -> tuple[str, ...]:
     ground, thing, scene = called(piece.ground, "zh"), piece.name[1], SCENES[piece.scene][1]
     texts = [quoted(choices, block.text) for block in piece.blocks]
     roles = [f"{role_name(choices, block.role)}是{text}" for block, text in zip(piece.blocks, texts, strict=True)]
@@ -122,7 +130,7 @@ def request_zh(choices: LanguageChoices, piece: Piece) -> str:
         for block, text in zip(piece.blocks, texts, strict=True)
     ]
     comma = f"，{scene}" if scene else ""
-    forms = (
+    return (
         f"一张{ground}的{thing}{comma}，上面写着{'、'.join(texts)}。",
         f"画一个{ground}{thing}{comma}，从上到下依次写着{'，'.join(texts)}。",
         f"生成一张{thing}的照片{comma}，{'，'.join(roles)}。",
@@ -137,7 +145,6 @@ def request_zh(choices: LanguageChoices, piece: Piece) -> str:
         f"{thing}{comma}。用{'，用'.join(styled)}，背景是{ground}。",
         f"一张图片：{ground}{thing}{comma}，能清楚地读到{'、'.join(texts)}。",
     )
-    return choices.pick(forms)
 
 
 def change(choices: LanguageChoices, piece: Piece, old: Block, new: Block, words: tuple[str, str] | None) -> str:
