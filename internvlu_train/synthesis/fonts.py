@@ -103,12 +103,20 @@ def user_faces(folder: Path) -> tuple[Face, ...]:
     return tuple(found)
 
 
+@lru_cache(maxsize=1)
+def _check_packages():
+    """Raise InputError unless all are installed: with fewer the same seed would give other samples."""
+    for face in FACES:
+        need(face.package, "synthesis")
+
+
 def faces(text: str, looks: tuple[str, ...] = LOOKS, folder: Path | None = None) -> list[Face]:
     """The faces of these looks that can write a text; of any look if there are none. folder: of a user's fonts.
 
     A face for Chinese writes Latin letters too, and is not used for a text without Chinese if another is there.
     """
     language = "zh" if any(ord(c) > 0x2E7F for c in text) else "en"
+    _check_packages()
     there = [*FACES, *(user_faces(folder) if folder else ())]
     able = [face for face in there if language in face.languages and not (not face.package and missing(face, text))]
     own = [face for face in able if language == "zh" or "zh" not in face.languages]

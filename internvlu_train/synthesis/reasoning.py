@@ -151,7 +151,8 @@ def thoughts(
         )
     parts = zip(heads, (wish, objects, layout, words, style, picture), strict=True)
     stop = "。" if zh else "."
-    return ("" if zh else " ").join(f"{head}{part.rstrip('.。')}{stop}" for head, part in parts if part)
+    said = ("" if zh else " ").join(f"{head}{part.rstrip('.。')}{stop}" for head, part in parts if part)
+    return said[0].upper() + said[1:]
 
 
 def wanted(choices: LanguageChoices, piece: Piece) -> str:
@@ -171,7 +172,9 @@ def written(choices: LanguageChoices) -> Sample:
     names = [text_prompts.role_name(choices, block.role) for block in piece.blocks]
     places = [place_of(block, piece.surface.size, zh) for block in piece.blocks]
     looks = {
-        f"{text_prompts.ink_name(block, choices.language)}{'' if zh else ' '}{text_prompts.look_name(block, choices.language)}"
+        ("" if zh else " ").join(
+            name(block, choices.language) for name in (text_prompts.ink_name, text_prompts.look_name)
+        )
         for block in piece.blocks
     }
     scene, ground, thing = (

@@ -22,7 +22,7 @@ from ..sample import Sample
 from .layout import is_wide
 
 TOKENS, SECONDS, ATTEMPTS = 512, 120, 4
-LENGTHS = 0.4, 3.0  # of what is taken, in lengths of the template
+LENGTHS = 0.25, 3.0  # of what is taken, in lengths of the template
 QUOTED = re.compile(r"\"([^\"]+)\"|“([^”]+)”|「([^」]+)」|『([^』]+)』")
 ORDER = {
     "en": "Somebody asked for a picture: {prompt}\nThese are notes for the artist: {words}\n"

@@ -46,7 +46,7 @@ def cell(sample: Sample) -> Image.Image:
         picture.thumbnail((CELL, CELL), Image.Resampling.LANCZOS)
     across = max(sum(p.width + 2 for p in pictures) - 2, CELL // 2)
     height = max((p.height for p in pictures), default=0)
-    said = sample.prompt if sample.task != "ask" else f"{sample.prompt} → {sample.words}"
+    said = f"{sample.prompt} → {sample.words}" if sample.words else sample.prompt
     said = " ".join(said.split())
     font = load(faces(said + "永", ("sans",))[0], LETTERS)
     lines = wrap(said, font, across)

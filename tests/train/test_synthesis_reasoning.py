@@ -137,8 +137,9 @@ def test_what_cannot_rewrite_ends_the_run(tmp_path, monkeypatch, capsys, argumen
     assert message in capsys.readouterr().err and not list(tmp_path.rglob("*.tar"))
 
 
-def test_the_model_itself_is_asked():
+def test_the_model_itself_is_asked(monkeypatch):
     """The tiny checkpoint's words keep nothing, so that the template stays."""
+    monkeypatch.setattr(rewrite, "TOKENS", 8)
     rewriter = rewrite.by_model(ModelOptions(str(CHECKPOINT), "cpu"))
     assert isinstance(rewriter.ask("hello"), str)
     made = sample()
