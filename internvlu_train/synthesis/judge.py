@@ -1,5 +1,6 @@
 """Judge pictures with words by an OCR model: RapidOCR with PP-OCR's weights, which are in its package."""
 
+import argparse
 import logging
 import unicodedata
 from dataclasses import dataclass
@@ -7,9 +8,11 @@ from functools import lru_cache
 
 import numpy as np
 
+from internvlu_core.batch.worker import read_size
 from internvlu_core.errors import need
 
 from ..sample import Sample
+from . import LANGUAGES, make
 
 READ = 0.9  # share of the characters that must be read; OCR itself errs in some, see docs/synthesis.md
 KEPT = 6.0  # largest mean difference, in levels of 255, of what an edit must leave as it was
@@ -119,3 +122,25 @@ def _gone(text: str, lines: list[str], there: set[str]) -> bool:
     still = 1 - distance(wanted, whole, within=True) / max(1, len(wanted))
     near = max((1 - distance(wanted, plain(other), within=True) / max(1, len(wanted)) for other in there), default=0)
     return still < max(GONE, near + 0.01) or (still < 1 and near > GONE)
+
+
+def main(arguments: list[str] | None = None):
+    """Print how many of the characters that samples of drawing show are read back: what the judge itself misses."""
+    parser = argparse.ArgumentParser(prog="python -m internvlu_train.synthesis.judge", description=main.__doc__)
+    parser.add_argument("--domain", choices=("text", "humour"), default="text")
+    parser.add_argument("--language", choices=LANGUAGES)
+    parser.add_argument("--count", type=int, default=100)
+    parser.add_argument("--size", nargs="+", default=["1024x1024", "1024x576", "768x1024", "640x640"])
+    options = parser.parse_args(arguments)
+    sizes, missed, total = [read_size(size) for size in options.size], 0, 0
+    for seed in range(options.count):
+        sample = make(options.domain, "draw", seed, sizes[seed % len(sizes)], language=options.language)
+        new, count = wrong(lines_of(sample.truth["texts"]), read(sample.picture))
+        missed, total = missed + new, total + count
+    print(
+        f"{missed} of {total} characters of {options.count} samples were not read: {1 - missed / total:.2%} are right"
+    )
+
+
+if __name__ == "__main__":
+    main()

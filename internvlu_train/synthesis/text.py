@@ -87,7 +87,7 @@ def change(choices: LanguageChoices, piece: Piece) -> Changed:
     old = piece.blocks[place]
     new, words = None, None
     while new is None or new.text == old.text or not _fits(new):
-        text, words = another(choices, old)
+        text, words = another(choices, piece, old)
         new = replace(old, text=old.style.shown(text))
     one, other = same_size(old, new)
     prompt = text_prompts.change(choices, piece, one, other, words)
@@ -101,7 +101,7 @@ def _fits(block: Block) -> bool:
         return False
 
 
-def another(choices: LanguageChoices, block: Block) -> tuple[str, tuple[str, str] | None]:
+def another(choices: LanguageChoices, piece: Piece, block: Block) -> tuple[str, tuple[str, str] | None]:
     """(other words for a block, (old word, new word) if only one is another)."""
     script = "zh" if any(map(is_wide, block.text)) else "en"
     words = block.text.split()
@@ -116,7 +116,9 @@ def another(choices: LanguageChoices, block: Block) -> tuple[str, tuple[str, str
         return joke[block.role in ("bottom caption", "line 2")], None
     makers = {
         "title": phrases.event, "date": phrases.date, "price": phrases.price, "phone number": phrases.phone,
-        "author": phrases.person, "name": phrases.shop, "heading": phrases.name,
+        "author": phrases.person,
+        "name": phrases.person if "card" in piece.name[0] else phrases.shop,
+        "heading": phrases.name,
     }  # fmt: skip
     other = "note" if block.role.startswith("line") else "slogan"
     listed = block.role if block.role in phrases.WORDS[script] else "place" if block.role == "address" else other
