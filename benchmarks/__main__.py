@@ -94,6 +94,7 @@ def compare(name: str, options):
     run = Run(options.work, fresh, options.device, options.dtype, options.scale, command)
     NAMES[name](run, options)
     shutil.move(fresh, target)
+    print(tables.render(run.lines), file=sys.stderr)
 
 
 def set_up(work: Path, requirement: str):

@@ -68,17 +68,21 @@ def checkpoint(run: Run) -> str:
 
 
 @contextmanager
-def loaded(run: Run, options, *names: str) -> Iterator[list[Side]]:
-    """Workers that have loaded the checkpoint. The first one, the core, also measures the speed of the machine."""
+def loaded(run: Run, options, *names: str, in_memory: bool = False) -> Iterator[list[Side]]:
+    """Workers that have loaded the checkpoint. The first one, the core, also measures the speed of the machine.
+
+    in_memory: the core makes random weights itself, and there is no checkpoint on the disk.
+    """
     commands = {name: COMMANDS[name](options) for name in names}
-    where = {"checkpoint": checkpoint(run), "device": run.device, "dtype": run.dtype}
+    where = {"scale": run.scale} if in_memory else {"checkpoint": checkpoint(run)}
+    where |= {"device": run.device, "dtype": run.dtype}
     with ExitStack() as stack:
         sides = []
         for name, command in commands.items():
             worker = Worker(name, command, run.work / f"{name}.log")
             stack.callback(worker.close)
             hello = worker.call("hello")
-            reply = worker.call("load", **where)
+            reply = worker.call("make" if in_memory else "load", **where)
             about = {"versions": hello["versions"], "machine": hello["machine"]}
             about |= {key: reply[key] for key in ("weights", "attention") if key in reply}
             sides.append(Side(name, worker, about=about))
@@ -253,37 +257,33 @@ def _together_and_alone(core: Side, together: str, alone: str) -> list[Side]:
 
 
 def many(run: Run, options):
-    """Texts of many requests in one decoding loop, and one by one. A call reads the prompts and writes all tokens."""
-    config, n = Config.read(checkpoint(run)), options.tokens
-    itemsize = getattr(torch, run.dtype).itemsize
-    with loaded(run, options, "core") as (core,):
+    """Texts of many requests in one decoding loop, and one by one.
+
+    One call reads the prompts and writes a token of each, another one writes all tokens; the difference is decoding.
+    """
+    n = options.tokens
+    with loaded(run, options, "core", in_memory=True) as (core,):
         sides = _together_and_alone(core, "continue_many", "continue_each")
+        questions = (f"{i} {QUESTION[: 80 + i]}" for i in range(max(BATCHES)))
+        prompts = [core.call("chat_ids", prompt=question)["ids"] for question in questions]
         for count in BATCHES:
-            ids = [core.call("chat_ids", prompt=f"{QUESTION[:85]} {i}")["ids"] for i in range(count)]
-            lengths = [len(one) for one in ids]
-            flops = sum(
-                counts.language(config.language, length)
-                + (n - 1) * counts.language(config.language, 1, length + n // 2)
-                for length in lengths
-            )
-            # The weights once for each prompt, and once for each step of all; and each row's own keys and values.
-            weights = counts.language_bytes(config.language, 0, itemsize)
-            own = sum(counts.language_bytes(config.language, length + n // 2, itemsize) - weights for length in lengths)
-            nbytes = count * weights + (n - 1) * (weights + own)
-            stage = f"text, {count} × {n} tokens"
-            side_by_side(
-                run, sides, Case("many", stage, "many", {"ids": ids, "tokens": n}, options.repeats, flops, nbytes)
-            )
+            ids = prompts[:count]
+            for side in sides:  # not timed: the first use of a kernel loads it
+                side.call("many", ids=ids, tokens=2)
+            for stage, tokens in (("text, reading", 1), ("text, all", n)):
+                case = Case("many", stage, "many", {"ids": ids, "tokens": tokens}, options.repeats, warm_up=False)
+                side_by_side(run, sides, case, texts=count, tokens=tokens)
 
 
 def many_pictures(run: Run, options):
     """Drawings of many requests in one forward, and one by one, from the prompt to the picture."""
-    with loaded(run, options, "core") as (core,):
-        for count in (1, 4, 8):
+    with loaded(run, options, "core", in_memory=True) as (core,):
+        sides = _together_and_alone(core, "draw_many", "draw_each")
+        for count in BATCHES:
             arguments = {"count": count, "size": options.size, "steps": options.steps}
             stage = f"{count} × {options.size}×{options.size}, {options.steps} steps"
-            sides = _together_and_alone(core, "draw_many", "draw_each")
-            side_by_side(run, sides, Case("many-pictures", stage, "many", arguments, options.repeats))
+            case = Case("many-pictures", stage, "many", arguments, options.repeats, warm_up=count == BATCHES[0])
+            side_by_side(run, sides, case)
 
 
 AXES = {

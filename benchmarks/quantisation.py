@@ -26,7 +26,7 @@ from internvlu_core.quantization import QUANTS, WEIGHT_FORMATS, FileFormat, Gguf
 from internvlu_core.quantization.gguf import TYPES
 from internvlu_core.sampling import flow_sigmas
 from internvlu_train.evaluation.sampling import Order, Settings, batches
-from internvlu_train.evaluation.toy import GENEVAL, ask, draw, geneval, unseen
+from internvlu_train.evaluation.toy import GENEVAL, TASKS, draw, unseen
 from support.checkpoints import CHECKPOINT, copy_json
 from support.scaled_checkpoints import SCALES, stored_shapes
 
@@ -87,8 +87,8 @@ def on_toy(toy: Path, dtype, settings: Settings, count: int, pictures: int, exac
         "velocity": relative(found["_velocity"], exact["_velocity"]),
         "psnr": psnr(found["_pictures"], exact["_pictures"]),
         "distance": distance(reference, found["_pictures"], exact["_pictures"]),
-        "geneval": geneval(model, count, settings)["score"],
-        "questions": ask(model, count, settings)["score"],
+        "geneval": TASKS["geneval"](model, count, settings)["score"],
+        "questions": TASKS["ask"](model, count, settings)["score"],
         "step": seconds_a_step(model, samples, settings),
     }
 

@@ -181,7 +181,27 @@ def _batch(group: list[dict]) -> list[str]:
     return rows
 
 
+def _many(group: list[dict]) -> list[str]:
+    """A row for each number of texts: tokens per second of decoding; seconds of reading the prompts, and of all."""
+    rows = [
+        "| texts | decoding, tokens/s: together | one by one | ratio | reading the prompts | ratio | all | ratio |",
+        "|---" * 8 + "|",
+    ]
+    for count in dict.fromkeys(line["texts"] for line in group):
+        seconds = {(line["side"], line["stage"]): line["seconds"] for line in group if line["texts"] == count}
+        steps = max(line["tokens"] for line in group) - 1
+        sides = "together", "one by one"
+        rates = [count * steps / (seconds[side, "text, all"] - seconds[side, "text, reading"]) for side in sides]
+        cells = [str(count), *(f"{rate:.3g}" for rate in rates), f"**{rates[0] / rates[1]:.2f}**"]
+        for stage in ("text, reading", "text, all"):
+            together, alone = (seconds[side, stage] for side in sides)
+            cells += [f"{together:.3g} / {alone:.3g} s", f"{alone / together:.2f}"]
+        rows.append("| " + " | ".join(cells) + " |")
+    return rows
+
+
 TABLES = {
+    "many": _many,
     "batch": _batch,
     "scaling": _scaling,
     "fp8": _fp8,

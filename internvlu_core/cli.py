@@ -136,8 +136,7 @@ def download_files(options):
 
 def batch(options):
     """Do many requests from a file, and print how many there are and how many of them have an error."""
-    workers = options.workers if options.workers is not None else int(options.address is not None)
-    ray = RayOptions(workers, options.address, options.gpus_per_worker, options.cpus_per_worker) if workers else None
+    ray = RayOptions.chosen(options.workers, options.address, options.gpus_per_worker, options.cpus_per_worker)
     with Progress(0, "row") as progress:
 
         def report(done: int, total: int):

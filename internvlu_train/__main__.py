@@ -9,7 +9,12 @@ instruction, NAME.before.png the picture before it and NAME.png the picture afte
 --set 'trained=["vlm.language_model."]' makes one for the language model. ComfyUI's LoraLoader reads the result,
 RUNS/lora/lora.safetensors.
 
-The toy model, one command per stage:
+The toy model, from nothing to a checkpoint and its scores, RUNS/checkpoint and RUNS/scores.json:
+
+    python -m internvlu_train toy RUNS --preset gpu
+
+With --base CHECKPOINT it begins there, with stages that teach more pictures and sizes. --minutes divides so much time
+between the stages. A command that was stopped continues where it was. One command per stage:
 
     python -m internvlu_train new RUNS
     python -m internvlu_train vae RUNS
@@ -39,7 +44,7 @@ from .loop import Run
 from .repository import has_part, repository_module
 from .settings import LORA, LoraStage, Stage, changed
 
-LORA_STAGE, NEW = "lora", "new"
+LORA_STAGE, NEW, TOY = "lora", "new", "toy"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -47,7 +52,9 @@ def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
     try:
         if options.stage == NEW:
-            write_new(options)
+            write_new(options, options.set)
+        elif options.stage == TOY:
+            train_toy(options)
         else:
             stage = lora_stage(options) if options.stage == LORA_STAGE else toy_stage(options)
             run = Run(stage, starting_point(options), options.runs / options.stage, DTYPES[options.dtype])
@@ -64,7 +71,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("stage", help=f"one of {', '.join(stage_names())}")
+    parser.add_argument("stage", help=f"one of {', '.join([*stage_names(), TOY])}")
     parser.add_argument("runs", type=Path, metavar="RUNS", help="folder of all runs; each stage has a folder in it")
     parser.add_argument("--preset", choices=LORA, default="cpu")
     parser.add_argument("--base", type=Path, help="the checkpoint to start from instead of the previous stage's")
@@ -73,6 +80,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--set", action="append", default=[], metavar="NAME=JSON", help="change a setting, for example steps=10"
     )
+    parser.add_argument("--minutes", type=float, help="of toy: how long all stages together train")
+    parser.add_argument("--count", type=int, default=500, help="of toy: unseen prompts of each task in its scores")
+    parser.add_argument("--processes", type=int, default=1, help="of toy: between which its scores are divided")
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the weights that are written")
     return parser.parse_args(arguments)
 
@@ -100,11 +110,33 @@ def starting_point(options) -> Path:
     return options.runs / stages[stages.index(options.stage) - 1] / "checkpoint"
 
 
-def write_new(options):
-    """A checkpoint with random weights, for the toy model's first stage."""
-    sizes = changed(toy_presets(options).SIZES[options.preset], options.set)
+def write_new(options, changes: list[str]):
+    """A checkpoint with random weights, for the toy model's first stage. changes: to its sizes."""
+    sizes = changed(toy_presets(options).SIZES[options.preset], changes)
     fresh = repository_module("toy.fresh", "new")
     fresh.write_new(options.runs / NEW / "checkpoint", sizes)
+
+
+def train_toy(options):
+    """The chain of stages from nothing or from --base, its checkpoint in bfloat16, and its scores."""
+    presets, chain = toy_presets(options), repository_module("toy.chain", "the toy model")
+    evaluation = repository_module("evaluation.__main__", "the toy model")
+    base, chains = options.base, presets.PRESETS
+    if base:
+        chains = presets.WIDER
+    else:
+        base = options.runs / NEW / "checkpoint"
+        if not base.is_dir():
+            write_new(options, [])
+    stages = {name: changed(stage, options.set) for name, stage in chains[options.preset].items()}
+    if options.minutes:
+        stages = chain.within(stages, options.minutes)
+    chain.train_all(options.runs, stages, base, resident=options.preset == "gpu")
+    last, result = options.runs / list(stages)[-1] / "checkpoint", options.runs / "checkpoint"
+    chain.write_as(last, result, torch.bfloat16)
+    arguments = ["--dtype", "fp32", "--count", str(options.count), "--processes", str(options.processes)]
+    if code := evaluation.main([str(result), *arguments, "--out", str(options.runs / "scores.json")]):
+        sys.exit(code)
 
 
 def stage_names() -> list[str]:

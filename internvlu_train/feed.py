@@ -1,10 +1,11 @@
 """The examples of a stage, a cache of what frozen networks compute from them, and the micro-batch at any position."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -60,6 +61,10 @@ class Feed:
         self.plans: list[list[Item]] = []
         self.workers = ThreadPoolExecutor(AHEAD)
         self.pending: dict[int, Future[Batch]] = {}
+
+    def pictures(self) -> Iterator[np.ndarray]:
+        """The pictures of the stage, uint8 [H, W, 3]."""
+        return (example.picture for example in self.examples)
 
     def batch(self, number: int, stride: int = 1) -> Batch:
         """The batch, on the device. Meanwhile the next batches (number + stride, …) are prepared in the background."""

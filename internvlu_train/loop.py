@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from datetime import timedelta
 from functools import partial
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 
 import torch
@@ -23,11 +23,13 @@ from . import objectives
 from .data import to_pixels
 from .feed import Feed
 from .lora import add_adapters, write_lora
+from .muon import Muon
 from .plot import write_plot
 from .settings import HIDDEN_LAYERS, LoraStage, Stage, as_json
 from .storage import Networks, replaced, write_checkpoint
 
 EMA_WARMUP = 10  # steps, after which the decay of the moving average is no longer reduced by much
+LOG_EVERY = 50  # steps after which losses are read from a GPU, which has to have computed them by then
 STATISTICS_PICTURES = 1024  # pictures from which the mean and standard deviation of latents are computed
 
 
@@ -37,8 +39,9 @@ class Run:
     The folder of a LoraStage has lora.safetensors instead of checkpoint/.
     """
 
-    def __init__(self, stage: Stage, base: Path, folder: Path, dtype: torch.dtype = torch.float32):
-        """base: the checkpoint to start from. dtype: of the weights that are written.
+    def __init__(self, stage: Stage, base: Path, folder: Path, dtype: torch.dtype = torch.float32, make_feed=None):
+        """base: the checkpoint to start from. dtype: of the weights that are written. make_feed: a function of the
+        networks, the stage and the device that returns the micro-batches; None for Feed, with a cache on the disk.
 
         Raises InputError if the folder has a run with other settings, or if the base is not in the released layout and
         the stage has to write one.
@@ -50,6 +53,9 @@ class Run:
         self.autocast = stage.autocast and bfloat16_is_fast(self.device)
         self.main = self.accelerator.is_main_process
         self._claim_folder()
+        if self.device.type == "cuda":
+            torch.set_float32_matmul_precision("high")
+            torch.backends.cuda.enable_cudnn_sdp(False)  # it plans anew for each shape, of which there are many
         self.networks = Networks(base, self.device)
         lora = isinstance(stage, LoraStage)
         if not lora and not (base / "vlm" / "config.json").is_file():
@@ -59,24 +65,26 @@ class Run:
             checkpoint_activations(self.networks)
         self.ema = {name: parameter.detach().clone() for name, parameter in self.trained.items()}
         self.optimizers = make_optimizers(stage, self.trained)
-        self.step = 0
+        self.step, self.seconds = 0, 0.0  # taken, and spent on them
+        self.unlogged: list[dict] = []  # entries of the log, with tensors on the device
         self._resume()
-        self.feed = self._make_feed()
+        self.feed = self._make_feed(make_feed)
 
     def train(self):
         """Take all steps that are left, and write the result."""
         if self.main:
             self._cut_log()
-        bar = tqdm(total=self.stage.steps, initial=self.step, disable=not self.main)
+        bar = tqdm(total=self.stage.steps, initial=self.step, disable=not self.main, mininterval=1)
         log = (self.folder / "log.jsonl").open("a", encoding="utf-8") if self.main else None
-        while self.step < self.stage.steps:
-            entry = self._take_step()
-            if self.main:
-                log.write(json.dumps(entry) + "\n")
-                log.flush()
+        every = 1 if self.device.type == "cpu" else LOG_EVERY
+        while progress(self.stage, self.step, self.seconds) < 1:
+            self.unlogged.append(self._take_step())
             bar.update()
-            bar.set_postfix(loss=f"{entry['loss']:.4f}")
-            if self.step % self.stage.save_every == 0 or self.step == self.stage.steps:
+            done = progress(self.stage, self.step, self.seconds) >= 1
+            save = done or self.step % self.stage.save_every == 0
+            if save or self.step % every == 0:
+                bar.set_postfix(loss=f"{self._log(log):.4f}")
+            if save:
                 self._save()
         bar.close()
         if self.main:
@@ -106,8 +114,9 @@ class Run:
     # A step
 
     def _take_step(self) -> dict:
+        """Returns the step's entry in the log. Its losses and norm are tensors, so that nothing waits for a device."""
         started, stage = time.perf_counter(), self.stage
-        rate = learning_rate(stage, self.step)
+        rate = learning_rate(stage, self.step, self.seconds)
         for group in chain.from_iterable(optimizer.param_groups for optimizer in self.optimizers):
             group["lr"] = rate
         parts = self._accumulate()
@@ -115,24 +124,43 @@ class Run:
         if self.accelerator.num_processes > 1:
             for gradient in gradients:
                 gradient.copy_(self.accelerator.reduce(gradient, "mean"))
-        norm = float(nn.utils.clip_grad_norm_(self.trained.values(), stage.clip))
-        if not math.isfinite(parts["loss"] + norm):  # before the weights, and what is saved, become NaN
-            raise FloatingPointError(f"step {self.step + 1} has the loss {parts['loss']} and a gradient of {norm}")
+        norm = nn.utils.clip_grad_norm_(self.trained.values(), stage.clip)
+        entry = {"step": self.step + 1, **parts, "lr": rate, "norm": norm}
+        if self.device.type == "cpu":  # before the weights become NaN; elsewhere before they are saved
+            require_finite(entry)
         for optimizer in self.optimizers:
             optimizer.step()
         self._average()
         self.step += 1
         seconds = time.perf_counter() - started
-        return {"step": self.step, **parts, "lr": rate, "norm": norm, "seconds": round(seconds, 4)}
+        self.seconds += seconds
+        return entry | {"seconds": round(seconds, 4)}
 
-    def _accumulate(self) -> dict[str, float]:
+    def _log(self, file) -> float:
+        """Write the entries since the last call to the file, if there is one. Returns the last loss.
+
+        Raises FloatingPointError if a loss or gradient is not finite.
+        """
+        for entry in self.unlogged:
+            values = {name: float(value) for name, value in entry.items()} | {"step": entry["step"]}
+            require_finite(values)
+            if file:
+                file.write(json.dumps(values) + "\n")
+        if file:
+            file.flush()
+        self.unlogged.clear()
+        return values["loss"]
+
+    def _accumulate(self) -> dict[str, Tensor]:
         """Compute the gradients of this process's micro-batches. Returns the losses, averaged over all processes.
 
         The micro-batches of a step are numbered consecutively, and processes take them in turn, so that a batch does
         not depend on which process computes it.
         """
         for parameter in self.trained.values():
-            parameter.grad = torch.zeros_like(parameter)  # for a parameter that no batch uses, too
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)  # for a parameter that no batch uses, too
+        torch._foreach_zero_([parameter.grad for parameter in self.trained.values()])
         processes, accumulate = self.accelerator.num_processes, self.stage.accumulate
         first = self.step * accumulate * processes + self.accelerator.process_index
         sums: dict[str, list] = {"loss": []}
@@ -142,14 +170,16 @@ class Run:
                 losses = objectives.losses(self.networks, batch, self.stage, self.step)
             (losses.total * (batch.weight / accumulate)).backward()
             for name, value in {"loss": losses.total, **losses.parts}.items():
-                sums.setdefault(name, []).append((float(value.detach()) * batch.weight, batch.weight))
+                sums.setdefault(name, []).append((value.detach().float() * batch.weight, batch.weight))
         return self._gathered(sums)
 
-    def _gathered(self, sums: dict[str, list]) -> dict[str, float]:
+    def _gathered(self, sums: dict[str, list]) -> dict[str, Tensor]:
         """Mean losses over all processes, weighted by batch size; only those that occurred in this step."""
+        if self.accelerator.num_processes == 1:
+            return {name: sum(v for v, _ in values) / sum(w for _, w in values) for name, values in sums.items()}
         names = ("loss", "text", "flow", "mse", "l1", "kl")
-        totals = torch.tensor([[sum(v[i] for v in sums.get(name, [])) for i in (0, 1)] for name in names])
-        totals = self.accelerator.reduce(totals.to(self.device), "sum").tolist()
+        totals = torch.tensor([[sum(float(v[i]) for v in sums.get(name, [])) for i in (0, 1)] for name in names])
+        totals = self.accelerator.reduce(totals.to(self.device), "sum")
         return {name: value / weight for name, (value, weight) in zip(names, totals, strict=True) if weight}
 
     @torch.no_grad()
@@ -180,8 +210,10 @@ class Run:
                 new.write_text(json.dumps(settings, indent=2), encoding="utf-8")
         self.accelerator.wait_for_everyone()
 
-    def _make_feed(self) -> Feed:
+    def _make_feed(self, make_feed):
         """The main process makes the cache first; the others read it."""
+        if make_feed is not None:
+            return make_feed(self.networks, self.stage, self.device)
         with self.accelerator.main_process_first():
             return Feed(self.networks, self.stage, self.device, self.folder / "cache.pt")
 
@@ -190,6 +222,7 @@ class Run:
             return
         state = {
             "step": self.step,
+            "seconds": self.seconds,
             "model": {name: parameter.detach() for name, parameter in self.trained.items()},
             "ema": self.ema,
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
@@ -201,7 +234,7 @@ class Run:
         file = self.folder / "state.pt"
         if file.exists():
             state = torch.load(file, map_location=self.device, weights_only=True)
-            self.step = state["step"]
+            self.step, self.seconds = state["step"], state.get("seconds", 0.0)
             assign(self.trained, state["model"])
             assign(self.ema, state["ema"])
             for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
@@ -218,8 +251,8 @@ class Run:
     def _with_statistics(self):
         """The VAE's config with the mean and standard deviation of its latents."""
         vae, latents = self.networks.vae, []
-        for example in self.feed.examples[:STATISTICS_PICTURES]:
-            latents.append(vae.encode_raw(to_pixels([example.picture]).to(self.device))[0].flatten(1))
+        for picture in islice(self.feed.pictures(), STATISTICS_PICTURES):
+            latents.append(vae.encode_raw(to_pixels([picture]).to(self.device))[0].flatten(1))
         latents = torch.cat(latents, dim=1)  # [z, pixels]
         mean, deviation = latents.mean(1).tolist(), latents.std(1).clamp(min=1e-3).tolist()
         return replace(vae.config, latents_mean=tuple(mean), latents_std=tuple(deviation))
@@ -236,11 +269,7 @@ def digest(files: Iterable[Path]) -> str:
 
 
 def make_optimizers(stage: Stage, trained: dict[str, nn.Parameter]) -> list[torch.optim.Optimizer]:
-    """AdamW for everything; or Muon for the matrices between hidden states, and AdamW for the rest.
-
-    Muon takes the learning rate and weight decay of AdamW, because its updates are scaled to the usual size of AdamW's
-    (arXiv 2502.16982). Raises InputError if this version of torch has no Muon, which came with 2.9.
-    """
+    """AdamW for everything; or Muon for the matrices between hidden states, and AdamW for the rest."""
     hidden, decayed, plain = [], [], []
     for name, parameter in trained.items():
         if stage.muon and parameter.ndim == 2 and any(part in name for part in HIDDEN_LAYERS):
@@ -248,12 +277,12 @@ def make_optimizers(stage: Stage, trained: dict[str, nn.Parameter]) -> list[torc
         else:
             (decayed if sum(side > 1 for side in parameter.shape) > 1 else plain).append(parameter)
     groups = [{"params": decayed, "weight_decay": stage.weight_decay}, {"params": plain, "weight_decay": 0.0}]
-    adamw = torch.optim.AdamW(groups, betas=stage.betas)
+    device = next(iter(trained.values())).device
+    adamw = torch.optim.AdamW(groups, betas=stage.betas, fused=True if device.type == "cuda" else None)
     if not hidden:
         return [adamw]
-    if not hasattr(torch.optim, "Muon"):
-        raise InputError(f"Muon needs torch 2.9 or later, this is {torch.__version__}: set muon=false for AdamW")
-    return [adamw, torch.optim.Muon(hidden, weight_decay=stage.weight_decay, adjust_lr_fn="match_rms_adamw")]
+    dtype = torch.bfloat16 if bfloat16_is_fast(device) else torch.float32
+    return [adamw, Muon(hidden, weight_decay=stage.weight_decay, dtype=dtype)]
 
 
 def freeze(networks: Networks, trained: tuple[str, ...]) -> dict[str, nn.Parameter]:
@@ -278,11 +307,23 @@ def checkpoint_activations(networks: Networks):
         block.forward = partial(checkpoint, block.forward, use_reentrant=False)
 
 
-def learning_rate(stage: Stage, step: int) -> float:
+def progress(stage: Stage, step: int, seconds: float) -> float:
+    """The fraction of a run that is over after so many steps and seconds."""
+    return max(step / stage.steps, seconds / (60 * stage.minutes) if stage.minutes else 0.0)
+
+
+def learning_rate(stage: Stage, step: int, seconds: float = 0.0) -> float:
     """The learning rate of a step, from 0: linear warm-up, constant, linear decay to 0."""
     warm = (step + 1) / stage.warmup if stage.warmup else 1.0
-    left = (stage.steps - step) / (stage.decay * stage.steps) if stage.decay else 1.0
+    left = (1 - progress(stage, step, seconds)) / stage.decay if stage.decay else 1.0
     return stage.learning_rate * min(1.0, warm, left)
+
+
+def require_finite(entry: dict):
+    """Raises FloatingPointError if the loss or the norm of the gradient of a step is not finite."""
+    loss, norm = float(entry["loss"]), float(entry["norm"])
+    if not math.isfinite(loss + norm):
+        raise FloatingPointError(f"step {entry['step']} has the loss {loss} and a gradient of {norm}")
 
 
 def bfloat16_is_fast(device: torch.device) -> bool:

@@ -56,7 +56,8 @@ def vae_loss(vae: VAE, batch: Batch, stage: VAEStage, step: int) -> Losses:
         latents = mean + (0.5 * log_variance).exp() * noise_like(mean, batch.generator)
     elif stage.noise:
         deviation = mean.new_tensor(vae.config.latents_std)[:, None, None]
-        strength = stage.noise * torch.rand(len(mean), 1, 1, 1, generator=batch.generator).to(mean.device)
+        strength = torch.rand(len(mean), 1, 1, 1, generator=batch.generator, device=batch.generator.device)
+        strength = stage.noise * strength.to(mean.device)
         latents = mean + strength * deviation * noise_like(mean, batch.generator)
     difference = vae.decoder(vae.post_quant_conv(latents)).float() - pixels  # no clamp: it has no gradient outside
     parts = {"mse": difference.square().mean(), "l1": difference.abs().mean()}
@@ -112,19 +113,20 @@ def flow_loss(networks: Networks, batch: Batch, stage: PictureStage) -> Tensor:
 
 
 def noise_levels(count: int, stage: PictureStage, generator: torch.Generator) -> Tensor:
-    """σ [count]: the sigmoid of a normal variable, or, for the share stage.even, uniform in [0, 1].
+    """σ [count], on the generator's device: the sigmoid of a normal variable, or, for the share stage.even, uniform.
 
     They are then shifted towards noise, as the sampler's schedule is.
     """
-    sigma = torch.randn(count, generator=generator).sigmoid()
-    even = torch.rand(count, generator=generator) < stage.even
-    sigma = torch.where(even, torch.rand(count, generator=generator), sigma)
+    options = {"generator": generator, "device": generator.device}
+    sigma = torch.randn(count, **options).sigmoid()
+    even = torch.rand(count, **options) < stage.even
+    sigma = torch.where(even, torch.rand(count, **options), sigma)
     return stage.shift * sigma / (1 + (stage.shift - 1) * sigma)
 
 
 def noise_like(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Standard normal noise of the shape of x, drawn on the CPU: the same on every device."""
-    return torch.randn(x.shape, generator=generator).to(x.device)
+    """Standard normal noise of the shape of x, drawn where the generator is: on the CPU the same for every device."""
+    return torch.randn(x.shape, generator=generator, device=generator.device).to(x.device)
 
 
 def context_of(networks: Networks, tokens: TokenBatch) -> Context:

@@ -30,9 +30,10 @@ class Stage:
     an epoch is one pass over them.
 
     batch: samples per micro-batch. accumulate: micro-batches per process and step. muon: optimise the matrices of
-    attention and MLPs with Muon, everything else with AdamW (torch's Muon computes in bfloat16, which makes it 18 times
-    as slow on a CPU that emulates it). warmup: steps. decay: the final fraction of all steps, in which the learning
-    rate falls to 0. clip: maximal norm of the gradient. ema: decay of the moving average of the weights.
+    attention and MLPs with Muon, everything else with AdamW. warmup: steps. decay: the final fraction of the run, in
+    which the learning rate falls to 0. clip: maximal norm of the gradient. ema: decay of the moving average of the
+    weights. minutes: of training, after which the run ends if it has not taken all steps; 0 for no limit. The learning
+    rate follows whichever of the two, steps or minutes, is nearer to its end.
     """
 
     trained: tuple[str, ...]
@@ -42,6 +43,7 @@ class Stage:
     sides: tuple[tuple[int, int], ...] = ((64, 64),)
     samples: int = 24_000
     steps: int = 4000
+    minutes: float = 0.0
     batch: int = 48
     accumulate: int = 1
     learning_rate: float = 1.5e-3

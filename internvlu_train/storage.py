@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -17,6 +18,8 @@ from internvlu_core.conditioning import Conditioner
 from internvlu_core.prompt import Tokenizer
 
 from .attention import masked_attention
+
+ROPE_TABLES = 256
 
 
 class Networks(nn.Module):
@@ -33,6 +36,8 @@ class Networks(nn.Module):
             source, self.config, dtype=torch.float32, device=device, attention=masked_attention
         )
         self.vlm, self.mmdit, self.vae = networks
+        # Tables of few lengths; making one anew in each step takes longer than the toy's MMDiT on a GPU.
+        self.mmdit.rope = lru_cache(ROPE_TABLES)(self.mmdit.rope)
         for parameter in self.parameters():
             parameter.data = parameter.data.clone()  # it may be a view of a memory-mapped file
         self.requires_grad_(True).train()
@@ -102,8 +107,8 @@ def write_checkpoint(folder: Path, base: Path, networks: Networks, trained: tupl
         file = new / "vae/config.json"
         values = json.loads(file.read_text(encoding="utf-8"))
         values |= {key: list(getattr(networks.config.vae, key)) for key in ("latents_mean", "latents_std")}
-        if any(prefix.startswith("vae.") for prefix in trained):
-            values.pop("latent_preview", None)  # it was fitted to the old VAE
+        if any("vae.encoder.".startswith(prefix) for prefix in trained):
+            values.pop("latent_preview", None)  # it was fitted to the old latents
         file.write_text(json.dumps(values, indent=2), encoding="utf-8")
 
 

@@ -41,6 +41,7 @@ module = load_pack()
 loader, encode, sampling = (module(f"nodes.{name}") for name in ("loader", "encode", "sampling"))
 
 import comfy.sd  # noqa: E402
+import latent_preview  # noqa: E402
 
 
 class ComfyUI:
@@ -69,17 +70,17 @@ class ComfyUI:
     @torch.inference_mode()
     def steps(self, prompt: str, images: list[str], size: int, seed: int, steps: int, out: str) -> dict:
         clock = StepClock(self.device)
-        sampling.latent_preview.prepare_callback = lambda model, steps: lambda *step: clock.tick()
+        latent_preview.prepare_callback = lambda model, steps: lambda *step: clock.tick()
         pictures = {f"image{i}": _image(file) for i, file in enumerate(images, 1)}
         full, partial, unconditional = encode.InternVLUEncode.execute(self.vlm, prompt, self.vae, **pictures).args
         latent = {"samples": torch.zeros(1, 16, 1, size // 8, size // 8)}
-        scales = sampling.AUTOMATIC, sampling.AUTOMATIC
+        inputs = {"latent_image": latent, "seed": seed, "steps": steps, "denoise": 1.0}
+        inputs |= dict.fromkeys(("all_scale", "partial_scale"), sampling.AUTOMATIC)
         result, cost = measured(
-            lambda: sampling.InternVLUSampler.execute(
-                self.model, full, partial, unconditional, latent, seed, steps, *scales, 1.0
-            ).args[0]["samples"],
+            lambda: sampling.InternVLUSampler.execute(self.model, full, partial, unconditional, **inputs).args[0],
             self.device,
         )
+        result = result["samples"]
         config = self.vlm.config.vae
         mean, std = (torch.tensor(v).view(1, -1, 1, 1) for v in (config.latents_mean, config.latents_std))
         save_file({"value": ((result[:, :, 0] - mean) / std).contiguous()}, out)

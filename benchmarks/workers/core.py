@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from wire import StepClock, measured, serve, start_noise, versions
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from internvlu_core import InternVLU  # noqa: E402
 from internvlu_core.batching import BatchLimits, TextBatch, TextJob  # noqa: E402
@@ -48,8 +48,19 @@ class Core:
         return versions("transformers", "safetensors")
 
     def load(self, checkpoint: str, device: str, dtype: str) -> dict:
-        self.model, self.device, self.dtype = None, device, getattr(torch, dtype)
-        self.model, cost = measured(lambda: InternVLU.from_pretrained(checkpoint, device, self.dtype), device)
+        self.device, self.dtype = device, getattr(torch, dtype)
+        return self._load(lambda: InternVLU.from_pretrained(checkpoint, device, self.dtype))
+
+    def make(self, scale: str, device: str, dtype: str) -> dict:
+        """As load, with random weights that are made in memory."""
+        from support.scaled_checkpoints import random_model
+
+        self.device, self.dtype = device, getattr(torch, dtype)
+        return self._load(lambda: random_model(scale, device, self.dtype))
+
+    def _load(self, load) -> dict:
+        self.model = None
+        self.model, cost = measured(load, self.device)
         networks = self.model.vlm, self.model.mmdit, self.model.vae
         return cost | {"weights": sum(p.nbytes for network in networks for p in network.parameters())}
 
@@ -151,13 +162,14 @@ class Core:
             return [found[index] for index in range(len(ids))]
 
         written, cost = measured(run, self.device)
-        return cost | {"tokens": _by_step(written)}
+        return cost | {"tokens": _by_step(written), "texts": len(ids)}
 
     def continue_each(self, ids: list[list[int]], tokens: int) -> dict:
         """As continue_many, one by one."""
         replies = [self.continue_ids(one, tokens) for one in ids]
         seconds = sum(reply["seconds"] for reply in replies)
-        return replies[-1] | {"seconds": seconds, "tokens": _by_step([reply["tokens"] for reply in replies])}
+        tokens = _by_step([reply["tokens"] for reply in replies])
+        return replies[-1] | {"seconds": seconds, "tokens": tokens, "texts": len(ids)}
 
     def draw_many(self, count: int, size: int, steps: int, out: str) -> dict:
         """Drawings of several prompts and seeds together."""
@@ -264,5 +276,5 @@ if __name__ == "__main__":
     core = Core()
     stages = "see", "context", "steps", "vae_encode", "vae_decode", "text", "generate"
     many = "continue_many", "continue_each", "draw_many", "draw_each"
-    names = "hello", "load", *stages, "chat_ids", "continue_ids", *many, "forward", "fp8", "floor"
+    names = "hello", "load", "make", *stages, "chat_ids", "continue_ids", *many, "forward", "fp8", "floor"
     serve({name: getattr(core, name) for name in names})

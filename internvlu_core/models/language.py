@@ -10,17 +10,24 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..checkpoints.config import LanguageConfig
+from .attention import Lengths, by_branch
 from .float16 import project_to_residual, scale_for_norm, to_residual_dtype
 from .rope import rope_table_1d, rotate_half
 
 
-class KVCache:
-    """Keys and values [batch, kv_heads, capacity, head_dim] of each layer, for the `length` tokens read so far.
+class Cache:
+    """What all caches tell the attention.
 
-    mask: added to the attention scores of a new token; None: it attends to all that extend returns.
+    mask: added to the attention scores of a new token; None: it attends to all that extend returns. prompts: tokens of
+    each of several prompts, which do not see each other; (): all tokens are of one text.
     """
 
     mask: Tensor | None = None
+    prompts: Lengths = ()
+
+
+class KVCache(Cache):
+    """Keys and values [batch, kv_heads, capacity, head_dim] of each layer, for the `length` tokens read so far."""
 
     def __init__(self, config: LanguageConfig, batch: int, capacity: int, *, dtype, device):
         self.config, self.length = config, 0
@@ -65,7 +72,7 @@ class KVCache:
         return other
 
 
-class FixedStep:
+class FixedStep(Cache):
     """A KVCache for reading one more token, with tensor shapes that stay the same from token to token.
 
     torch.compile(mode="reduce-overhead") needs that to replay a step as a CUDA graph. The new token goes to `position`
@@ -98,7 +105,7 @@ class FixedStep:
         """Nothing: the session counts, outside of the compiled step."""
 
 
-class RowCache:
+class RowCache(Cache):
     """Keys and values of texts of different lengths, a row each, for reading one more token of every text at once.
 
     lengths: the tokens read of each row in use; these are the first rows. Below, rows counts them. keys, values: as in
@@ -125,13 +132,6 @@ class RowCache:
     def room(self) -> tuple[int, int]:
         """Rows, and tokens a row."""
         return self.keys[0].shape[0], self.keys[0].shape[2]
-
-    def put(self, row: int, text: KVCache):
-        """Let a row continue this text of one row. row: one in use, or the next one."""
-        for mine, its in zip((*self.keys, *self.values), (*text.keys, *text.values), strict=True):
-            mine[row, :, : text.length] = its[0, :, : text.length]
-            mine[row, :, text.length :] = 0  # values behind the mask are multiplied by 0, so must be finite
-        self.lengths[row : row + 1] = [text.length]
 
     def remove(self, row: int):
         """Free a row; the last row in use moves to its place."""
@@ -164,6 +164,37 @@ class RowCache:
     def advance(self, tokens: int):
         """Count the new tokens, after the last layer has stored them."""
         self.lengths = [length + tokens for length in self.lengths]
+
+
+class PackedPrompts(Cache):
+    """Reads several prompts in one forward, one after the other in x [1, tokens, C], into the next rows of a RowCache.
+
+    prompts: tokens of each. The rows must have room for them. They are in use once all layers have stored them.
+    """
+
+    def __init__(self, rows: RowCache, prompts: Lengths):
+        self.rows, self.prompts = rows, prompts
+
+    def begin(self, tokens: int) -> tuple[Tensor, Tensor]:
+        """The rows of the rotary table [tokens, 1, head_dim], from the beginning for each prompt."""
+        first, device = len(self.rows.lengths), self.rows.device
+        rows = range(first, first + len(self.prompts))
+        for tensor in (*self.rows.keys, *self.rows.values):
+            tensor[rows.start : rows.stop] = 0  # values behind the mask are multiplied by 0, so must be finite
+        self.index = torch.tensor(rows).repeat_interleave(torch.tensor(self.prompts)).to(device)
+        self.positions = torch.cat([torch.arange(length) for length in self.prompts]).to(device)
+        cos, sin = self.rows.rope
+        return cos[self.positions], sin[self.positions]
+
+    def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Store a layer's keys and values [1, kv_heads, tokens, head_dim]. Returns them."""
+        for stored, new in ((self.rows.keys[layer], k), (self.rows.values[layer], v)):
+            stored[self.index, :, self.positions] = new[0].transpose(0, 1)
+        return k, v
+
+    def advance(self, tokens: int):
+        """Count the new rows, after the last layer has stored them."""
+        self.rows.lengths += self.prompts
 
 
 def cache_bytes(config: LanguageConfig, dtype: torch.dtype) -> int:
@@ -232,14 +263,12 @@ class Qwen3(nn.Module):
         if not config.tied_head:
             self.lm_head = operations.Linear(config.hidden_size, config.vocab_size, bias=False, **factory)
 
-    def forward(
-        self, x: Tensor, select: tuple[int, ...], cache: "KVCache | FixedStep | RowCache | None" = None
-    ) -> list[Tensor]:
+    def forward(self, x: Tensor, select: tuple[int, ...], cache: Cache | None = None) -> list[Tensor]:
         """The hidden states [B, T, C] that select names.
 
         select: indices of [input of layer 0, …, input of the last layer, output of the final norm]. Inputs of layers
         are float32 where x is float16, since they can leave its range. cache: x continues its tokens; either x is a
-        whole prompt and the cache is empty, or x is one token.
+        whole prompt and the cache is empty, or x is one token; or x is several prompts, for PackedPrompts.
         """
         tokens, dtype = x.shape[1], x.dtype
         rope = cache.begin(tokens) if cache else rope_table(self.config, tokens, dtype, x.device)
@@ -301,14 +330,17 @@ class Attention(nn.Module):
         q = rotate_half(self.q_norm(q), rope).transpose(1, 2)  # [B, heads, T, D]
         k = rotate_half(self.k_norm(k), rope).transpose(1, 2)  # [B, kv_heads, T, D]
         v = v.transpose(1, 2)
-        mask = None
+        mask, prompts = None, ()
         if cache:
             k, v = cache.extend(self.index, k, v)
-            mask = cache.mask
-        return project_to_residual(self.o_proj, self.attend(q, k, v, mask).transpose(1, 2).flatten(2), x.dtype)
+            mask, prompts = cache.mask, cache.prompts
+        return project_to_residual(self.o_proj, self.attend(q, k, v, mask, prompts).transpose(1, 2).flatten(2), x.dtype)
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-        """q [B, heads, T, D], k and v [B, kv_heads, T′, D] → [B, heads, T, D]. mask: as in KVCache; T is 1 with it."""
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, prompts: Lengths) -> Tensor:
+        """q [B, heads, T, D], k and v [B, kv_heads, T′, D] → [B, heads, T, D].
+
+        mask, prompts: as in Cache. T is 1 with a mask.
+        """
         groups = self.config.num_heads // self.config.num_kv_heads
         if q.shape[2] == 1:
             # A new token attends to all keys. The query heads that share keys therefore pass as query positions of one
@@ -317,6 +349,9 @@ class Attention(nn.Module):
             masked = {} if mask is None else {"attn_mask": mask}
             return self.attention(grouped, k, v, **masked).reshape(q.shape)
         k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
+        if len(prompts) > 1:
+            by_token = (t.transpose(1, 2) for t in (q, k, v))
+            return torch.cat(by_branch(self.attention, *by_token, prompts, prompts, is_causal=True), 1).transpose(1, 2)
         return self.attention(q, k, v, is_causal=True)
 
 

@@ -8,6 +8,8 @@ import argparse
 import json
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -19,18 +21,18 @@ from internvlu_core.pipeline import InternVLU
 from ..toy.world import LEAST_SIDE
 from .benchmarks import BENCHMARKS, Run
 from .sampling import Settings
-from .toy import TASKS, evaluate
+from .toy import TASKS, evaluate, evaluate_in
 
 
 def main(arguments: list[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     try:
         check(options)
-        model = InternVLU.from_pretrained(options.checkpoint, options.device, RUN_DTYPES[options.dtype])
+        open_model = partial(InternVLU.from_pretrained, options.checkpoint, options.device, RUN_DTYPES[options.dtype])
         if options.benchmark:
-            run_benchmark(model, options)
+            run_benchmark(open_model(), options)
         else:
-            score(model, options)
+            score(open_model, options)
     except (CheckpointError, InputError, FloatingPointError, OSError) as error:
         print(f"internvlu_train.evaluation: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
@@ -49,7 +51,8 @@ def check(options):
         options.out.parent.mkdir(parents=True, exist_ok=True)
 
 
-def score(model: InternVLU, options):
+def score(open_model: Callable[[], InternVLU], options):
+    model = open_model()
     config = model.config.mmdit
     size = options.width or config.image_width, options.height or config.image_height
     factor = model.config.size_factor
@@ -58,9 +61,12 @@ def score(model: InternVLU, options):
         raise InputError(f"pictures of {size[0]}×{size[1]} cannot be judged: {wanted}")
     settings = Settings(size, options.steps, options.batch, options.all_scale, options.partial_scale)
     start = time.monotonic()
-    results = evaluate(
-        model, options.tasks, options.count, settings, lambda task: print(f"evaluating {task} …", file=sys.stderr)
-    )
+    if options.processes > 1:
+        results = evaluate_in(options.processes, open_model, options.tasks, options.count, settings)
+    else:
+        results = evaluate(
+            model, options.tasks, options.count, settings, lambda task: print(f"evaluating {task} …", file=sys.stderr)
+        )
     report = {
         "checkpoint": Path(options.checkpoint).name,
         "count": options.count,
@@ -108,6 +114,7 @@ def parser() -> argparse.ArgumentParser:
     toy = root.add_argument_group("synthetic world")
     toy.add_argument("--tasks", nargs="+", choices=list(TASKS), default=list(TASKS))
     toy.add_argument("--count", type=int, default=500, help="held-out samples of each task, kind or domain")
+    toy.add_argument("--processes", type=int, default=1, help="between which the parts of the tasks are divided")
     toy.add_argument("--batch", type=int, default=50, help="pictures that are drawn at once")
     toy.add_argument("--all-scale", type=float)
     toy.add_argument("--partial-scale", type=float)

@@ -1,11 +1,12 @@
 """The sizes of the toy model, and the settings of its training stages.
 
-Presets: "cpu" is sized for hours on a CPU, "gpu" for minutes on one data-centre GPU.
+Presets: "cpu" is sized for hours on a CPU, "gpu" for minutes on one data-centre GPU. PRESETS has the chains of stages
+from nothing, WIDER those from a checkpoint that lacks pictures and sizes.
 """
 
 from dataclasses import dataclass, replace
 
-from ..settings import DOMAINS, PictureStage, Stage, TextStage, VAEStage
+from ..settings import DOMAINS, PictureStage, TextStage, VAEStage
 
 
 @dataclass(frozen=True)
@@ -152,23 +153,72 @@ CPU = {
 }
 
 
-def _on_gpu(stage: Stage, **changes) -> Stage:
-    return replace(stage, samples=5 * stage.samples, batch=4 * stage.batch, save_every=1000, **changes)
-
-
+# On a GPU that takes a step of the toy in about 15 ms, however many samples up to 256 it has: nearly all of it is the
+# time to start kernels. Matrix products are in TF32, since autocast adds kernels. "minutes" are of 20 for all stages
+# together (__main__, --minutes); steps are a bound that is not reached.
+ON_GPU = {"steps": 200_000, "autocast": False, "save_every": 1000}
+DRAWN = {**ON_GPU, "domains": DOMAINS, "batch": 256, "muon": True, "samples": 200_000}
 GPU = {
-    "vae": _on_gpu(CPU["vae"], steps=8000, autocast=True),
-    "vae-smooth": _on_gpu(CPU["vae-smooth"], steps=3000, autocast=True),
-    "vae-decoder": _on_gpu(CPU["vae-decoder"], steps=4000, autocast=True),
-    "mllm": _on_gpu(CPU["mllm"], steps=8000),
-    "search": _on_gpu(CPU["search"], steps=4000),
-    "stage0": _on_gpu(CPU["stage0"], steps=2000),
-    "stage1": _on_gpu(CPU["stage1"], domains=DOMAINS, steps=20_000),
-    "words": _on_gpu(CPU["words"], steps=2400),
-    "binding": _on_gpu(CPU["binding"], steps=8000),
-    "pairs": _on_gpu(CPU["pairs"], steps=7000),
-    "stage2": _on_gpu(CPU["stage2"], domains=DOMAINS, steps=8000),
-    "stage3": _on_gpu(CPU["stage3"], domains=DOMAINS, steps=10_000),
+    "vae": replace(CPU["vae"], **ON_GPU, minutes=2.2, batch=64, samples=40_000),
+    "vae-smooth": replace(CPU["vae-smooth"], **ON_GPU, minutes=1.0, batch=64, samples=40_000),
+    "vae-decoder": replace(CPU["vae-decoder"], **ON_GPU, minutes=1.3, batch=64, samples=40_000, sides=MANY_SIDES),
+    "mllm": replace(CPU["mllm"], **ON_GPU, minutes=2.0, batch=192, samples=120_000),
+    "search": replace(CPU["search"], **ON_GPU, minutes=2.0, batch=192, samples=120_000),
+    "stage0": replace(CPU["stage0"], **ON_GPU, minutes=0.4, batch=256, muon=True, samples=40_000),
+    "stage1": replace(CPU["stage1"], **DRAWN, minutes=2.1),
+    "words": replace(CPU["words"], **ON_GPU, minutes=0.8, batch=256, muon=True, samples=60_000),
+    "binding": replace(CPU["binding"], **ON_GPU, minutes=2.0, batch=256),
+    "pairs": replace(CPU["pairs"], **ON_GPU, minutes=1.7, batch=256),
+}
+
+# What is drawn in the end, in its shares: 32 drawings, 3 edits, 2 with reasoning. The kinds stand in the order of the
+# domains. Objects are most of the scores; the rest is what the stages before show least.
+WIDE = {
+    "trained": ("mmdit.",),
+    "tasks": (("draw", 32), ("edit/objects", 3), ("reason", 2)),
+    "domains": (("objects", 19), ("text", 4), ("science", 4), ("spatial", 3), ("humour", 2), ("reasoning", 1)),
+    "kinds": (
+        *("single", "two", "counting", "single", "two", "attribution", "single", "two", "counting", "single"),
+        *("position", "single", "two", "counting", "attribution", "single", "two", "counting", "position"),
+        *("word", "word", "word", ""),
+        *("", "", "", ""),
+        *("stacks", "front", ""),
+        *("", ""),
+        *("move", "replace", "", "", ""),
+    ),
+    "sides": (*((64, 64),) * 5, (96, 48), (48, 96), (80, 80)),
+    "muon": True,
+    "warmup": 100,
+}
+GPU["stage2"] = PictureStage(
+    **ON_GPU | WIDE, minutes=4.0, batch=256, samples=240_000, learning_rate=2.5e-3, decay=0.85, seed=2
+)
+# Generation and understanding together, from few samples, at a low rate: what was learnt is to be kept.
+GPU["stage3"] = replace(
+    CPU["stage3"], **ON_GPU, minutes=0.5, domains=DOMAINS, batch=128, samples=40_000, learning_rate=1e-4, accumulate=1
+)
+
+# From a checkpoint that draws objects and words at one size. Its decoder blurred small things in other sizes.
+WIDER_GPU = {
+    "decoder": replace(
+        CPU["vae-decoder"],
+        **ON_GPU,
+        minutes=0.7,
+        batch=96,
+        samples=40_000,
+        sides=(*MANY_SIDES, (96, 48), (48, 96)),
+        warmup=50,
+        decay=0.8,
+        seed=28,
+    ),
+    "wide": replace(GPU["stage2"], minutes=3.2, seed=29),
+}
+WIDER = {
+    "cpu": {
+        "decoder": replace(WIDER_GPU["decoder"], minutes=0.0, steps=2000, batch=16, samples=12_000, save_every=200),
+        "wide": replace(WIDER_GPU["wide"], minutes=0.0, steps=20_000, batch=48, samples=148_000, save_every=200),
+    },
+    "gpu": WIDER_GPU,
 }
 PRESETS = {"cpu": CPU, "gpu": GPU}
-SIZES = {"cpu": Sizes(), "gpu": Sizes(vae_base=12, llm_width=160, mmdit_heads=6)}
+SIZES = {"cpu": Sizes(), "gpu": Sizes()}

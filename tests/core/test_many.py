@@ -14,7 +14,7 @@ from internvlu_core import DrawRequest, InputError, InternVLU, TextRequest
 from internvlu_core.batching import BatchLimits, TextBatch, TextJob
 from internvlu_core.decoding import TextSettings, generate_tokens
 from internvlu_core.many import HELD, Order, Outcome
-from internvlu_core.models.language import KVCache, RowCache, cache_bytes
+from internvlu_core.models.language import KVCache, PackedPrompts, Qwen3, RowCache, cache_bytes
 from support.checkpoints import copy_checkpoint
 from support.networks import tiny_language
 from support.tensors import noise, relative
@@ -192,15 +192,15 @@ def test_the_cache_is_bounded_and_its_rows_are_used_again(monkeypatch):
     vlm = tiny_language(seed=4, max_positions=4096)
     sizes = [(10, 20), (300, 5), (4, 3), (30, 100), (7, 7), (900, 4), (12, 30), (3, 1), (40, 9), (5, 20)] * 2
     per_token = cache_bytes(vlm.language_model.config, torch.float32)
-    reserved, puts = [], []
-    reserve, put = RowCache.reserve, RowCache.put
+    reserved, used = [], []
+    reserve, begin = RowCache.reserve, RowCache.begin
     monkeypatch.setattr(RowCache, "reserve", lambda s, *room: (reserved.append(room), reserve(s, *room))[-1])
-    monkeypatch.setattr(RowCache, "put", lambda s, row, text: (puts.append(row), put(s, row, text))[-1])
+    monkeypatch.setattr(RowCache, "begin", lambda s, tokens: (used.append(len(s.lengths)), begin(s, tokens))[-1])
     limits = BatchLimits(rows=4, cache_bytes=3000 * per_token)
     found = finish(TextBatch(vlm, (), jobs_of(vlm, sizes), limits))
     for index, (make, (_, new)) in enumerate(zip(jobs_of(vlm, sizes), sizes, strict=True)):
         assert found[index] == generate_tokens(vlm, make().embed(), (), TextSettings(new)), index
-    assert max(puts) == 3 and len(puts) == len(sizes)
+    assert max(used) == 4
     assert all(rows * capacity <= 3000 and rows <= 4 for rows, capacity in reserved)
     assert len(reserved) < len(sizes)
 
@@ -213,6 +213,49 @@ def test_a_text_larger_than_the_limit_is_written_alone():
     found = finish(TextBatch(vlm, (), jobs_of(vlm, [(5, 6), (700, 4), (5, 6), (6, 6)]), limits))
     assert [len(found[i]) for i in range(4)] == [6, 4, 6, 6]
     assert steps == [1] * 5 + [1] * 3 + [2] * 5
+
+
+def reads(monkeypatch) -> list[tuple[int, ...]]:
+    """The prompts, in tokens, of each forward that reads prompts."""
+    seen, forward = [], Qwen3.forward
+
+    def spy(self, x, select, cache=None):
+        seen.extend([cache.prompts] if isinstance(cache, PackedPrompts) else [])
+        return forward(self, x, select, cache)
+
+    monkeypatch.setattr(Qwen3, "forward", spy)
+    return seen
+
+
+def test_waiting_prompts_are_read_in_one_forward_of_bounded_size(monkeypatch):
+    monkeypatch.setattr("internvlu_core.batching.READ_TOKENS", 50)
+    vlm, seen = tiny_language(seed=4), reads(monkeypatch)
+    sizes = [(20, 3), (25, 9), (8, 9), (60, 9), (4, 9), (5, 9), (6, 9)]
+    found = finish(TextBatch(vlm, (), jobs_of(vlm, sizes), BatchLimits(rows=6)))
+    assert seen == [(20, 25), (8,), (60,), (4, 5), (6,)]  # the last one in the place of the first
+    for index, (make, (_, new)) in enumerate(zip(jobs_of(vlm, sizes), sizes, strict=True)):
+        assert found[index] == generate_tokens(vlm, make().embed(), (), TextSettings(new)), index
+
+
+def test_a_prompt_that_cannot_be_read_is_an_error_of_its_text_only(monkeypatch):
+    """Nor is too little memory for several prompts at once one of any of them."""
+    vlm, sizes = tiny_language(seed=4), [(20, 3), (25, 9), (8, 9)]
+    forward = Qwen3.forward
+
+    def short_of_memory(self, x, select, cache=None):
+        states = forward(self, x, select, cache)
+        if x.shape[1] > limit:
+            raise MemoryError
+        return states
+
+    monkeypatch.setattr(Qwen3, "forward", short_of_memory)
+    for failing in ([], [1]):
+        limit = 22 if failing else 30
+        found = finish(TextBatch(vlm, (), jobs_of(vlm, sizes), BatchLimits()))
+        assert [i for i in range(3) if isinstance(found[i], MemoryError)] == failing
+        for index, (make, (_, new)) in enumerate(zip(jobs_of(vlm, sizes), sizes, strict=True)):
+            if index not in failing:
+                assert found[index] == generate_tokens(vlm, make().embed(), (), TextSettings(new)), index
 
 
 def test_none_means_not_yet():
@@ -254,12 +297,14 @@ def test_rows_read_what_single_texts_read(changes):
     last = (config.num_layers,)
     cache = RowCache(config, dtype=torch.float32, device="cpu")
     cache.reserve(3, 16)
-    texts = []
-    for row, length in enumerate([3, 9, 5]):
-        text = KVCache(config, 1, 40, dtype=torch.float32, device="cpu")
-        language(noise(1, length, config.hidden_size, seed=row), last, text)
-        cache.put(row, text)
-        texts.append(text)
+    texts, prompts = [], [noise(1, length, config.hidden_size, seed=length) for length in (3, 9, 5)]
+    for some in (prompts[:1], prompts[1:]):
+        lengths = tuple(x.shape[1] for x in some)
+        (found,) = language(torch.cat(some, 1), last, PackedPrompts(cache, lengths))
+        for x, states in zip(some, found.split(lengths, 1), strict=True):
+            texts.append(KVCache(config, 1, 40, dtype=torch.float32, device="cpu"))
+            (expected,) = language(x, last, texts[-1])
+            assert relative(states, expected) < 1e-5
     for step in range(8):
         if step == 3:
             cache.remove(0)

@@ -11,7 +11,7 @@ from internvlu_core.models.language import Qwen3
 
 def randomise(network: nn.Module, seed: int = 0) -> nn.Module:
     """Random weights that keep activations near 1, so that every weight matters to the result. Returns the network."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(next(network.parameters()).device).manual_seed(seed)
     with torch.no_grad():
         for name, parameter in network.named_parameters():
             parameter.normal_(generator=generator)

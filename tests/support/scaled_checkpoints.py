@@ -1,10 +1,11 @@
-"""Checkpoints with random weights in bfloat16 of the released sizes, or of a smaller scale, written shard by shard.
+"""Random weights of the released sizes, or of a smaller scale: checkpoints written shard by shard, or models in memory.
 
 Names and shapes are those of the networks in internvlu_core, so they cannot drift from what it loads; the tokenizer and
 every JSON value that is not a size are the test checkpoint's.
 """
 
 import json
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,13 +13,16 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from internvlu_core import InternVLU
 from internvlu_core.checkpoints import load as weights
 from internvlu_core.checkpoints.config import RELEASED_VAE, Config
 from internvlu_core.checkpoints.files import COMPONENTS
 from internvlu_core.models.vae import VAE
 from internvlu_core.models.vlm import VLM
+from internvlu_core.prompt import Tokenizer
 
 from .checkpoints import copy_json, merge_json
+from .networks import randomise
 
 SHARD_BYTES = 2**30
 
@@ -77,6 +81,16 @@ def write_checkpoint(folder: Path, scale: str):
     generator = torch.Generator().manual_seed(0)
     for names, shapes in stored_shapes(folder):
         write_shards(folder / names.folder, names.stem, shapes, generator)
+
+
+def random_model(scale: str, device: str, dtype: torch.dtype) -> InternVLU:
+    """A model whose weights are made on the device, and of which nothing stays on the disk."""
+    with tempfile.TemporaryDirectory() as parent:
+        folder = Path(parent) / scale
+        copy_json(folder, SCALES[scale])
+        config, tokenizer = Config.read(folder), Tokenizer(folder / "processor")
+    networks = (weights.build_on_meta(config, component).to(dtype).to_empty(device=device) for component in COMPONENTS)
+    return InternVLU(config, tokenizer, *(randomise(network, seed) for seed, network in enumerate(networks)))
 
 
 def stored_shapes(folder: Path) -> list[tuple[weights.TensorNames, Shapes]]:

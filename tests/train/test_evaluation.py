@@ -2,13 +2,15 @@
 
 import io
 import json
+from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from internvlu_core import InputError
+from internvlu_core import InputError, InternVLU
 from internvlu_train.evaluation import TASKS, evaluate, toy
 from internvlu_train.evaluation.__main__ import main
 from internvlu_train.evaluation.benchmarks import BENCHMARKS, Run, subject
@@ -76,7 +78,9 @@ def test_the_mean_is_of_the_six_kinds(painter):
 
 
 def test_questions_are_judged_by_their_answers(monkeypatch):
-    monkeypatch.setattr(toy, "reply", lambda model, sample: sample.words if sample.truth.kind == "colour" else "what?")
+    monkeypatch.setattr(
+        toy, "replies", lambda model, samples: [s.words if s.truth.kind == "colour" else "what?" for s in samples]
+    )
     result = TASKS["ask"](None, 60, SETTINGS)["domains"]["objects"]
     assert result["kinds"]["colour"] == 1.0 and result["kinds"]["shape"] == 0.0
     assert 0 < result["score"] < 1
@@ -84,7 +88,9 @@ def test_questions_are_judged_by_their_answers(monkeypatch):
 
 def test_the_gain_of_reasoning_is_with_less_without(painter, monkeypatch):
     painter(lambda sample, thought: thought is not None)
-    monkeypatch.setattr(toy, "think", lambda model, sample: SimpleNamespace(text=sample.words + "\n"))
+    monkeypatch.setattr(
+        toy, "think_all", lambda model, samples: [SimpleNamespace(text=f"{sample.words}\n") for sample in samples]
+    )
     result = TASKS["reason"](None, 6, SETTINGS)
     assert (result["score"], result["without"]["score"], result["gain"], result["thoughts"]) == (1.0, 0.0, 1.0, 1.0)
 
@@ -96,6 +102,30 @@ def test_edits_are_measured_where_nothing_should_change(painter, monkeypatch):
     assert good["score"] == 1.0 and good["psnr"] > 60 and good["psnr_at_least_25"] == 1.0
     monkeypatch.setattr(toy, "reconstruct", lambda model, picture: 255 - picture)
     assert TASKS["edit"](None, 5, SETTINGS)["psnr"] < 10
+
+
+def test_figures_and_sizes_have_scores_of_their_own(painter):
+    painter(lambda sample, thought: sample.truth.kind != "stacks" and sample.picture.shape[:2] != (48, 96))
+    result = TASKS["figures"](None, 7, SETTINGS)
+    assert {name: (task["score"], task["count"]) for name, task in result["tasks"].items()} == {
+        "diagrams": (1.0, 7),
+        "blocks": (pytest.approx(3 / 7, abs=1e-3), 7),
+        "memes": (1.0, 7),
+    }
+    result = TASKS["sizes"](None, 2, SETTINGS)
+    assert {size: found["score"] for size, found in result["sizes"].items()} == {
+        "64x64": 1.0,
+        "96x48": 0.0,
+        "48x96": 1.0,
+        "80x80": 1.0,
+    }
+    assert result["score"] == 0.0
+
+
+def test_several_processes_find_the_same(model):
+    tasks = ("geneval", "words")
+    found = toy.evaluate_in(2, partial(InternVLU.from_pretrained, CHECKPOINT), tasks, 2, replace(SETTINGS, steps=1))
+    assert found == evaluate(model, tasks, 2, replace(SETTINGS, steps=1))
 
 
 def test_the_changed_area_has_no_say():

@@ -13,7 +13,8 @@ import torch
 from internvlu_core import CheckpointError, InputError, InternVLU
 from internvlu_core.checkpoints.convert import convert
 from internvlu_train import objectives
-from internvlu_train.loop import Run, learning_rate, make_optimizers
+from internvlu_train.loop import Run, learning_rate
+from internvlu_train.muon import Muon
 from internvlu_train.plot import POINTS, curve
 from internvlu_train.settings import TextStage, changed
 from internvlu_train.storage import Networks
@@ -25,7 +26,19 @@ from support.training import LEARN, ROOT, entries, picture_stage
 def test_the_learning_rate_warms_up_and_decays():
     stage = picture_stage(steps=100, warmup=10, decay=0.5, learning_rate=1.0)
     rates = [learning_rate(stage, step) for step in range(100)]
-    assert rates[0] == 0.1 and rates[9:51] == [1.0] * 42 and rates[75] == pytest.approx(0.5) and 0 < rates[-1] <= 0.02
+    assert rates[0] == 0.1 and rates[9:51] == [1.0] * 42 and rates[75] == pytest.approx(0.5) and 0 < rates[-1] < 0.021
+
+
+def test_a_run_ends_after_its_minutes_with_its_learning_rate_at_zero(fresh, tmp_path):
+    stage = picture_stage(steps=100, warmup=0, decay=0.5, learning_rate=1.0, minutes=1.0)
+    assert [learning_rate(stage, 1, seconds) for seconds in (0, 30, 45, 60)] == [1.0, 1.0, 0.5, 0.0]
+    assert learning_rate(stage, 75, 30) == pytest.approx(0.5)
+    stage = picture_stage(steps=10**6, minutes=1e-3)
+    Run(stage, fresh, tmp_path).train()
+    assert 0 < len(entries(tmp_path)) < 1000 and (tmp_path / "checkpoint").is_dir()
+    again = Run(stage, fresh, tmp_path)
+    again.train()
+    assert again.step == len(entries(tmp_path)) > 0
 
 
 def test_muon_turns_hidden_matrices_and_adamw_moves_the_rest(awake_checkpoint, tmp_path):
@@ -56,10 +69,22 @@ def test_bfloat16_is_for_machines_that_have_it(fresh, tmp_path, monkeypatch, cap
     assert seen == [on]
 
 
-def test_muon_is_refused_where_torch_has_none(monkeypatch):
-    monkeypatch.delattr(torch.optim, "Muon")
-    with pytest.raises(InputError, match=r"torch 2\.9.*muon=false"):
-        make_optimizers(picture_stage(muon=True), {"mmdit.attn.to_q.weight": torch.nn.Parameter(torch.ones(2, 2))})
+def test_muon_is_torchs_muon_for_many_matrices_at_once():
+    """Three steps of matrices of three shapes, in both orientations; torch computes the iteration in bfloat16."""
+    torch.manual_seed(0)
+    starts = [torch.randn(shape) for shape in ((8, 24), (24, 8), (8, 24), (16, 16))]
+    ours, theirs = ([torch.nn.Parameter(start.clone()) for start in starts] for _ in range(2))
+    kept = torch.optim.Muon(theirs, lr=0.1, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
+    optimizers = Muon(ours, lr=0.1, weight_decay=0.1), kept
+    for _ in range(3):
+        for pair in zip(ours, theirs, strict=True):
+            pair[0].grad = pair[1].grad = torch.randn_like(pair[0])
+        for optimizer in optimizers:
+            optimizer.step()
+    for one, other, start in zip(ours, theirs, starts, strict=True):
+        assert relative(one.detach() - start, other.detach() - start) < 0.02
+    with pytest.raises(ValueError, match="matrices"):
+        Muon([torch.nn.Parameter(torch.ones(3))])
 
 
 class Killed(Exception):

@@ -24,6 +24,7 @@ from internvlu_train.toy.world import (
     draw,
     make,
 )
+from internvlu_train.toy.world.canvas import polygon
 from internvlu_train.toy.world.figures import FIGURES
 from internvlu_train.toy.world.scene import PLACES, QUESTION_FRAMES, REQUEST_FRAMES, frames
 from internvlu_train.toy.world.words import read_word
@@ -339,6 +340,16 @@ def test_figures_are_read_only_where_their_parts_are():
     disc = Placed("circle", "black", 32, 40, 9)
     picture = draw([disc, *(Placed("circle", colour, x, y, 3.7) for colour, x, y in places)], (64, 64))
     assert FIGURES["balance"].read(picture, white) is None
+
+
+def test_a_polygon_beside_the_picture_is_not_drawn():
+    """As the checker tries where a picture is far from what was asked for."""
+    canvas = np.zeros((8, 8, 3), np.float32)
+    for shift in ((-9, 0), (20, 0), (0, -9), (0, 20)):
+        polygon(canvas, "red", np.array([[0, 0], [4, 0], [4, 4], [0, 4]], float) + shift)
+    assert not canvas.any()
+    polygon(canvas, "red", np.array([[-2, -2], [4, -2], [4, 4], [-2, 4]], float))
+    assert canvas[:4, :4].any(-1).all() and not canvas[4:].any()
 
 
 def test_touching_and_two_coloured_objects_are_refused():

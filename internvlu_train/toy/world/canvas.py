@@ -172,10 +172,14 @@ def rectangle(canvas: np.ndarray, colour, left: float, top: float, right: float,
 
 
 def polygon(canvas: np.ndarray, colour, corners: np.ndarray):
-    """Fill a convex polygon; corners [n, 2] as (x, y), clockwise on the screen; colour: a name or RGB."""
+    """Fill a convex polygon, or what of it is in the picture; corners [n, 2] as (x, y), clockwise on the screen.
+
+    colour: a name or RGB.
+    """
     height, width = canvas.shape[:2]
     left, top = np.maximum(np.floor(corners.min(0)).astype(int), 0)
     right, bottom = np.minimum(np.ceil(corners.max(0)).astype(int) + 1, (width, height))
+    right, bottom = max(left, right), max(top, bottom)
     n = SUBPIXELS
     u = ((np.arange((right - left) * n) + 0.5) / n + left)[None, :]
     v = ((np.arange((bottom - top) * n) + 0.5) / n + top)[:, None]

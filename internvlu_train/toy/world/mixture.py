@@ -20,14 +20,15 @@ def samples(stage: Stage) -> Iterator[Sample]:
     """The samples of a stage. Each cycle has the exact shares of tasks, and of domains and sizes within a task."""
     workers = min(MAX_WORKERS, os.cpu_count() or 1)
     if stage.samples < WORTH_WORKERS or workers == 1:
-        yield from map(_make, orders(stage))
+        yield from map(make_ordered, orders(stage))
         return
     # Spawned, because a forked process inherits locks that threads of its parent hold.
     with multiprocessing.get_context("spawn").Pool(workers) as pool:
-        yield from pool.imap(_make, orders(stage), chunksize=256)
+        yield from pool.imap(make_ordered, orders(stage), chunksize=256)
 
 
-def _make(order: tuple) -> Sample:
+def make_ordered(order: tuple) -> Sample:
+    """The sample of one of `orders`. Raises InputError if there is none."""
     try:
         return make(*order)
     except ValueError as error:
