@@ -295,7 +295,7 @@ def read_bars(spec, picture):
     """
     bars = []
     for colour in dict.fromkeys(spec["colours"]):
-        found = pieces(where(picture, HEX[colour], 60), picture.shape[0] * picture.shape[1] // 3000)
+        found = [piece for piece in pieces(where(picture, HEX[colour], 60), 50) if is_block(piece)]
         wanted = [value for value, name in zip(spec["values"], spec["colours"], strict=True) if name == colour]
         if len(found) != len(wanted):
             return {"bars": False, "values": False}
@@ -315,6 +315,12 @@ def read_bars(spec, picture):
     lengths, values = np.array([span[axis] for span, _ in spans]), np.array([value for _, value in spans])
     scale = (lengths * values).sum() / (values * values).sum()
     return {"bars": True, "values": bool((np.abs(lengths - scale * values) <= 0.04 * lengths.max()).all())}
+
+
+def is_block(piece) -> bool:
+    """Whether a spot is a full rectangle, not a line or a letter."""
+    sides = np.ptp(piece, axis=0) + 1
+    return min(sides) >= 6 and len(piece) > 0.8 * sides.prod()
 
 
 def told_bars(choices, spec) -> list[str]:
