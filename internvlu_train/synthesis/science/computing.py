@@ -30,7 +30,7 @@ def node(paper, x, y, radius, label, fill, second=False):
 def count_nodes(spec, picture, colours) -> bool:
     """Whether there are as many pale discs as nodes of each colour. colours: one for each node.
 
-    A label or an arrow may part a disc, so that spots are counted by their frames, one disc in each.
+    A label or an arrow may part a disc, so that spots whose frames overlap count as one.
     """
     for colour in set(colours):
         mask = where(picture, blend(HEX[colour], "#ffffff", 0.45), 36)
@@ -38,11 +38,10 @@ def count_nodes(spec, picture, colours) -> bool:
         boxes = []
         for piece in sorted(found, key=lambda piece: -np.prod(np.ptp(piece, axis=0) + 1)):
             low, high = piece.min(axis=0), piece.max(axis=0)
-            inside = [b for b in boxes if (low >= b[0] - 2).all() and (high <= b[1] + 2).all()]
-            if not inside:
+            if not any((low <= b[1]).all() and (high >= b[0]).all() for b in boxes):
                 boxes.append((low, high))
         areas = [int(np.prod(high - low)) for low, high in boxes]
-        if sum(area > 0.2 * max(areas) for area in areas) != colours.count(colour):
+        if sum(area > 0.3 * max(areas) for area in areas) != colours.count(colour):
             return False
     return True
 
