@@ -136,19 +136,13 @@ def download_files(options):
 
 def batch(options):
     """Do many requests from a file, and print how many there are and how many of them have an error."""
-    ray = RayOptions.chosen(options.workers, options.address, options.gpus_per_worker, options.cpus_per_worker)
     with Progress(0, "row") as progress:
-
-        def report(done: int, total: int):
-            progress.settings.setdefault("initial", done)  # the rows of earlier runs say nothing about the speed
-            progress(done, total)
-
         summary = run_batch(
             BatchOptions(
                 requests=options.requests,
                 out=options.out,
                 model=model_options(options) if options.checkpoint else None,
-                ray=ray,
+                ray=ray_options(options),
                 format=options.format,
                 picture_files=options.picture_files,
                 together=options.together,
@@ -157,10 +151,15 @@ def batch(options):
                 comfyui=tuple(options.comfyui),
                 workflow=options.workflow,
             ),
-            report,
+            progress.rows,
         )
     before = f", {summary.before} of them by earlier runs" if summary.before else ""
     print(f"{summary.rows} rows done{before}; {summary.errors} with an error in this run")
+
+
+def ray_options(options) -> RayOptions | None:
+    """How many processes, and where; None: this process alone. options: of worker_arguments."""
+    return RayOptions.chosen(options.workers, options.address, options.gpus_per_worker, options.cpus_per_worker)
 
 
 def examine_all(options) -> int:
@@ -254,6 +253,11 @@ class Progress:
     def __call__(self, done: int, total: int | None = None):
         self.bar = self.bar or tqdm(total=total or self.total, unit=self.unit, file=sys.stderr, **self.settings)
         self.bar.update(done - self.bar.n)
+
+    def rows(self, done: int, total: int):
+        """run_batch's on_rows. The rows of earlier runs say nothing about the speed."""
+        self.settings.setdefault("initial", done)
+        self(done, total)
 
     def __exit__(self, *error):
         if self.bar is not None:
@@ -371,10 +375,7 @@ def _batch_arguments(commands):
     sub.add_argument("--checkpoint", help="checkpoint folder in the released layout, or a converted file")
     _loading_arguments(sub)
     sub.set_defaults(device=None)  # the workers may be on other machines
-    sub.add_argument("--workers", type=int, metavar="N", help="processes with a model each; 0 (default): this one only")
-    sub.add_argument("--address", help="of a Ray cluster to join; auto for the one on this machine")
-    sub.add_argument("--gpus-per-worker", type=float, metavar="N", help="default: 1 on GPUs")
-    sub.add_argument("--cpus-per-worker", type=int, metavar="N", help="default: 1 beside a GPU, else those there are")
+    worker_arguments(sub)
     sub.add_argument("--together", type=int, default=16, metavar="N", help="requests in one batch; 1: one by one")
     sub.add_argument("--chunk", type=int, default=64, metavar="N", help="rows of a part, which one worker does at once")
     sub.add_argument("--format", choices=SUFFIXES, default="parquet", help="of the results")
@@ -382,6 +383,14 @@ def _batch_arguments(commands):
     sub.add_argument("--allow-urls", action="store_true", help="images may be http and https addresses")
     sub.add_argument("--comfyui", nargs="+", default=[], metavar="URL", help="servers, in place of --checkpoint")
     sub.add_argument("--workflow", type=Path, metavar="FILE", help="what the servers run, in the API format")
+
+
+def worker_arguments(sub):
+    """The options that ray_options reads. sub: a parser, or a group of one."""
+    sub.add_argument("--workers", type=int, metavar="N", help="processes with a model each; 0 (default): this one only")
+    sub.add_argument("--address", help="of a Ray cluster to join; auto for the one on this machine")
+    sub.add_argument("--gpus-per-worker", type=float, metavar="N", help="default: 1 on GPUs")
+    sub.add_argument("--cpus-per-worker", type=int, metavar="N", help="default: 1 beside a GPU, else those there are")
 
 
 def _device_arguments(sub: argparse.ArgumentParser):

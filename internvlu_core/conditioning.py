@@ -20,6 +20,7 @@ from .errors import CheckpointError, InputError
 from .models.rope import Grid
 from .models.vlm import VLM
 from .prompt import IMG, PAD, Prompt, PromptBuilder, Tokenizer, as_tensor
+from .replay import can_replay
 from .requests import DRAW_ONLY, DrawRequest, as_request
 
 SEEN_TILES = 32  # tiles of the last pictures whose features are cached: 1 MB each in bfloat16
@@ -69,6 +70,7 @@ class Conditioner:
         self.vlm, self.tokenizer, self.config = vlm, tokenizer, config
         self.weights = weights or _Weights(vlm)
         self.compile_options: dict | None = None  # of torch.compile, for the step that decodes one token
+        self.can_replay = partial(can_replay, vlm)  # asked before each text; whoever moves weights has another answer
         self.seen: OrderedDict[tuple, Tensor] = OrderedDict()
         if tokenizer.size > config.language.vocab_size:
             raise CheckpointError(
@@ -138,7 +140,8 @@ class Conditioner:
         keep = None if settings.num_beams > 1 else keep
         embeddings = self.embed(prompt, self.image_features(tiles, device, dtype), device)
         select = () if keep is None else self.config.mmdit.select_layers
-        session = DecodingSession(self.vlm, embeddings, settings.max_new_tokens, select, self.compile_options)
+        how = self.compile_options, self.can_replay()
+        session = DecodingSession(self.vlm, embeddings, settings.max_new_tokens, select, *how)
         token_ids = continue_text(session, self.tokenizer.stop_ids, settings, on_tokens)
         weights = self.weights()
         kept = None if keep is None or weights is None else session.prefix_cache().to(keep, weights)

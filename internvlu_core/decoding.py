@@ -4,17 +4,17 @@ Source: docs/model.md, "Text generation".
 """
 
 import math
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from .errors import MAX_SEED, MAX_SETTING, InputError, check_integer, check_number
-from .models.language import FixedStep, KVCache
+from .models.language import FixedStep, KVCache, windows
 from .models.vlm import VLM
-
-WINDOW = 256  # tokens; a compiled step attends over a multiple of this many, and is compiled again for the next one
+from .replay import replayed
 
 OnTokens = Callable[[list[int]], None]  # gets all tokens generated so far; may raise to cancel
 
@@ -102,7 +102,8 @@ class DecodingSession:
     """A language model that reads one text: a prompt, then token after token. Each time it gives the next logits.
 
     first: logits [1, vocabulary] after the prompt. select: indices of hidden states (see Qwen3.forward) to keep for
-    prefix_cache. compile_options: arguments of torch.compile for the step; None: the step is not compiled.
+    prefix_cache. compile_options: arguments of torch.compile for the step; None: the step is not compiled. replay:
+    whether the step may become a CUDA graph (see replay.py).
     """
 
     def __init__(
@@ -112,13 +113,16 @@ class DecodingSession:
         max_new_tokens: int,
         select: tuple[int, ...] = (),
         compile_options: dict | None = None,
+        replay: bool = False,
     ):
         """prompt: embeddings [1, T, C]."""
         self.vlm, self.language, self.device = vlm, vlm.language_model, prompt.device
-        self.select = select
+        self.select, self.replay = select, replay and compile_options is None
         capacity = windows(prompt.shape[1] + max_new_tokens)
         self.cache = KVCache(self.language.config, 1, capacity, dtype=prompt.dtype, device=prompt.device)
         self.compiled = None if compile_options is None else torch.compile(self._step, **compile_options)
+        # Where libraries prepare a kernel for each new shape, which takes longer than a token, shapes stay the same.
+        self.fixes_shapes = self.compiled is not None or prompt.is_cuda
         self.fixed: FixedStep | None = None
         self.inputs: list[Tensor] = []
         self.hidden: list[Tensor] = []
@@ -127,14 +131,16 @@ class DecodingSession:
     def __call__(self, tokens: Tensor) -> Tensor:
         """Read one token for each row of the cache [batch]. Returns logits [batch, vocabulary]."""
         tokens = tokens.to(self.device)
-        if self.compiled is None:
+        if not self.fixes_shapes:
             return self._keep(*self._step(tokens, self.cache))
         window = windows(self.cache.length + 1)
         if self.fixed is None or self.fixed.window != window or len(tokens) != self.rows:
             self.fixed, self.rows = FixedStep(self.cache, window), len(tokens)
+            step = partial(self.compiled or self._step, cache=self.fixed)
+            self.fixed_step = replayed(step, tokens) if self.replay else step
         self.fixed.position.fill_(self.cache.length)
         # The next replay of a CUDA graph overwrites its outputs.
-        outputs = (None if x is None else x.clone() for x in self.compiled(tokens, self.fixed))
+        outputs = (None if x is None else x.clone() for x in self.fixed_step(tokens))
         self.cache.advance(1)
         return self._keep(*outputs)
 
@@ -154,11 +160,6 @@ class DecodingSession:
             self.inputs.append(x)
             self.hidden.append(states)
         return logits
-
-
-def windows(tokens: int) -> int:
-    """This many tokens, rounded up to whole windows."""
-    return -(-tokens // WINDOW) * WINDOW
 
 
 @torch.inference_mode()
@@ -219,9 +220,12 @@ def next_tokens(logits: Tensor, texts: Sequence[Text]) -> list[int | None]:
     # In float32, which has every token's number: Apple's devices have no float64.
     tokens, greatest = torch.stack([logits.argmax(-1).float(), logits.amax(-1)]).tolist()
     chosen = [int(token) if math.isfinite(most) else None for token, most in zip(tokens, greatest, strict=True)]
-    for row, text in enumerate(texts):
-        if text.settings.temperature and chosen[row] is not None:
-            chosen[row] = choose(logits[row], text.settings, text.generator)
+    sampled = [row for row, text in enumerate(texts) if text.settings.temperature and chosen[row] is not None]
+    if sampled:
+        some = [texts[row] for row in sampled]
+        tokens = sample(logits[sampled], [text.settings for text in some], [text.generator for text in some])
+        for row, token in zip(sampled, tokens, strict=True):
+            chosen[row] = token
     return chosen
 
 
@@ -238,21 +242,28 @@ def _check_finite(greatest: float):
         raise NotFinite()
 
 
-def choose(logits: Tensor, settings: TextSettings, generator: torch.Generator) -> int:
-    """One token id from logits [vocabulary]: the greatest, or one sampled after temperature, top_k and top_p."""
-    if settings.temperature == 0:
-        return int(logits.argmax())
+def sample(logits: Tensor, settings: Sequence[TextSettings], generators: Sequence[torch.Generator]) -> list[int]:
+    """A token id for each row of logits [texts, vocabulary], drawn after its temperature, top_k and top_p.
+
+    Each is the one that its row alone would give. All rows are computed at once, so that they share the threads.
+    """
+
+    def each(values: Iterable[float]) -> Tensor:
+        return torch.tensor(list(values), dtype=torch.float64)[:, None]
+
     # In float64 and with the maximum at 0, so that even the smallest temperature gives no infinity.
-    logits = (logits.double() - logits.max()) / settings.temperature
-    if settings.top_k:
-        logits = logits.masked_fill(logits < logits.topk(min(settings.top_k, len(logits))).values[-1], -math.inf)
-    if settings.top_p < 1:
+    logits = (logits.double() - logits.amax(-1, keepdim=True)) / each(one.temperature for one in settings)
+    for row, one in zip(logits, settings, strict=True):
+        if one.top_k:
+            row.masked_fill_(row < row.topk(min(one.top_k, len(row))).values[-1], -math.inf)
+    if nucleus := [row for row, one in enumerate(settings) if one.top_p < 1]:
         # Drop the least probable tokens while their sum is at most 1 − top_p (nucleus sampling, arXiv 1904.09751).
-        ascending, order = logits.sort()
-        drop = ascending.softmax(-1).cumsum(-1) <= 1 - settings.top_p
-        drop[-1] = False
-        logits = logits.masked_fill(drop.scatter(0, order, drop), -math.inf)
-    return int(torch.multinomial(logits.softmax(-1), 1, generator=generator))
+        ascending, order = logits[nucleus].sort()
+        drop = ascending.softmax(-1).cumsum(-1) <= each(1 - settings[row].top_p for row in nucleus)
+        drop[:, -1] = False
+        logits[nucleus] = logits[nucleus].masked_fill(drop.scatter(1, order, drop), -math.inf)
+    drawn = (torch.multinomial(p, 1, generator=g) for p, g in zip(logits.softmax(-1), generators, strict=True))
+    return [int(token) for token in drawn]
 
 
 def _beam_search(session: DecodingSession, stop_ids, settings, on_tokens) -> list[int]:

@@ -144,11 +144,12 @@ class InternVLU:
         """Compile the MMDiT's blocks with torch.compile, which takes effect with the next picture.
 
         options: those of torch.compile, except dynamic. The first picture of each kind (drawn, or edited from so many
-        pictures) takes up to a minute longer; other sizes and prompts do not. Worth it on a GPU; on a CPU it gains a
-        few percent.
+        pictures) takes up to a minute longer; other sizes and prompts do not. Worth it on a GPU (docs/speed.md); on a
+        CPU it gains a few percent.
 
         text (experimental): also compile the step that decodes a token, with mode="reduce-overhead" unless options
-        name a mode or a backend. Each 256 tokens of text are compiled anew. It was not run on a GPU yet.
+        name a mode or a backend. Each 256 tokens of text are compiled anew, which took minutes on a GPU; without it the
+        step is a CUDA graph by itself.
         """
         for block in self.mmdit.transformer_blocks:
             block.compile(dynamic=True, **options)

@@ -1,6 +1,7 @@
 """Fixtures that every test may use, and which tests run: the flags that add some, and what stays in one process."""
 
-from collections import Counter
+import zlib
+from collections import Counter, defaultdict
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from support.checkpoints import CHECKPOINT, GOLDEN
 torch.set_num_threads(1)
 
 HERE = Path(__file__).parent
+FRONTENDS = "pinned", "newest"
 # Of the tests that run in either mode of drawing nodes, these pairs of frontend and mode run without a flag.
 USUAL = ("pinned", "litegraph"), ("newest", "vue")
 EXPENSIVE = {"test_fake_device"}  # fixtures that take minutes
@@ -24,8 +26,9 @@ def pytest_addoption(parser):
     parser.addoption(
         "--all-frontends",
         action="store_true",
-        help="in the browser also: Vue nodes on the pinned frontend, LiteGraph's on the newest",
+        help="in the browser: every case on both frontends, and in both modes of drawing nodes",
     )
+    parser.addoption("--slow", action="store_true", help="tests marked slow too")
 
 
 def pytest_configure(config):
@@ -36,11 +39,40 @@ def parameters(item) -> dict:
     return item.callspec.params if hasattr(item, "callspec") else {}
 
 
-def needed_flag(item) -> str | None:
+def case_of(item) -> str:
+    """Which of its function's cases a test in the browser is, whatever its frontend and its mode of drawing nodes."""
+    return repr({name: value for name, value in parameters(item).items() if name not in ("host", "mode")})
+
+
+def take_turns(items) -> dict:
+    """{(function, case): its frontend without a flag} of the tests in the browser.
+
+    The cases of a function take turns, so that both frontends see it; a single case has either, by its name. In two
+    modes of drawing nodes a single case behaves in two ways, and keeps both frontends.
+    """
+    cases, modes = defaultdict(list), set()
+    for item in items:
+        if "host" in parameters(item):
+            if case_of(item) not in cases[item.function]:
+                cases[item.function].append(case_of(item))
+            if "mode" in parameters(item):
+                modes.add(item.function)
+    turns = {}
+    for function, own in cases.items():
+        first = zlib.crc32(function.__name__.encode())
+        for index, case in enumerate(own):
+            if len(own) > 1 or function not in modes:
+                turns[function, case] = FRONTENDS[(first + index) % 2]
+    return turns
+
+
+def needed_flag(item, turns: dict) -> str | None:
     """The flag without which this test is left out."""
     params = parameters(item)
     unusual = "mode" in params and (params["host"], params["mode"]) not in USUAL
-    return "--all-frontends" if unusual else None
+    if unusual or params.get("host") != turns.get((item.function, case_of(item)), params.get("host")):
+        return "--all-frontends"
+    return "--slow" if item.get_closest_marker("slow") else None
 
 
 def group(item) -> str | None:
@@ -53,11 +85,11 @@ def group(item) -> str | None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config, items):
-    left_out = []
+    left_out, turns = [], take_turns(items)
     for item in items.copy():
         if name := group(item):
             item.add_marker(pytest.mark.xdist_group(name))
-        if (flag := needed_flag(item)) and not config.getoption(flag):
+        if (flag := needed_flag(item, turns)) and not config.getoption(flag):
             config.stash[LEFT_OUT][flag] += 1
             left_out.append(item)
             items.remove(item)

@@ -152,6 +152,20 @@ class Output:
             yield
 
 
+def read_shards(folder: Path) -> Iterator[Result]:
+    """The results in the WebDataset shards of a folder, in the order of the rows, without carried columns."""
+    for part in sorted(folder.glob(f"part-*{SUFFIXES['webdataset']}")):
+        with tarfile.open(part) as tar:
+            for member in tar:
+                if not member.name.endswith(".json"):
+                    continue
+                columns = json.load(tar.extractfile(member))
+                images = [tar.extractfile(name).read() for name in columns["images"]]
+                texts = {name: columns[name] for name in ("id", "task", "prompt", "text", "reasoning", "error")}
+                index = int(member.name.partition(".")[0])
+                yield Result(index, images=images, seconds=columns["seconds"], **texts)
+
+
 def key(result: Result) -> str:
     """What the files of a row are called: its number, since an id can be any text."""
     return f"{result.index:09d}"

@@ -79,7 +79,7 @@ class TorchVarlen(Flash):
 
 
 PACKAGES = {"sage": Sage, "flash": Flash, "varlen": TorchVarlen}
-NAMES = ("auto", "torch", *PACKAGES)  # "auto" is torch's: no other one was measured on a GPU yet
+NAMES = ("auto", "torch", *PACKAGES)  # "auto" is torch's: "varlen" was slower (docs/speed.md)
 DTYPES = (torch.float16, torch.bfloat16)
 
 

@@ -14,6 +14,15 @@ from .attention import Lengths, by_branch
 from .float16 import project_to_residual, scale_for_norm, to_residual_dtype
 from .rope import rope_table_1d, rotate_half
 
+WINDOW = (
+    256  # tokens; a step of fixed shape attends over a multiple of this many, and is prepared anew for the next one
+)
+
+
+def windows(tokens: int) -> int:
+    """This many tokens, rounded up to whole windows."""
+    return -(-tokens // WINDOW) * WINDOW
+
 
 class Cache:
     """What all caches tell the attention.
@@ -75,8 +84,8 @@ class KVCache(Cache):
 class FixedStep(Cache):
     """A KVCache for reading one more token, with tensor shapes that stay the same from token to token.
 
-    torch.compile(mode="reduce-overhead") needs that to replay a step as a CUDA graph. The new token goes to `position`
-    [1]; attention runs over the first `window` slots of the cache and masks those behind the token.
+    A CUDA graph needs that (see replay.py), and so does torch.compile(mode="reduce-overhead"). The new token goes to
+    `position` [1]; attention runs over the first `window` slots of the cache and masks those behind the token.
     """
 
     def __init__(self, cache: KVCache, window: int):
@@ -84,13 +93,13 @@ class FixedStep(Cache):
         device = cache.keys[0].device
         self.position = torch.tensor([cache.length], device=device)
         self.slots = torch.arange(window, device=device)
+        self.mask = torch.zeros(1, window, dtype=cache.keys[0].dtype, device=device)
         for tensor in (*cache.keys, *cache.values):  # values behind the mask are multiplied by 0, so must be finite
             tensor[:, :, cache.length : window] = 0
 
     def begin(self, tokens: int) -> tuple[Tensor, Tensor]:
         """The rows of the rotary table for the new token. Sets `mask` [1, window] for all layers."""
-        hidden = self.slots > self.position
-        self.mask = torch.zeros_like(self.slots, dtype=self.cache.keys[0].dtype).masked_fill(hidden, -math.inf)[None]
+        self.mask.zero_().masked_fill_(self.slots > self.position, -math.inf)
         cos, sin = self.cache.rope
         return cos.index_select(0, self.position), sin.index_select(0, self.position)
 
@@ -144,7 +153,7 @@ class RowCache(Cache):
 
     def begin(self, tokens: int) -> tuple[Tensor, Tensor]:
         """The rows of the rotary table [rows, 1, 1, head_dim] for the new tokens. Sets `mask` for all layers."""
-        self.window = -(-(max(self.lengths) + 1) // 8) * 8  # GPUs' kernels take masks of such widths
+        self.window = windows(max(self.lengths) + 1)
         self.positions = torch.tensor(self.lengths, device=self.device)
         self.index = torch.arange(len(self.lengths), device=self.device)
         hidden = self.slots[: self.window] > self.positions[:, None]

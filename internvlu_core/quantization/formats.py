@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 # Names of the lists of repeated transformer layers: those of the MMDiT, and those of the ViT and the language model.
 _BLOCK_LISTS = ("transformer_blocks", "layers")
+# Values that are dequantised at once; working memory is some 16 bytes for each. The VLM's head has 311 million.
+CHUNK = 2**24
 _IN_A_BLOCK = re.compile(rf"(?:.*\.)?(?:{'|'.join(_BLOCK_LISTS)})\.\d+\..*")
 
 
@@ -62,7 +64,15 @@ class WeightFormat(ABC):
 
     def multiply(self, x: Tensor, stored: Mapping[str, Tensor], bias: Tensor | None) -> Tensor:
         """x [..., in] → x · weightᵀ + bias [..., out], in the dtype of x. A format with a kernel of its own uses it."""
-        return F.linear(x, self.dequantise(stored, x.dtype), bias)
+        pieces = self.pieces(stored, max(1, CHUNK // x.shape[-1]))
+        if len(pieces) == 1:
+            return F.linear(x, self.dequantise(stored, x.dtype), bias)
+        product = torch.cat([F.linear(x, self.dequantise(piece, x.dtype)) for piece in pieces], dim=-1)
+        return product if bias is None else product + bias
+
+    def pieces(self, stored: Mapping[str, Tensor], rows: int) -> list[Mapping[str, Tensor]]:
+        """What is stored for each `rows` rows of a weight, in order. All in one piece if rows cannot be told apart."""
+        return [stored]
 
     def rows(self, stored: Mapping[str, Tensor], ids: Tensor, dtype: torch.dtype) -> Tensor:
         """Rows of the weight [rows, columns] by their indices [...] → [..., columns] in this dtype."""
@@ -98,7 +108,18 @@ class FileFormat(WeightFormat):
         """As in WeightFormat; only the rows that are looked up are dequantised."""
         return self.dequantise(self.stored_rows(stored, ids.flatten()), dtype).unflatten(0, ids.shape)
 
-    def stored_rows(self, stored: Mapping[str, Tensor], ids: Tensor) -> dict[str, Tensor]:
+    def pieces(self, stored, rows):
+        count = len(stored["weight"])
+        if not self.has_rows or count <= rows:
+            return [stored]
+        return [self.stored_rows(stored, slice(start, start + rows)) for start in range(0, count, rows)]
+
+    @property
+    def has_rows(self) -> bool:
+        """Whether stored_rows works."""
+        return type(self).stored_rows is not FileFormat.stored_rows
+
+    def stored_rows(self, stored: Mapping[str, Tensor], ids: Tensor | slice) -> dict[str, Tensor]:
         """What is stored for some rows [n] of a weight, as for a matrix of these rows [n, in]."""
         raise NotImplementedError(f"{self.name} cannot store an embedding")
 

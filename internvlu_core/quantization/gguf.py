@@ -48,16 +48,8 @@ class Gguf(WeightFormat):
     def dequantise(self, stored: Mapping[str, Tensor], dtype: torch.dtype) -> Tensor:
         return gguf_blocks.dequantise(stored["weight"], self.type, dtype)
 
-    def multiply(self, x: Tensor, stored: Mapping[str, Tensor], bias: Tensor | None) -> Tensor:
-        weight = stored["weight"]
-        values, size = BLOCKS[self.type]
-        rows = max(1, gguf_blocks.CHUNK // (weight.shape[1] // size * values))
-        if len(weight) <= rows:
-            return super().multiply(x, stored, bias)
-        # The head alone would be 0.6 GB of 16 bits, and several times as much on the way there.
-        parts = [F.linear(x, self.dequantise({"weight": part}, x.dtype)) for part in weight.split(rows)]
-        product = torch.cat(parts, dim=-1)
-        return product if bias is None else product + bias
+    def pieces(self, stored, rows):
+        return [{"weight": part} for part in stored["weight"].split(rows)]
 
     def rows(self, stored: Mapping[str, Tensor], ids: Tensor, dtype: torch.dtype) -> Tensor:
         return self.dequantise({"weight": F.embedding(ids, stored["weight"])}, dtype)

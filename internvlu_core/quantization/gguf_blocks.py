@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 
 from ..checkpoints.gguf import BLOCKS, package
-
-CHUNK = 2**24  # values that are unpacked at once; working memory is some 16 bytes for each of them
+from .formats import CHUNK
 
 
 def dequantise(blocks: Tensor, block_type: str, dtype: torch.dtype) -> Tensor:

@@ -47,8 +47,8 @@ class NVFP4(PaddedFormat):
 
     def dequantise(self, stored: Mapping[str, Tensor], dtype: torch.dtype) -> Tensor:
         packed = stored["weight"]
-        table = torch.tensor((*VALUES, *(-value for value in VALUES)), device=packed.device)
-        values = table[unpack_nibbles(packed, high_first=True).int()].unflatten(1, (-1, BLOCK))
+        codes = unpack_nibbles(packed, high_first=True).int()
+        values = _values(packed.device)[codes].unflatten(1, (-1, BLOCK))
         scale = from_tiles(stored["weight_scale"].view(SCALE_DTYPE), *values.shape[:2]).float()
         blocks = values * (stored["weight_scale_2"].float() * scale)[..., None]
         return self.crop(blocks.flatten(1)).to(dtype)
@@ -56,6 +56,13 @@ class NVFP4(PaddedFormat):
     def layouts(self, shape):
         ours = super().layouts(shape)[0]
         return [ours, ours | {"weight_scale": ours["weight_scale"].view(torch.uint8)}]
+
+
+def _values(device: torch.device) -> Tensor:
+    """VALUES [16] of all codes, made on the device: a copy from the CPU would wait for it in every layer."""
+    codes = torch.arange(8.0, device=device)
+    values = torch.maximum(codes / 2, torch.maximum(codes - 2, 2 * codes - 8))
+    return torch.cat([values, -values])
 
 
 def _round(values: Tensor) -> Tensor:

@@ -57,15 +57,16 @@ def rotate(matrix: Tensor, size: int) -> Tensor:
     It spreads large values over their neighbours, which leaves less to round. size: a power of 4 that divides the
     number of columns.
     """
-    hadamard = _hadamard(size).to(matrix.device, matrix.dtype)
+    hadamard = _hadamard(size, matrix.device).to(matrix.dtype)
     return (matrix.unflatten(1, (-1, size)) @ hadamard).flatten(1)
 
 
 @lru_cache
-def _hadamard(size: int) -> Tensor:
+@torch.inference_mode(False)
+def _hadamard(size: int, device: torch.device) -> Tensor:
     """The symmetric, orthogonal matrix [size, size] of ±1/√size whose rows all have the same sum, float32."""
     base = 1 - 2 * torch.eye(4).flip(1)
     matrix = base
     while len(matrix) < size:
         matrix = torch.kron(matrix, base)
-    return matrix / size**0.5
+    return (matrix / size**0.5).to(device)

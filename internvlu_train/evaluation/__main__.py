@@ -7,32 +7,33 @@ Scores go to standard output or to --out, progress to standard error. Bad input 
 import argparse
 import json
 import sys
+import tempfile
 import time
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import torch
 
-from internvlu_core.cli import RUN_DTYPES
+from internvlu_core.batch import ModelOptions
+from internvlu_core.cli import RUN_DTYPES, Progress, ray_options, worker_arguments
 from internvlu_core.errors import CheckpointError, InputError
 from internvlu_core.pipeline import InternVLU
 
 from ..toy.world import LEAST_SIDE
 from .benchmarks import BENCHMARKS, Run
+from .rows import Runner
 from .sampling import Settings
 from .toy import TASKS, evaluate, evaluate_in
+from .workers import Workers
 
 
 def main(arguments: list[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     try:
         check(options)
-        open_model = partial(InternVLU.from_pretrained, options.checkpoint, options.device, RUN_DTYPES[options.dtype])
         if options.benchmark:
-            run_benchmark(open_model(), options)
+            run_benchmark(options)
         else:
-            score(open_model, options)
+            evaluate_toy(options)
     except (CheckpointError, InputError, FloatingPointError, OSError) as error:
         print(f"internvlu_train.evaluation: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
@@ -51,8 +52,17 @@ def check(options):
         options.out.parent.mkdir(parents=True, exist_ok=True)
 
 
-def score(open_model: Callable[[], InternVLU], options):
-    model = open_model()
+def evaluate_toy(options):
+    if options.workers is None and options.address is None:  # the fastest on one device: batches of equal lengths
+        return score(model_options(options).load(), options)
+    if options.processes > 1:
+        raise InputError("give --processes or --workers, not both")
+    with Progress(0, "row") as progress, tempfile.TemporaryDirectory() as folder:
+        out = options.out or Path(folder) / "scores.json"
+        score(Workers(runner(options, out, progress, options.batch)), options)
+
+
+def score(model: InternVLU | Workers, options):
     config = model.config.mmdit
     size = options.width or config.image_width, options.height or config.image_height
     factor = model.config.size_factor
@@ -62,7 +72,7 @@ def score(open_model: Callable[[], InternVLU], options):
     settings = Settings(size, options.steps, options.batch, options.all_scale, options.partial_scale)
     start = time.monotonic()
     if options.processes > 1:
-        results = evaluate_in(options.processes, open_model, options.tasks, options.count, settings)
+        results = evaluate_in(options.processes, model_options(options).load, options.tasks, options.count, settings)
     else:
         results = evaluate(
             model, options.tasks, options.count, settings, lambda task: print(f"evaluating {task} …", file=sys.stderr)
@@ -87,7 +97,11 @@ def score(open_model: Callable[[], InternVLU], options):
         print(text)
 
 
-def run_benchmark(model: InternVLU, options):
+def model_options(options) -> ModelOptions:
+    return ModelOptions(options.checkpoint, options.device, RUN_DTYPES[options.dtype])
+
+
+def run_benchmark(options):
     name, source = options.benchmark
     run = Run(
         Path(source),
@@ -99,13 +113,19 @@ def run_benchmark(model: InternVLU, options):
         options.seed,
         options.max_tiles,
     )
-    BENCHMARKS[name](model, run)
+    with Progress(0, "row") as progress:
+        runner(options, options.out, progress)(BENCHMARKS[name](run))
+
+
+def runner(options, out: Path, progress: Progress, together: int = Runner.together) -> Runner:
+    work = out.with_name(f"{out.name}.unfinished")
+    return Runner(model_options(options), work, ray_options(options), together, progress.rows)
 
 
 def parser() -> argparse.ArgumentParser:
     root = argparse.ArgumentParser(prog="python -m internvlu_train.evaluation", description=__doc__.splitlines()[0])
     root.add_argument("checkpoint")
-    root.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    root.add_argument("--device", help="default: a GPU if there is one")
     root.add_argument("--dtype", choices=RUN_DTYPES, default="auto", help="of the weights; auto: the stored one")
     root.add_argument("--out", type=Path, help="the JSON file; with --benchmark a folder (ocrbench: a file)")
     root.add_argument("--steps", type=int, default=20)
@@ -124,6 +144,7 @@ def parser() -> argparse.ArgumentParser:
     public.add_argument("--samples", type=int, default=4, help="pictures per prompt")
     public.add_argument("--seed", type=int, default=0)
     public.add_argument("--max-tiles", type=int, default=1, help="ViT tiles per picture; 12 for documents")
+    worker_arguments(root.add_argument_group("workers", "as of `internvlu batch`; a run that was ended goes on"))
     return root
 
 

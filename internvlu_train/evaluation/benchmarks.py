@@ -1,7 +1,7 @@
 """Public benchmarks: read their files of prompts or questions, and write pictures or answers in their own layouts.
 
-Nothing is downloaded, and scoring is left to the scripts of each benchmark. Outputs that exist are not made again, so
-that an interrupted run can continue. The layouts are those that these scripts read:
+Each benchmark is a function of a Run that yields what is still to be asked (see rows.py). Nothing is downloaded, and
+scoring is left to the scripts of each benchmark, which read these layouts. Outputs that exist are not made again.
   GenEval    djghosh13/geneval, evaluation/evaluate_images.py
   DPG-Bench  TencentQQGYLab/ELLA, dpg_bench/compute_dpg_bench.py
   OCRBench   Yuliang-Liu/MultimodalOCR, OCRBench/scripts
@@ -13,14 +13,17 @@ import ast
 import io
 import json
 import re
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
 
+from internvlu_core.batch.results import Result
 from internvlu_core.errors import InputError
 from internvlu_core.imaging import open_image
-from internvlu_core.pipeline import InternVLU
+
+from .rows import Asked, data_uri
 
 OPTION_PROMPT = "Answer with the option's letter from the given choices directly."
 SHORT_PROMPT = "Answer the question using a single word or phrase."
@@ -45,41 +48,50 @@ class Run:
     max_tiles: int = 1
     max_new_tokens: int = 512
 
-    def pictures(self, model: InternVLU, prompt: str) -> list[Image.Image]:
+    def pictures(self, prompt: str, keep: Callable[[list[Image.Image]], None]) -> Asked:
         """Draw the samples of one prompt."""
-        width, height = self.size
-        settings = {"width": width, "height": height, "steps": self.steps, "seed": self.seed}
-        return model.generate(prompt, num_images=self.samples, **settings).images
+        row = {"task": "generate", "prompt": prompt, "n": self.samples, "steps": self.steps, "seed": self.seed}
+        row |= {side: pixels for side, pixels in zip(("width", "height"), self.size, strict=True) if pixels}
+        return Asked(row, lambda result: keep([open_image(io.BytesIO(content)) for content in result.images]))
 
-    def answer(self, model: InternVLU, question: str, images: list[Image.Image]) -> str:
-        """Answer one question, greedily."""
-        return model.answer(question, images, max_tiles=self.max_tiles, max_new_tokens=self.max_new_tokens).text.strip()
+    def answer(self, question: str, images: list[str], keep: Callable[[str], None]) -> Asked:
+        """Answer one question, greedily. images: as a row has them."""
+        row = {"task": "answer", "prompt": question, "images": images}
+        row |= {"max_tiles": self.max_tiles, "max_new_tokens": self.max_new_tokens}
+
+        def strip(result: Result):
+            keep(result.text.strip())
+
+        return Asked(row, strip)
 
 
 # Pictures
 
 
-def geneval(model: InternVLU, run: Run):
+def geneval(run: Run) -> Iterator[Asked]:
     """evaluation_metadata.jsonl → OUT/00000/metadata.jsonl and OUT/00000/samples/00000.png, …"""
     for index, line in enumerate(read_text(run.source).splitlines()):
         metadata = parse_json(line, f"{run.source}, line {index + 1}")
-        folder = run.out / f"{index:05}"
+        prompt, folder = field(metadata, "prompt", run.source), run.out / f"{index:05}"
         paths = [folder / "samples" / f"{k:05}.png" for k in range(run.samples)]
-        if all(path.exists() for path in paths):
-            continue
-        write_text(folder / "metadata.jsonl", json.dumps(metadata))
-        for path, picture in zip(paths, run.pictures(model, field(metadata, "prompt", run.source)), strict=True):
-            save(picture, path)
+
+        def keep(pictures: list[Image.Image], metadata=metadata, folder=folder, paths=paths):
+            write_text(folder / "metadata.jsonl", json.dumps(metadata))
+            for path, picture in zip(paths, pictures, strict=True):
+                save(picture, path)
+
+        if not all(path.exists() for path in paths):
+            yield run.pictures(prompt, keep)
 
 
-def dpg(model: InternVLU, run: Run):
+def dpg(run: Run) -> Iterator[Asked]:
     """A folder of prompts NAME.txt → OUT/NAME.png: a grid of four pictures, or one picture if samples is 1."""
     if run.samples not in (1, 4):
         raise InputError(f"samples is {run.samples}; DPG-Bench reads 1 or 4 pictures per prompt")
     for prompt in files(run.source, "*.txt"):
         path = run.out / f"{prompt.stem}.png"
         if not path.exists():
-            save(grid(run.pictures(model, read_text(prompt).strip())), path)
+            yield run.pictures(read_text(prompt).strip(), lambda pictures, path=path: save(grid(pictures), path))
 
 
 def grid(pictures: list[Image.Image]) -> Image.Image:
@@ -96,25 +108,29 @@ def grid(pictures: list[Image.Image]) -> Image.Image:
 # Answers
 
 
-def ocrbench(model: InternVLU, run: Run):
+def ocrbench(run: Run) -> Iterator[Asked]:
     """OCRBench.json, a list of {image_path, question, answers, type, …} → the same with "predict", in the file OUT."""
     records = parse_json(read_text(run.source), run.source)
     known = {} if not run.out.exists() else {key(r): r for r in parse_json(read_text(run.out), run.out)}
     for record in records:
         if "predict" in known.get(key(record), {}):
             record["predict"] = known[key(record)]["predict"]
-            continue
-        image = open_image(picture_folder(run) / field(record, "image_path", run.source))
-        record["predict"] = run.answer(model, field(record, "question", run.source), [image])
-        write_text(run.out, json.dumps(records, indent=4, ensure_ascii=False))
-    write_text(run.out, json.dumps(records, indent=4, ensure_ascii=False))
+    for record in records:
+        if "predict" not in record:
+            picture = picture_folder(run) / field(record, "image_path", run.source)
+
+            def keep(answer: str, record=record):
+                record["predict"] = answer
+                write_text(run.out, json.dumps(records, indent=4, ensure_ascii=False))
+
+            yield run.answer(field(record, "question", run.source), [named(picture)], keep)
 
 
 def key(record: dict) -> tuple:
     return record.get("image_path"), record.get("question")
 
 
-def mmmu(model: InternVLU, run: Run):
+def mmmu(run: Run) -> Iterator[Asked]:
     """Questions (a parquet or JSON file, or a folder of them) → OUT/SUBJECT/output.json, each a list of answers."""
     answers: dict[Path, list[dict]] = {}
     for path in [run.source] if run.source.is_file() else files(run.source, "*.parquet", "*.json"):
@@ -124,8 +140,7 @@ def mmmu(model: InternVLU, run: Run):
             if out not in answers:
                 answers[out] = parse_json(read_text(out), out) if out.exists() else []
             if identity not in [entry["id"] for entry in answers[out]]:
-                answers[out].append(answer_mmmu(model, run, record, path))
-                write_text(out, json.dumps(answers[out], indent=4, ensure_ascii=False))
+                yield ask_mmmu(run, record, path, answers[out], out)
 
 
 def subject(identity: str) -> str:
@@ -136,8 +151,8 @@ def subject(identity: str) -> str:
     return match.group(1)
 
 
-def answer_mmmu(model: InternVLU, run: Run, record: dict, place: Path) -> dict:
-    """One entry of output.json. place: the file that the record is from."""
+def ask_mmmu(run: Run, record: dict, place: Path, entries: list[dict], out: Path) -> Asked:
+    """One question. place: the file that the record is from. entries: those of the file out, which gets one more."""
     options = listed(record.get("options") or [], place)
     choices = {chr(ord("A") + i): option for i, option in enumerate(options)}
     lines = [field(record, "question", place), *(f"({letter}) {option}" for letter, option in choices.items())]
@@ -154,7 +169,12 @@ def answer_mmmu(model: InternVLU, run: Run, record: dict, place: Path) -> dict:
     }
     if choices:
         entry |= {"all_choices": list(choices), "index2ans": choices}
-    return entry | {"response": run.answer(model, prompt, images)}
+
+    def keep(answer: str):
+        entries.append(entry | {"response": answer})
+        write_text(out, json.dumps(entries, indent=4, ensure_ascii=False))
+
+    return run.answer(prompt, images, keep)
 
 
 def listed(value, place: Path) -> list:
@@ -175,14 +195,14 @@ def numbered_images(text: str) -> tuple[str, list[int]]:
     return re.sub(pattern, "<image>", text), numbers
 
 
-def record_image(value, folder: Path) -> Image.Image:
-    """A picture of a record, which is {"bytes": …} in parquet files, or the name of a file."""
+def record_image(value, folder: Path) -> str:
+    """A picture of a record, which is {"bytes": …} in parquet files, or the name of a file, as a row has it."""
     if isinstance(value, dict) and value.get("bytes"):
-        return open_image(io.BytesIO(value["bytes"]))
+        return data_uri(value["bytes"])
     name = value.get("path") if isinstance(value, dict) else value
     if not name:
         raise InputError("a question names an image that its record does not hold")
-    return open_image(folder / name)
+    return named(folder / name)
 
 
 def read_records(path: Path) -> list[dict]:
@@ -195,24 +215,30 @@ def read_records(path: Path) -> list[dict]:
     return parquet.read_table(path).to_pylist()
 
 
-def mme(model: InternVLU, run: Run):
+def mme(run: Run) -> Iterator[Asked]:
     """A folder of SUBTASK.txt → OUT/SUBTASK.txt with the model's answer as a fourth column.
 
-    The columns are picture, question and right answer, separated by tabs.
+    The columns are picture, question and right answer, separated by tabs. A file is written when all of it is answered.
     """
     for questions in files(run.source, "*.txt"):
         path = run.out / questions.name
         if path.exists():
             continue
-        lines = []
-        for number, line in enumerate(read_text(questions).splitlines(), 1):
-            parts = line.split("\t")
+        rows = [line.split("\t") for line in read_text(questions).splitlines()]
+        said: dict[int, str] = {}
+        for number, parts in enumerate(rows):
             if len(parts) < 3:
-                raise InputError(f"{questions}, line {number}: picture, question and answer must be separated by tabs")
-            name, question, truth = parts[:3]
-            said = run.answer(model, question, [open_image(mme_image(run, questions.stem, name))])
-            lines.append("\t".join([name, question, truth, " ".join(said.split())]))
-        write_text(path, "\n".join(lines) + "\n")
+                raise InputError(
+                    f"{questions}, line {number + 1}: picture, question and answer must be separated by tabs"
+                )
+
+            def keep(answer: str, number=number, rows=rows, said=said, path=path):
+                said[number] = " ".join(answer.split())
+                if len(said) == len(rows):
+                    lines = ("\t".join([*parts[:3], said[i]]) for i, parts in enumerate(rows))
+                    write_text(path, "\n".join(lines) + "\n")
+
+            yield run.answer(parts[1], [named(mme_image(run, questions.stem, parts[0]))], keep)
 
 
 def mme_image(run: Run, task: str, name: str) -> Path:
@@ -223,6 +249,11 @@ def mme_image(run: Run, task: str, name: str) -> Path:
 
 
 # Files
+
+
+def named(path: Path) -> str:
+    """A picture's file as a row has it, wherever the rows are."""
+    return str(path.absolute())
 
 
 def picture_folder(run: Run) -> Path:

@@ -15,11 +15,13 @@ from internvlu_core.pipeline import InternVLU
 from ..toy.world import TASKS as DOMAIN_TASKS
 from ..toy.world import Sample, Verdict, check, check_answer, make
 from .sampling import Order, Settings, draw_all, reconstruct
+from .workers import Workers
 
 GENEVAL = ("single", "two", "counting", "colours", "position", "attribution")
 NEAR_EDGE = 4  # pixels around a change of an edit that do not count as unchanged
 MAX_TOKENS = 64  # of an answer or a reasoning
 Progress = Callable[[str], None]
+Model = InternVLU | Workers
 
 
 def unseen(domain: str, task: str, count: int, settings: Settings, kind: str | None = None) -> list[Sample]:
@@ -27,13 +29,15 @@ def unseen(domain: str, task: str, count: int, settings: Settings, kind: str | N
     return [make(domain, task, 2 * i + 1, settings.size, kind) for i in range(count)]
 
 
-def draw(model: InternVLU, samples: list[Sample], settings: Settings, thoughts=None) -> list[np.ndarray]:
+def draw(model: Model, samples: list[Sample], settings: Settings, thoughts=None) -> list[np.ndarray]:
     """The picture of each sample, whose number is the seed. thoughts: the reasoning of each, if any."""
     thoughts = thoughts or [None] * len(samples)
     orders = [
         Order(sample.prompt, sample.images, thought, seed)
         for seed, (sample, thought) in enumerate(zip(samples, thoughts, strict=True))
     ]
+    if isinstance(model, Workers):
+        return model.draw(orders, settings, MAX_TOKENS)
     return draw_all(model, orders, settings)
 
 
@@ -63,7 +67,7 @@ def judge(pictures: list[np.ndarray], samples: list[Sample]) -> list[Verdict]:
     return [check(picture, sample.truth) for picture, sample in zip(pictures, samples, strict=True)]
 
 
-def geneval_kind(model: InternVLU, count: int, settings: Settings, kind: str) -> dict:
+def geneval_kind(model: Model, count: int, settings: Settings, kind: str) -> dict:
     """Drawings of objects of one kind.
 
     "shuffled": the score of pictures judged by another prompt of the same kind, which is the score of chance.
@@ -78,7 +82,7 @@ def mean_of_tasks(tasks: dict[str, dict]) -> dict:
     return {"score": share([task["score"] for task in tasks.values()]), "tasks": tasks}
 
 
-def edit(model: InternVLU, count: int, settings: Settings, _part: str = "") -> dict:
+def edit(model: Model, count: int, settings: Settings, _part: str = "") -> dict:
     """Edits of objects. psnr: in decibels, of the unchanged area, against the VAE's reconstruction of the input."""
     samples = unseen("objects", "edit", count, settings)
     pictures = draw(model, samples, settings)
@@ -89,9 +93,9 @@ def edit(model: InternVLU, count: int, settings: Settings, _part: str = "") -> d
     }
 
 
-def unchanged_psnr(model: InternVLU, sample: Sample, picture: np.ndarray) -> float:
+def unchanged_psnr(model: Model, sample: Sample, picture: np.ndarray) -> float:
     same = unchanged(sample.images[0], sample.picture)
-    reference = reconstruct(model, sample.images[0])
+    reference = reconstruct(model.local if isinstance(model, Workers) else model, sample.images[0])
     error = float(np.mean((picture[same].astype(np.float64) - reference[same]) ** 2))
     return 10 * np.log10(255**2 / max(error, 1e-4))
 
@@ -102,13 +106,13 @@ def unchanged(before: np.ndarray, after: np.ndarray) -> np.ndarray:
     return np.asarray(changed.filter(ImageFilter.MaxFilter(2 * NEAR_EDGE + 1))) == 0
 
 
-def questions(model: InternVLU, count: int, settings: Settings, domain: str) -> dict:
+def questions(model: Model, count: int, settings: Settings, domain: str) -> dict:
     samples = unseen(domain, "ask", count, settings)
     said = zip(replies(model, samples), samples, strict=True)
     return summary(samples, [check_answer(answer, sample.truth) for answer, sample in said])
 
 
-def replies(model: InternVLU, samples: list[Sample]) -> list[str]:
+def replies(model: Model, samples: list[Sample]) -> list[str]:
     """The answer to each question, as reply gives it; many are written at once."""
     return [outcome.unwrap().text for outcome in model.answer_many(map(request, samples), ordered=True)]
 
@@ -123,14 +127,14 @@ def reply(model: InternVLU, sample: Sample) -> str:
     return model.answer(sample.prompt, images, max_new_tokens=MAX_TOKENS).text
 
 
-def words(model: InternVLU, count: int, settings: Settings, _part: str = "") -> dict:
+def words(model: Model, count: int, settings: Settings, _part: str = "") -> dict:
     """Held-out words of three letters; a picture is right if every letter is read back."""
     samples = unseen("text", "draw", count, settings, "word")
     result = summary(samples, judge(draw(model, samples, settings), samples))
     return result | {"score": result["parts"]["word"], "with_colour": result["score"]}
 
 
-def reason(model: InternVLU, count: int, settings: Settings, _part: str = "") -> dict:
+def reason(model: Model, count: int, settings: Settings, _part: str = "") -> dict:
     """Pictures with and without the model's own reasoning before them, and the share of right reasonings."""
     samples = unseen("reasoning", "reason", count, settings)
     thoughts = think_all(model, samples)
@@ -146,18 +150,18 @@ def think(model: InternVLU, sample: Sample):
     return model.reason(sample.prompt, images, max_new_tokens=MAX_TOKENS)
 
 
-def think_all(model: InternVLU, samples: list[Sample]) -> list:
+def think_all(model: Model, samples: list[Sample]) -> list:
     """The reasoning before each picture, as think writes it; many are written at once."""
     return [outcome.unwrap() for outcome in model.reason_many(map(request, samples), ordered=True)]
 
 
-def domain(model: InternVLU, count: int, settings: Settings, part: str) -> dict:
+def domain(model: Model, count: int, settings: Settings, part: str) -> dict:
     """Drawing or editing in one domain. part: "DOMAIN/TASK"."""
     samples = unseen(*part.split("/"), count, settings)
     return summary(samples, judge(draw(model, samples, settings), samples))
 
 
-def figures(model: InternVLU, count: int, settings: Settings, part: str) -> dict:
+def figures(model: Model, count: int, settings: Settings, part: str) -> dict:
     """Drawings of "diagrams", "blocks" (stacks of them, from two sides) or "memes"."""
     name, kinds = FIGURES[part]
     samples = []
@@ -166,7 +170,7 @@ def figures(model: InternVLU, count: int, settings: Settings, part: str) -> dict
     return summary(samples, judge(draw(model, samples, settings), samples))
 
 
-def at_size(model: InternVLU, count: int, settings: Settings, part: str) -> dict:
+def at_size(model: Model, count: int, settings: Settings, part: str) -> dict:
     """Objects of one kind in a picture of another size. part: "WIDTHxHEIGHT KIND"."""
     size, kind = part.split()
     width, height = map(int, size.split("x"))
@@ -193,11 +197,11 @@ class Task:
     one(model, count, settings, part): the result of a part. combine: the result of all from those of the parts.
     """
 
-    one: Callable[[InternVLU, int, Settings, str], dict]
+    one: Callable[[Model, int, Settings, str], dict]
     parts: tuple[str, ...] = ("",)
     combine: Callable[[dict[str, dict]], dict] = lambda parts: parts[""]
 
-    def __call__(self, model: InternVLU, count: int, settings: Settings) -> dict:
+    def __call__(self, model: Model, count: int, settings: Settings) -> dict:
         return self.combine({part: self.one(model, count, settings, part) for part in self.parts})
 
 
@@ -221,11 +225,16 @@ TASKS = {
 }
 
 
-def evaluate(model: InternVLU, tasks: tuple[str, ...], count: int, settings: Settings, on_task: Progress | None = None):
+def evaluate(model: Model, tasks: tuple[str, ...], count: int, settings: Settings, on_task: Progress | None = None):
     """Scores by task, ready for JSON.
 
-    count: held-out samples of each task, kind or domain. on_task(name) is called before each task.
+    model: an InternVLU, or Workers. count: held-out samples of each task, kind or domain. on_task(name) is called
+    before each task.
     """
+    if isinstance(model, Workers):
+        for task in tasks:  # notes what is asked
+            TASKS[task](model, count, settings)
+        model.run()
     results = {}
     for task in tasks:
         if on_task:

@@ -9,8 +9,8 @@ import torch
 from ...internvlu_core.checkpoints.quantised import INPUT_SCALE
 from ...internvlu_core.quantization import QuantisedWeight, find_format
 from ...internvlu_core.quantization.float8 import DTYPE as FLOAT8
+from .dequantising import keep_stored
 from .float8 import keep_in_float8
-from .gguf import keep_packed
 from .quantised import Formats, operations, part_names, place_layers, plain_tensors
 
 # What the loaders offer. None: what ComfyUI prefers for the device and the stored weights.
@@ -86,7 +86,7 @@ def assign(
         if not hasattr(module, leaf):  # strictness was checked while reading; this is a guard against renamed modules
             raise AttributeError(f"the network has no parameter {name}")
         if isinstance(tensor, QuantisedWeight):
-            keep_packed(network, path, tensor, device, compute_dtype or dtype)
+            keep_stored(network, path, tensor, device, compute_dtype or dtype)
         elif weight_format is not None and weight_format.for_layer(name, tensor):
             keep_in_float8(network, path, tensor, device)
         else:

@@ -5,9 +5,6 @@ ComfyUI casts a float8 weight without a scale, or with one scale for the whole m
 always see the scaled weight. `--fast fp8_matrix_mult` has no effect on them: it has no scales for rows.
 """
 
-import copy
-import json
-
 import comfy.float
 import comfy.ops
 import torch
@@ -17,7 +14,7 @@ from ...internvlu_core.checkpoints.files import QUANT_TENSOR
 from ...internvlu_core.quantization import put_layer
 from ...internvlu_core.quantization.float8 import DTYPE, dequantise, quantise, row_scales
 from ...internvlu_core.quantization.mxfp8 import MXFP8, from_rows
-from .gguf import unpacked_state_dict
+from .dequantising import filed_state_dict, format_tensor, of_values
 
 PATCHED_DTYPE = torch.bfloat16  # a float8 value times a power of two is exact in it
 
@@ -64,7 +61,7 @@ class Float8Linear(comfy.ops.manual_cast.Linear):
             self.weight_function = patches
         weight = dequantise(weight, self.scale.to(weight.device), input.dtype)
         for patch in patches:
-            weight = _of_scaled_weights(patch)(weight)
+            weight = of_values(patch)(weight)
         output = F.linear(input, weight, bias)
         comfy.ops.uncast_bias_weight(self, weight, bias, stream)
         return output
@@ -89,15 +86,6 @@ class Float8Linear(comfy.ops.manual_cast.Linear):
             self.scale = scale
 
 
-def _of_scaled_weights(patch):
-    """A patch of an offloaded layer, for scaled weights. In ComfyUI 0.3 it scales them itself and rounds the result."""
-    if getattr(patch, "convert_func", None) is None and getattr(patch, "set_func", None) is None:
-        return patch
-    patch = copy.copy(patch)
-    patch.convert_func = patch.set_func = None
-    return patch
-
-
 def keep_in_float8(network: torch.nn.Module, path: str, weight: torch.Tensor, device: torch.device):
     """Replace the linear layer at this path by one in 8 bits with this weight."""
     layer = Float8Linear(network.get_submodule(path))
@@ -108,15 +96,14 @@ def keep_in_float8(network: torch.nn.Module, path: str, weight: torch.Tensor, de
 def scaled_state_dict(network: torch.nn.Module, state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """A network's state dict for a file: weights of these layers become MXFP8, which holds the same numbers.
 
-    Those that a GGUF file stores packed become floats.
+    For layers of dequantising.py: as there.
     """
-    scaled = unpacked_state_dict(network, state_dict)
+    scaled = filed_state_dict(network, state_dict)
     for path, layer in network.named_modules():
         if isinstance(layer, Float8Linear) and f"{path}.weight" in scaled:
             weight = scaled[f"{path}.weight"].to("cpu")  # newer versions of ComfyUI patch it only now
             # A patched weight was rounded already, so it is in 8 bits what it is.
             stored = (weight, layer.scale.cpu()) if weight.dtype == DTYPE else quantise(weight.float())
-            described = json.dumps(MXFP8(shape=tuple(weight.shape)).metadata()).encode()
             scaled |= {f"{path}.{name}": tensor for name, tensor in from_rows(*stored).items()}
-            scaled[f"{path}.{QUANT_TENSOR}"] = torch.tensor(list(described), dtype=torch.uint8)
+            scaled[f"{path}.{QUANT_TENSOR}"] = format_tensor(MXFP8(shape=tuple(weight.shape)))
     return scaled

@@ -17,7 +17,7 @@ import torch
 from comfy.weight_adapter import LoRAAdapter
 
 from ...internvlu_core.models.vlm import VLM
-from .gguf import matrix_shapes
+from .dequantising import matrix_shapes
 from .model import InternVLUModel
 
 MODEL_PREFIX = "diffusion_model."

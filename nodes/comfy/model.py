@@ -27,6 +27,7 @@ from .float8 import scaled_state_dict
 from .latents import CHANNELS, GRID, check_size
 from .notice import notify
 from .packing import Contexts, Form, Forms, References
+from .patcher import Patcher
 from .quantised import Formats, stored_tensors
 
 
@@ -302,4 +303,4 @@ def build_model(
     more = {"formats": formats, "load_device": load_device}
     assign(model.diffusion_model, state_dict, dtype, offload_device, compute_dtype, **more)
     model.device = offload_device
-    return comfy.model_patcher.ModelPatcher(model, load_device=load_device, offload_device=offload_device)
+    return Patcher(model, load_device=load_device, offload_device=offload_device)

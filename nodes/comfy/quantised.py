@@ -1,9 +1,8 @@
 """Layers that a file stores in fewer bits: ComfyUI's own layers, and its kernels, where ComfyUI knows the format.
 
-A format that it lacks becomes floats, with a message; MXFP8 with one scale a row becomes the layer of float8.py.
+Layers in a format that it lacks are those of dequantising.py; MXFP8 with one scale a row becomes that of float8.py.
 """
 
-import json
 from collections.abc import Mapping
 from types import SimpleNamespace
 
@@ -13,8 +12,9 @@ from comfy.quant_ops import QUANT_ALGOS, QuantizedTensor
 
 from ...internvlu_core.checkpoints.files import QUANT_TENSOR
 from ...internvlu_core.checkpoints.quantised import INPUT_SCALE
-from ...internvlu_core.quantization import FileFormat, put_layer
+from ...internvlu_core.quantization import FileFormat, QuantisedWeight, put_layer
 from ...internvlu_core.quantization.mxfp8 import MXFP8, to_rows
+from .dequantising import DequantisingLayer, format_tensor, keep_stored
 from .float8 import Float8Linear
 from .notice import notify
 
@@ -40,8 +40,8 @@ def place_layers(
 ):
     """Replace the layers of a network on the meta device by layers in their formats, with their weights.
 
-    state_dict: loses what they take. A layer that cannot be kept leaves its weight there, in this dtype. device: where
-    the weights wait.
+    state_dict: loses what they take. dtype: of the rows of embeddings. An embedding whose format has no rows to look up
+    leaves its weight in the state dict, in this dtype. device: where the weights wait.
     """
     lost = {}
     for path, layer_format in formats.items():
@@ -58,6 +58,9 @@ def place_layers(
             put_layer(network, path, kept)
             continue
         parts.pop(INPUT_SCALE, None)
+        if layer_format.has_rows or not isinstance(layer, torch.nn.Embedding):
+            keep_stored(network, path, QuantisedWeight(layer_format, parts), device, dtype)
+            continue
         state_dict[f"{path}.weight"] = layer_format.dequantise(parts, dtype)
         lost.setdefault(layer_format.name, []).append(path)
     if lost:
@@ -89,14 +92,20 @@ def _native(layer, ops, path, layer_format, parts, bias, device) -> torch.nn.Mod
         new = ops.Embedding(layer.num_embeddings, layer.embedding_dim, device="meta")
     else:
         new = ops.Linear(layer.in_features, layer.out_features, bias is not None, device=device)
-    described = torch.tensor(list(json.dumps(layer_format.metadata()).encode()), dtype=torch.uint8)
-    stored = {f"{path}.{name}": tensor for name, tensor in (*parts.items(), (QUANT_TENSOR, described), ("bias", bias))}
+    more = ((QUANT_TENSOR, format_tensor(layer_format)), ("bias", bias))
+    stored = {f"{path}.{name}": tensor for name, tensor in (*parts.items(), *more)}
     errors: list[str] = []
     stored = {name: tensor for name, tensor in stored.items() if tensor is not None}
     new._load_from_state_dict(stored, f"{path}.", {}, False, [], [], errors)
     if errors:
         raise ValueError("; ".join(errors))
     return new.requires_grad_(False)
+
+
+def is_quantised(layer: torch.nn.Module) -> bool:
+    """Whether a layer's weight is stored in another form than the values that it stands for."""
+    ours = isinstance(layer, DequantisingLayer | Float8Linear)
+    return ours or isinstance(getattr(layer, "weight", None), QuantizedTensor)
 
 
 def plain_tensors(state_dict: Mapping[str, torch.Tensor], formats: Formats) -> dict[str, torch.Tensor]:
@@ -113,9 +122,7 @@ def stored_tensors(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Te
             described = {"format": str(tensor._qdata.dtype).removeprefix("torch.")}
             stored[name] = tensor._qdata
             stored[f"{name}_scale"] = tensor._layout_params["scale"]
-            stored[name.removesuffix("weight") + QUANT_TENSOR] = torch.tensor(
-                list(json.dumps(described).encode()), dtype=torch.uint8
-            )
+            stored[name.removesuffix("weight") + QUANT_TENSOR] = format_tensor(described)
         else:
             stored[name] = tensor
     return stored

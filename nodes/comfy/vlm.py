@@ -24,7 +24,9 @@ from ...internvlu_core.grounding import answer_text
 from ...internvlu_core.models.language import cache_bytes
 from ...internvlu_core.models.vlm import VLM
 from ...internvlu_core.prompt import Prompt, Tokenizer
+from ...internvlu_core.replay import can_replay
 from .dtypes import as_floats, assign, choose_dtypes
+from .patcher import Patcher
 from .quantised import Formats
 from .stream import TextStream, TextStreams
 
@@ -72,10 +74,9 @@ class ComfyVLM:
         network.compute_dtype = self.dtype
         more = {"formats": formats, "load_device": self.load_device, "exact": True}
         assign(network, state_dict, weight_dtype, offload_device, self.dtype, **more)
-        self.patcher = comfy.model_patcher.ModelPatcher(
-            network, load_device=self.load_device, offload_device=offload_device
-        )
+        self.patcher = Patcher(network, load_device=self.load_device, offload_device=offload_device)
         self.conditioner = Conditioner(network, tokenizer, config, partial(weights_of, self.patcher))
+        self.conditioner.can_replay = self.stays_on_device
         self.written: OrderedDict[tuple, TextResult] = OrderedDict()
 
     def get_ram_usage(self) -> int:
@@ -88,6 +89,11 @@ class ComfyVLM:
         per_token = 4 * language.mlp_size + 2 * language.num_layers * language.num_kv_heads * language.head_dim
         needed = tokens * per_token * self.dtype.itemsize
         comfy.model_management.load_models_gpu([self.patcher], memory_required=needed)
+
+    def stays_on_device(self) -> bool:
+        """Whether all weights are on a CUDA device, and ComfyUI will not move them while a text is written."""
+        dynamic = getattr(self.patcher, "is_dynamic", bool)()  # not in ComfyUI 0.3.75
+        return not dynamic and not self.patcher.model.model_lowvram and can_replay(self.patcher.model)
 
     def with_patcher(self, patcher: comfy.model_patcher.ModelPatcher) -> "ComfyVLM":
         """The same network under other patches (LoRA)."""

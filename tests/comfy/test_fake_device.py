@@ -75,7 +75,10 @@ def sample(host, parts, conditionings, batch: int, laps):
     return guider.sample(noise(*latents.shape), latents, sampler, sigmas, callback=laps, disable_pbar=True, seed=0)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float8_e4m3fn], ids=str)
+RARE = [pytest.param(dtype, marks=pytest.mark.slow) for dtype in (torch.float16, torch.float8_e4m3fn)]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, *RARE], ids=str)
 def test_draw_and_edit(host, checkpoint, gpu, dtype):
     parts = load(host, checkpoint, dtype)
     compute = torch.float16 if dtype == torch.float16 else torch.bfloat16

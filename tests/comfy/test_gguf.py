@@ -50,7 +50,9 @@ def host(files):
         vlm=lambda name="small.gguf", **settings: build("load_vlm", name, **settings),
         values=lambda model: {
             path: layer.convert_weight(layer.weight)
-            for path, layer in module("nodes.comfy.gguf").packed_layers(model.model.diffusion_model).items()
+            for path, layer in module("nodes.comfy.dequantising")
+            .dequantising_layers(model.model.diffusion_model)
+            .items()
         },
     )
 
@@ -170,17 +172,6 @@ def test_merging(host):
         found = layer.convert_weight(layer.weight) if hasattr(layer, "convert_weight") else layer.weight
         assert relative(found, factor * values) < 0.01
         merged.unpatch_model()
-
-
-def test_hooks_are_refused(host):
-    import comfy.hooks
-
-    model = host.model()
-    group, hook = comfy.hooks.HookGroup(), comfy.hooks.WeightHook(strength_model=1.0)
-    group.add(hook)
-    model.add_hook_patches(hook, {KEY: ("diff", (noise(*host.values(model)[PATH].shape),))})
-    with pytest.raises(ValueError, match=r"hooks overwrite weights in place.*stock LoRA loader"):
-        model.patch_hooks(group)
 
 
 @pytest.mark.parametrize("patched", [False, True])

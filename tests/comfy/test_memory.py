@@ -551,6 +551,7 @@ def test_memory_estimate_of_the_vae(host, budget):
             assert 1 <= elements / per_pixel <= 1.25
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="asks Linux how much a process has grown")
 @pytest.mark.parametrize("case", [("encode", "fp32", 512), ("decode", "fp32", 512), ("decode", "bf16", 256)], ids=str)
 def test_memory_estimate_of_the_vae_is_what_a_process_grows_by(host, case):

@@ -32,13 +32,17 @@ def run(server, tmp_path, name: str, sample, seed: int):
     return server.run(prompt)
 
 
+def slow(*values):
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
 @pytest.mark.parametrize(
     ("name", "domain", "task", "kind", "least"),
     [
         ("text_to_image", "objects", "draw", "single", 6),
-        ("text_to_image", "objects", "draw", "counting", 7),
-        ("text_to_image", "objects", "draw", "position", 6),
-        ("text_to_image", "objects", "draw", "attribution", 6),
+        slow("text_to_image", "objects", "draw", "counting", 7),
+        slow("text_to_image", "objects", "draw", "position", 6),
+        slow("text_to_image", "objects", "draw", "attribution", 6),
         ("text_to_image", "text", "draw", "word", 6),
         ("ksampler", "objects", "draw", "single", 6),
         ("edit", "objects", "edit", "recolour", 7),

@@ -183,6 +183,7 @@ def test_a_comparison_from_the_command_line(tmp_path, options, monkeypatch, caps
     assert "| image tokens | 256: " in text and str(tmp_path) not in text
 
 
+@pytest.mark.slow
 def test_a_batch_run_beside_a_loop(tmp_path, options, monkeypatch):
     """In this process; Ray's workers are tests/core/test_batch.py's."""
     monkeypatch.setattr(batches, "ROW_SECONDS", 0.02)
@@ -216,6 +217,7 @@ def test_what_is_missing_is_told(tmp_path, options, capsys):
     assert "python -m benchmarks setup" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_weights_in_fewer_bits(tmp_path, options, monkeypatch):
     """The table of formats, with two of them; and the sizes of the released networks, which have aims."""
     sizes = quantisation.released_sizes()

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from internvlu_core import InputError
-from internvlu_core.decoding import TextSettings, choose, generate_tokens
+from internvlu_core.decoding import Text, TextSettings, generate_tokens, next_tokens
 from support.networks import language_config, tiny_language
 from support.tensors import noise
 
@@ -26,6 +26,14 @@ def allowed(logits, **settings) -> set[int]:
     generator = torch.Generator().manual_seed(0)
     settings = TextSettings(1, **({"temperature": 1.0} | settings))
     return {choose(logits, settings, generator) for _ in range(4000)}
+
+
+def choose(logits, settings, generator) -> int:
+    """The next token of one text."""
+    text = Text((), settings)
+    text.generator = generator
+    (token,) = next_tokens(logits[None], [text])
+    return token
 
 
 PROBABILITIES = torch.tensor([0.05, 0.4, 0.03, 0.3, 0.02, 0.2])
@@ -60,6 +68,17 @@ PROBABILITIES = torch.tensor([0.05, 0.4, 0.03, 0.3, 0.02, 0.2])
 )
 def test_allowed_tokens(settings, tokens):
     assert allowed(PROBABILITIES.log() + 3.0, **settings) == tokens
+
+
+def test_texts_together_draw_what_each_draws_alone():
+    logits = noise(6, 5000, seed=3) * 4
+    chosen = [{}, {"top_p": 0.8}, {"top_k": 40}, {"temperature": 0.0}, {"top_k": 900, "top_p": 0.5}, {"top_p": 0.999}]
+    settings = [TextSettings(1, **({"temperature": 0.5 + i, "seed": i} | one)) for i, one in enumerate(chosen)]
+    together, alone = ([Text((), one) for one in settings] for _ in range(2))
+    for _ in range(20):
+        expected = [next_tokens(row[None], [text])[0] for row, text in zip(logits, alone, strict=True)]
+        assert next_tokens(logits, together) == expected
+    assert next_tokens(logits.index_fill(0, torch.tensor(1), torch.nan), together)[1] is None
 
 
 def test_tokens_tied_for_the_last_place_of_top_k_all_stay():

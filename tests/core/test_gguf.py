@@ -19,7 +19,7 @@ from internvlu_core.checkpoints.config import Config
 from internvlu_core.checkpoints.files import COMPONENTS, File, Stored, components_of, open_source, to_gguf
 from internvlu_core.cli import main
 from internvlu_core.errors import CheckpointError, InputError
-from internvlu_core.quantization import Gguf, QuantisedLinear, gguf_blocks, layer_formats
+from internvlu_core.quantization import Gguf, QuantisedLinear, formats, gguf_blocks, layer_formats
 from internvlu_core.quantization.formats import QuantisedEmbedding
 from internvlu_core.quantization.gguf import TYPES
 from support.checkpoints import CHECKPOINT, copy_checkpoint, copy_json
@@ -104,7 +104,7 @@ def test_large_matrices_are_multiplied_in_parts(monkeypatch):
     weight, x, bias = noise(100, 64), noise(2, 3, 64), noise(100)
     layer = QuantisedLinear(Gguf("Q4_0"), Gguf("Q4_0").quantise(weight), bias)
     expected, unpacked, unpack = layer(x), [], gguf_blocks.dequantise
-    monkeypatch.setattr(gguf_blocks, "CHUNK", 64 * 33)
+    monkeypatch.setattr(formats, "CHUNK", 64 * 33)
     monkeypatch.setattr(gguf_blocks, "dequantise", lambda *a: unpacked.append(unpack(*a)) or unpacked[-1])
     assert relative(layer(x), expected) < 1e-6
     assert [len(part) for part in unpacked] == [33, 33, 33, 1]

@@ -15,6 +15,7 @@ from internvlu_core.quantization import (
     FileFormat,
     QuantisedLinear,
     find_format,
+    formats,
     layer_formats,
     quantise_network,
     repeated_blocks,
@@ -52,6 +53,18 @@ def test_product(weight_format, dtype, bias):
     ours = network.layers[0]["proj"](x)
     assert ours.dtype == dtype
     assert 0 < relative(ours.float(), exact.float()) < ERRORS[weight_format.name]
+
+
+@pytest.mark.parametrize("name", ["int8_tensorwise", "float8_e4m3fn"])
+def test_large_matrices_are_multiplied_in_pieces(name, monkeypatch):
+    """The head of the language model never stands in memory as a whole. GGUF's: test_gguf.py."""
+    weight_format, weight, x, bias = WEIGHT_FORMATS[name], noise(100, 64), noise(2, 3, 64), noise(100)
+    layer = QuantisedLinear(weight_format, weight_format.quantise(weight), bias)
+    expected, seen, dequantise = layer(x), [], type(weight_format).dequantise
+    monkeypatch.setattr(formats, "CHUNK", 64 * 33)
+    monkeypatch.setattr(type(weight_format), "dequantise", lambda *args: seen.append(dequantise(*args)) or seen[-1])
+    assert relative(layer(x), expected) < 1e-6
+    assert [len(part) for part in seen] == [33, 33, 33, 1]
 
 
 def test_saved_and_read_again(weight_format):

@@ -8,6 +8,7 @@ import torch
 
 from internvlu_core import InternVLU, TextResult, decoding
 from internvlu_core.decoding import DecodingSession, TextSettings, continue_text
+from internvlu_core.models import language
 from internvlu_core.models.language import FixedStep, KVCache
 from support.checkpoints import CHECKPOINT
 from support.networks import tiny_language
@@ -255,7 +256,7 @@ def test_a_fixed_step_equals_a_plain_one(heads, kv_heads):
 @torch.inference_mode()
 def test_a_compiled_step_writes_the_same(monkeypatch, num_beams):
     """Through windows that the text outgrows, beams, and what is kept for the prefix cache."""
-    monkeypatch.setattr(decoding, "WINDOW", 16)
+    monkeypatch.setattr(language, "WINDOW", 16)
     torch.compiler.reset()
     vlm, settings = tiny_language(seed=4), TextSettings(30, num_beams)
     prompt = noise(1, 5, vlm.language_model.config.hidden_size)

@@ -46,6 +46,7 @@ LAYERS = (
         "prompt",
         "imaging",
         "grounding",
+        "replay",
         "decoding",
         "batching",
         "many",
@@ -96,7 +97,7 @@ def statements(name: str) -> int:
 
 def test_size_of_the_core():
     """In statements; wrapped as they are, these are a fifth more lines."""
-    assert sum(map(statements, CORE)) <= 3067
+    assert sum(map(statements, CORE)) <= 3125
 
 
 @pytest.mark.parametrize("name", FILES)

@@ -59,6 +59,7 @@ def test_wheel_has_the_core_alone(wheel):
     assert f"{PACKAGE}/py.typed" in names
 
 
+@pytest.mark.slow
 def test_installed_command_draws(scripts, tmp_path):
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     command = [scripts / "internvlu", "generate", TOY, "a red circle", "--dtype", "fp32", "--seed", "3", "--steps", "4"]

@@ -368,7 +368,8 @@ WORKFLOWS = {
         "columns": [["1", "7"], ["12"]],
         "groups": ["Load", "Caption"],
         "note": "# Caption a folder\n\nPut pictures into a folder in ComfyUI's `input` folder and choose it. They come "
-        "as a list, so **Ask** runs once for each. Connected as a batch, they would belong to one question.",
+        "as a list, and **Ask** answers all together, each for itself. Connected as a batch, they would belong to one "
+        "question.",
     },
     "lora": {
         "title": "13 InternVL-U LoRA",

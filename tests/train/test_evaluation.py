@@ -4,17 +4,25 @@ import io
 import json
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from internvlu_core import InputError, InternVLU
-from internvlu_train.evaluation import TASKS, evaluate, toy
+from internvlu_core.batch import ModelOptions
+from internvlu_core.batch.pictures import read_pictures
+from internvlu_core.batch.results import Result
+from internvlu_core.batch.worker import to_png
+from internvlu_train.evaluation import TASKS, evaluate, rows, toy
 from internvlu_train.evaluation.__main__ import main
 from internvlu_train.evaluation.benchmarks import BENCHMARKS, Run, subject
+from internvlu_train.evaluation.rows import Runner
 from internvlu_train.evaluation.sampling import Order, Settings, draw_all
+from internvlu_train.evaluation.workers import Workers
 from internvlu_train.toy.world import make
 from support.checkpoints import CHECKPOINT
 
@@ -166,6 +174,32 @@ def test_evaluate_needs_a_model_for_all_tasks(model):
     assert set(results) == {"geneval", "domains"} and len(results["domains"]["domains"]) == 10
 
 
+def test_workers_give_the_scores_of_the_model(model, tmp_path):
+    """In this process; with Ray's workers as below."""
+    settings = Settings(SIZE, steps=2, batch=3, all_scale=2.5)
+    workers = Workers(Runner(ModelOptions(str(CHECKPOINT), "cpu", torch.float32), tmp_path / "work", together=3))
+    edit = make("objects", "edit", 1, SIZE)
+    thought = toy.think(model, edit)
+    orders = [Order("a red star", seed=3), Order(edit.prompt, edit.images, seed=6)]
+    orders.append(Order(edit.prompt, edit.images, thought, seed=5))
+    assert workers.draw(orders, settings, toy.MAX_TOKENS)[0].min() == 255
+    assert toy.think_all(workers, [edit])[0].text == toy.replies(workers, [edit])[0] == ""
+    workers.run()
+    expected, found = draw_all(model, orders, settings), workers.draw(orders, settings, toy.MAX_TOKENS)
+    assert all(np.abs(a.astype(int) - b).max() <= 1 for a, b in zip(expected, found, strict=True))
+    assert toy.think_all(workers, [edit])[0].text == thought.text
+    assert toy.replies(workers, [edit]) == [toy.reply(model, edit)]
+    assert not workers.asked
+
+    arguments = ["--tasks", "words", "ask", "edit", "reason", "--count", "2", "--steps", "1", "--dtype", "fp32"]
+    arguments += ["--width", "64", "--height", "64", "--device", "cpu", "--out"]
+    for name, more in (("model", []), ("workers", ["--workers", "0"])):
+        assert main([str(CHECKPOINT), *arguments, str(tmp_path / name), *more]) == 0
+    first, second = (json.loads((tmp_path / name).read_text())["scores"] for name in ("model", "workers"))
+    assert first["edit"].pop("psnr") == pytest.approx(second["edit"].pop("psnr"), abs=0.1)
+    assert first == second
+
+
 # Public benchmarks
 
 
@@ -175,13 +209,24 @@ class Fake:
     def __init__(self):
         self.asked, self.drawn = [], []
 
-    def generate(self, prompt, *, num_images, width, height, steps, seed):
-        self.drawn.append(prompt)
-        return SimpleNamespace(images=[Image.new("RGB", (8, 6), (k, 0, 0)) for k in range(num_images)])
+    def __call__(self, asked):
+        """As Runner."""
+        failed = []
+        for one in list(asked):
+            try:
+                one.keep(self.result(**one.row))
+            except InputError as error:
+                failed.append(error)
+        if failed:
+            raise failed[0]
 
-    def answer(self, question, images, *, max_tiles, max_new_tokens):
-        self.asked.append((question, [image.getpixel((0, 0))[0] for image in images]))
-        return SimpleNamespace(text=" the word\tis\nCAT ")
+    def result(self, task, prompt, n=0, images=(), **settings):
+        pictures = read_pictures(list(images), Path(), False)
+        if task == "generate":
+            self.drawn.append(prompt)
+            return Result(0, "", images=[to_png(Image.new("RGB", (8, 6), (k, 0, 0))) for k in range(n)])
+        self.asked.append((prompt, [picture.getpixel((0, 0))[0] for picture in pictures]))
+        return Result(0, "", text=" the word\tis\nCAT ")
 
 
 def picture(path, level):
@@ -200,12 +245,12 @@ def test_geneval_files(tmp_path):
     source = tmp_path / "evaluation_metadata.jsonl"
     source.write_text("\n".join(map(json.dumps, lines)) + "\n")
     model, run = Fake(), Run(source, tmp_path / "out", samples=2)
-    BENCHMARKS["geneval"](model, run)
+    model(BENCHMARKS["geneval"](run))
     assert json.loads((tmp_path / "out/00001/metadata.jsonl").read_text()) == lines[1]
     assert sorted(p.name for p in (tmp_path / "out/00000/samples").iterdir()) == ["00000.png", "00001.png"]
     assert model.drawn == ["a photo of a bench"] * 2
     (tmp_path / "out/00001/samples/00001.png").unlink()
-    BENCHMARKS["geneval"](model, run)
+    model(BENCHMARKS["geneval"](run))
     assert len(model.drawn) == 3  # what was there is kept
 
 
@@ -213,13 +258,13 @@ def test_dpg_files(tmp_path):
     (tmp_path / "prompts").mkdir()
     (tmp_path / "prompts/partiprompts0.txt").write_text("a long prompt\n")
     model = Fake()
-    BENCHMARKS["dpg"](model, Run(tmp_path / "prompts", tmp_path / "out"))
+    model(BENCHMARKS["dpg"](Run(tmp_path / "prompts", tmp_path / "out")))
     sheet = Image.open(tmp_path / "out/partiprompts0.png")
     assert sheet.size == (16, 12) and model.drawn == ["a long prompt"]
     corners = [sheet.getpixel(at)[0] for at in ((0, 0), (8, 0), (0, 6), (8, 6))]
     assert corners == [0, 1, 2, 3]
     with pytest.raises(InputError, match="samples is 3"):
-        BENCHMARKS["dpg"](model, Run(tmp_path / "prompts", tmp_path / "out", samples=3))
+        model(BENCHMARKS["dpg"](Run(tmp_path / "prompts", tmp_path / "out", samples=3)))
 
 
 def test_ocrbench_files(tmp_path):
@@ -228,9 +273,9 @@ def test_ocrbench_files(tmp_path):
     record |= {"image_path": "IIIT5K/1.png", "question": "what is written in the image?"}
     (tmp_path / "OCRBench.json").write_text(json.dumps([record]))
     model, run = Fake(), Run(tmp_path / "OCRBench.json", tmp_path / "out/model.json", tmp_path / "images")
-    BENCHMARKS["ocrbench"](model, run)
+    model(BENCHMARKS["ocrbench"](run))
     assert json.loads(run.out.read_text()) == [record | {"predict": "the word\tis\nCAT"}]
-    BENCHMARKS["ocrbench"](model, run)
+    model(BENCHMARKS["ocrbench"](run))
     assert model.asked == [("what is written in the image?", [5])]
 
 
@@ -268,10 +313,10 @@ def test_mmmu_json(tmp_path):
     (tmp_path / "questions.json").write_text(json.dumps(records))
     run = Run(tmp_path / "questions.json", tmp_path / "out")
     with pytest.raises(InputError, match="cannot read the image"):
-        BENCHMARKS["mmmu"](model, run)
-    assert len(model.asked) == 1
+        model(BENCHMARKS["mmmu"](run))
+    assert len(model.asked) == 1  # the good one is kept
     (tmp_path / "hidden.png").rename(tmp_path / "2.png")
-    BENCHMARKS["mmmu"](model, run)  # goes on with the second
+    model(BENCHMARKS["mmmu"](run))  # goes on with the second
     assert len(model.asked) == 2
     model.asked.reverse()
     check_mmmu(model, tmp_path / "out")
@@ -285,7 +330,7 @@ def test_mmmu_parquet(tmp_path):
     for k, record in enumerate(MMMU):
         parquet.write_table(pyarrow.Table.from_pylist([record | images]), tmp_path / f"{k}.parquet")
     model = Fake()
-    BENCHMARKS["mmmu"](model, Run(tmp_path, tmp_path / "out"))
+    model(BENCHMARKS["mmmu"](Run(tmp_path, tmp_path / "out")))
     check_mmmu(model, tmp_path / "out")
 
 
@@ -303,7 +348,7 @@ def test_mme_files(tmp_path):
     (tmp_path / "questions/color.txt").write_text(line)
     (tmp_path / "questions/OCR.txt").write_text(line.replace("a.png", "b.png") * 2)
     model = Fake()
-    BENCHMARKS["mme"](model, Run(tmp_path / "questions", tmp_path / "out", tmp_path / "data"))
+    model(BENCHMARKS["mme"](Run(tmp_path / "questions", tmp_path / "out", tmp_path / "data")))
     said = (tmp_path / "out/color.txt").read_text()
     assert said == line.replace("\n", "\tthe word is CAT\n")
     assert len((tmp_path / "out/OCR.txt").read_text().splitlines()) == 2
@@ -325,24 +370,84 @@ def test_mme_files(tmp_path):
 def test_broken_files_are_named(tmp_path, name, text, message):
     (tmp_path / "file.json").write_text(text)
     with pytest.raises(InputError, match=message):
-        BENCHMARKS[name](Fake(), Run(tmp_path / "file.json", tmp_path / "out"))
+        Fake()(BENCHMARKS[name](Run(tmp_path / "file.json", tmp_path / "out")))
 
 
 def test_missing_files_are_named(tmp_path, capsys):
     for name in BENCHMARKS:
         with pytest.raises(InputError, match="nowhere"):
-            BENCHMARKS[name](Fake(), Run(tmp_path / "nowhere", tmp_path / "out"))
+            Fake()(BENCHMARKS[name](Run(tmp_path / "nowhere", tmp_path / "out")))
     assert main([str(CHECKPOINT), "--benchmark", "geneval", "x"]) == 2
     assert "--out" in capsys.readouterr().err
     assert main([str(CHECKPOINT), "--benchmark", "quiz", "x", "--out", str(tmp_path), "--device", "cpu"]) == 2
     assert "'quiz'" in capsys.readouterr().err
 
 
-def test_the_command_runs_a_benchmark(tmp_path):
+SMALL = ["--width", "64", "--height", "64", "--steps", "1", "--samples", "2", "--device", "cpu"]
+
+
+def drawn(folder) -> dict:
+    return {path.relative_to(folder): np.asarray(Image.open(path)) for path in sorted(folder.rglob("*.png"))}
+
+
+def test_the_command_runs_a_benchmark_on_any_number_of_workers(tmp_path, monkeypatch):
+    monkeypatch.setattr(rows, "CHUNK", 1)
     source = tmp_path / "evaluation_metadata.jsonl"
-    source.write_text('{"prompt": "a bench"}\n')
-    size = ["--width", "64", "--height", "64", "--steps", "1", "--samples", "2", "--device", "cpu"]
-    out = tmp_path / "out"
-    assert main([str(CHECKPOINT), "--benchmark", "geneval", str(source), "--out", str(out), *size]) == 0
-    first, second = (np.asarray(Image.open(out / f"00000/samples/0000{k}.png")) for k in range(2))
-    assert first.shape == (64, 64, 3) and not np.array_equal(first, second)
+    source.write_text('{"prompt": "a bench"}\n{"prompt": "a red bus"}\n{"prompt": "a bench"}\n')
+    for workers in (0, 2):
+        out = tmp_path / str(workers)
+        arguments = ["--benchmark", "geneval", str(source), "--out", str(out), "--workers", str(workers)]
+        assert main([str(CHECKPOINT), *arguments, *SMALL]) == 0
+        assert len(list(out.glob("*/metadata.jsonl"))) == 3 and not list(tmp_path.glob("*.unfinished"))
+    alone, many = drawn(tmp_path / "0"), drawn(tmp_path / "2")
+    assert alone.keys() == many.keys() and len(alone) == 6
+    assert all(np.abs(alone[name].astype(int) - many[name]).max() <= 1 for name in alone)
+    first, second, other = (
+        alone[Path(name)] for name in ("00000/samples/00000.png", "00000/samples/00001.png", "00001/samples/00000.png")
+    )
+    assert first.shape == (64, 64, 3) and not np.array_equal(first, second) and not np.array_equal(first, other)
+    assert np.array_equal(first, alone[Path("00002/samples/00000.png")])
+
+
+class Killed(BaseException):
+    pass
+
+
+def test_a_killed_run_goes_on_and_an_error_is_told_at_the_end(tmp_path, monkeypatch):
+    monkeypatch.setattr(rows, "CHUNK", 1)
+    picture(tmp_path / "a.png", 3)
+    records = [{"image_path": name, "question": f"{i}?"} for i, name in enumerate(("a.png", "b.png", "a.png"))]
+    (tmp_path / "OCRBench.json").write_text(json.dumps(records))
+    run = Run(tmp_path / "OCRBench.json", tmp_path / "out.json", max_new_tokens=3)
+    seen = []
+
+    def kill(done, total):
+        seen.append((done, total))
+        if done == 2:
+            raise Killed
+
+    runner = Runner(ModelOptions(str(CHECKPOINT), "cpu"), tmp_path / "work", on_rows=kill)
+    with pytest.raises(Killed):
+        runner(BENCHMARKS["ocrbench"](run))
+    assert seen == [(0, 3), (1, 3), (2, 3)] and not run.out.exists()
+    runner = replace(runner, on_rows=lambda *rows: seen.append(rows))
+    with pytest.raises(InputError, match=r"1 of 3 requests failed, such as '1\?': cannot read the image"):
+        runner(BENCHMARKS["ocrbench"](run))
+    assert seen[3:] == [(2, 3), (3, 3)]
+    assert ["predict" in record for record in json.loads(run.out.read_text())] == [True, False, True]
+    assert not (tmp_path / "work").exists()
+    picture(tmp_path / "b.png", 3)
+    runner(BENCHMARKS["ocrbench"](run))
+    assert seen[5:] == [(0, 1), (1, 1)]
+    assert all("predict" in record for record in json.loads(run.out.read_text()))
+
+
+def test_rows_of_another_run_are_not_taken_for_these(tmp_path):
+    runner = Runner(ModelOptions(str(CHECKPOINT), "cpu"), tmp_path / "work")
+    (first,) = runner._prepare({"a": '{"prompt": "x"}', "b": '{"prompt": "y"}'}).read_text().splitlines()[:1]
+    assert json.loads(first) == {"id": "a", "prompt": "x"}
+    (tmp_path / "work/results").mkdir()
+    runner._prepare({"b": '{"prompt": "y"}'})
+    assert (tmp_path / "work/results").exists()
+    runner._prepare({"c": '{"prompt": "z"}'})
+    assert not (tmp_path / "work/results").exists()

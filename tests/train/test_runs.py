@@ -175,6 +175,7 @@ def test_a_gradient_that_is_not_finite_spoils_no_weights(fresh, tmp_path, monkey
     assert all(torch.equal(parameter, before[name]) for name, parameter in run.trained.items())
 
 
+@pytest.mark.slow
 def test_two_processes_equal_twice_the_accumulation(fresh, tmp_path):
     changes = ["steps=3", "samples=12", "batch=2", "autocast=false", "warmup=0"]
     alone = changed(CPU["stage3"], [*changes, "accumulate=4"])

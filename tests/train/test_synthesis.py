@@ -193,7 +193,11 @@ def rescale(picture):
     return np.array(small.resize(image.size, Image.Resampling.BICUBIC))
 
 
-@pytest.mark.parametrize("damage", [np.copy, jpeg, noise, blur, rescale])
+def slow(value):
+    return pytest.param(value, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("damage", [np.copy, jpeg, *map(slow, (noise, blur, rescale))])
 def test_right_pictures_are_accepted_after_damage(damage):
     right = [check(damage(s.picture), s.truth).right for pair in PICTURED for s in samples(*pair)]
     assert np.mean(right) >= (1 if damage is np.copy else 0.98)
@@ -254,7 +258,7 @@ def wrong_truths(truth):
         yield "figure's colour", replace(truth, colours=(others(truth.colours[0], COLOURS)[0], *truth.colours[1:]))
 
 
-@pytest.mark.parametrize("damage", [np.copy, blur])
+@pytest.mark.parametrize("damage", [np.copy, slow(blur)])
 def test_wrong_pictures_are_refused(damage):
     accepted = {}
     for pair in PICTURED:

@@ -39,12 +39,14 @@ def test_it_writes_words_that_it_never_saw(model):
     assert task["score"] >= 0.8 and by_chance == 0
 
 
+@pytest.mark.slow
 def test_it_gives_each_of_two_objects_its_own_place_and_colour(model):
     for kind in ("position", "attribution", "two"):
         task, _ = draw(model, "objects", "draw", 20, kind)
         assert task["score"] >= 0.75, (kind, task["parts"])
 
 
+@pytest.mark.slow
 def test_it_draws_as_many_as_it_is_told(model):
     task, by_chance = draw(model, "objects", "draw", 20, "counting")
     assert task["score"] >= 0.8 and by_chance <= 0.1
@@ -59,6 +61,7 @@ def test_it_describes_and_finds(model):
     assert all(right >= 0.6 for right in task["kinds"].values()), task["kinds"]
 
 
+@pytest.mark.slow
 def test_it_edits_as_it_is_told_in_words_it_never_saw(model):
     samples = toy.unseen("objects", "edit", 20, SETTINGS)
     assert sum(sample.prompt.startswith("please ") for sample in samples) >= 3
@@ -66,6 +69,7 @@ def test_it_edits_as_it_is_told_in_words_it_never_saw(model):
     assert task["score"] >= 0.9, task["kinds"]
 
 
+@pytest.mark.slow
 def test_it_draws_what_it_thought(model):
     result = toy.reason(model, 16, SETTINGS)
     assert result["score"] >= 0.85 and result["gain"] >= 0.6 and result["thoughts"] >= 0.9
