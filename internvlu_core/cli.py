@@ -136,7 +136,6 @@ def download_files(options):
 
 def batch(options):
     """Do many requests from a file, and print how many there are and how many of them have an error."""
-    ray = RayOptions.chosen(options.workers, options.address, options.gpus_per_worker, options.cpus_per_worker)
     with Progress(0, "row") as progress:
         summary = run_batch(
             BatchOptions(
@@ -160,8 +159,7 @@ def batch(options):
 
 def ray_options(options) -> RayOptions | None:
     """How many processes, and where; None: this process alone. options: of worker_arguments."""
-    workers = options.workers if options.workers is not None else int(options.address is not None)
-    return RayOptions(workers, options.address, options.gpus_per_worker, options.cpus_per_worker) if workers else None
+    return RayOptions.chosen(options.workers, options.address, options.gpus_per_worker, options.cpus_per_worker)
 
 
 def examine_all(options) -> int:

@@ -108,13 +108,10 @@ def run(options) -> int:
 def write_samples(plan: Plan, options) -> int:
     output = Output(options.out.absolute(), options.format, options.skip_bad)
     with Progress(0, "sample") as progress:
-
-        def report(done: int, total: int):
-            progress.settings.setdefault("initial", done)  # what earlier runs made says nothing about the speed
-            progress(done, total)
-
         ray = RayOptions.chosen(options.workers, options.address, cpus=options.cpus_per_worker or 1)
-        summary = write(plan, output, ray, report, rewriter(options), options.device if options.rewrite else "cpu")
+        summary = write(
+            plan, output, ray, progress.rows, rewriter(options), options.device if options.rewrite else "cpu"
+        )
     before = f", {summary.before} of them by earlier runs" if summary.before else ""
     print(f"{summary.samples} samples{before}; {summary.failed} failed in this run")
     for path in summary.bad:
