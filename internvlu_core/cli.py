@@ -159,8 +159,7 @@ def batch(options):
 
 def ray_options(options) -> RayOptions | None:
     """How many processes, and where; None: this process alone. options: of worker_arguments."""
-    workers = options.workers if options.workers is not None else int(options.address is not None)
-    return RayOptions(workers, options.address, options.gpus_per_worker, options.cpus_per_worker) if workers else None
+    return RayOptions.chosen(options.workers, options.address, options.gpus_per_worker, options.cpus_per_worker)
 
 
 def examine_all(options) -> int:

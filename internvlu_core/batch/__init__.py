@@ -2,16 +2,17 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from ..checkpoints.config import Config
 from ..checkpoints.files import open_source
 from ..errors import MAX_SETTING, InputError, check_integer, need
 from .comfyui import ComfyWorker, Workflow
-from .engines import Done, RayOptions, run_local, run_ray, run_threads
+from .engines import Done, RayOptions, Workers, run_local, run_ray, run_threads
 from .requests_file import Chunk, is_parquet, scan
 from .results import SUFFIXES, Output
-from .worker import ModelOptions, Work
+from .worker import ModelOptions, Work, Worker
 
 __all__ = ["BatchOptions", "ModelOptions", "RayOptions", "Summary", "run_batch"]
 
@@ -94,6 +95,5 @@ def _run(options: BatchOptions, work: Work, chunks: list[Chunk], workflow: Workf
         for worker in workers:
             worker.server.check()
         return run_threads(workers, chunks)
-    if options.ray:
-        return run_ray(work, options.model, chunks, options.ray)
-    return run_local(work, options.model, chunks)
+    model = Workers(partial(Worker, work, options.model.load), work.output.tries, options.model.device)
+    return run_ray(model, chunks, options.ray) if options.ray else run_local(model, chunks)

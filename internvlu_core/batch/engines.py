@@ -15,9 +15,9 @@ import torch
 
 from ..errors import InputError, need
 from .requests_file import Chunk
-from .worker import ModelOptions, Work, Worker
 
 Done = tuple[int, int]
+DoChunk = Callable[[Chunk], Done]
 
 MOST_TASKS = 10_000  # of Ray; above, a task is several chunks
 ATTEMPTS = 5  # at a chunk during which workers die
@@ -36,10 +36,33 @@ class RayOptions:
     gpus: float | None = None
     cpus: int | None = None
 
+    @classmethod
+    def chosen(
+        cls, workers: int | None, address: str | None, gpus: float | None = None, cpus: int | None = None
+    ) -> "RayOptions | None":
+        """From a command's options, each of which may be None. None for this process: no workers and no address."""
+        count = workers if workers is not None else int(address is not None)
+        return cls(count, address, gpus, cpus) if count else None
 
-def run_local(work: Work, model: ModelOptions, chunks: list[Chunk]) -> Iterator[Done]:
+
+@dataclass(frozen=True)
+class Workers:
+    """The workers of a run. All of it can be pickled.
+
+    make(): a worker, in the process that it is for. tries(chunk): a file beside the chunk's part that the next run
+    removes. device: of the workers; None for a GPU if there is one. packages: folders of packages that workers on
+    other machines need beside this one.
+    """
+
+    make: Callable[[], DoChunk]
+    tries: Callable[[Chunk], Path]
+    device: str | None = None
+    packages: tuple[str, ...] = ()
+
+
+def run_local(workers: Workers, chunks: list[Chunk]) -> Iterator[Done]:
     """In this process."""
-    worker = Worker(work, model.load)
+    worker = workers.make()
     for chunk in chunks:
         yield worker(chunk)
 
@@ -47,9 +70,9 @@ def run_local(work: Work, model: ModelOptions, chunks: list[Chunk]) -> Iterator[
 class RayWorker:
     """A worker as Ray Data calls it: with a batch of one chunk."""
 
-    def __init__(self, work: Work, model: ModelOptions, threads: int):
+    def __init__(self, workers: Workers, threads: int):
         torch.set_num_threads(threads)
-        self.worker = Worker(work, model.load)
+        self.worker, self.tries = workers.make(), workers.tries
 
     def __call__(self, batch: dict) -> dict:
         columns = (map(kind, batch[name]) for name, kind in Chunk.__annotations__.items())
@@ -59,8 +82,7 @@ class RayWorker:
 
     def _do(self, chunk: Chunk) -> Done:
         """Ray gives the chunk of a worker that has died to another, for ever; a file of so many bytes counts them."""
-        output = self.worker.work.output
-        tries = output.tries(chunk)
+        tries = self.tries(chunk)
         with tries.open("ab") as file:
             file.write(b".")
         if tries.stat().st_size > ATTEMPTS:
@@ -73,36 +95,36 @@ class RayWorker:
         return done
 
 
-def run_ray(work: Work, model: ModelOptions, chunks: list[Chunk], options: RayOptions) -> Iterator[Done]:
+def run_ray(workers: Workers, chunks: list[Chunk], options: RayOptions) -> Iterator[Done]:
     """On actors of Ray Data. Ray starts a worker that has died anew and gives its chunk to another.
 
-    Raises InputError if there are too few CPUs or GPUs, and, with the cause, if the workers cannot load the model or
-    die again and again.
+    Raises InputError if there are too few CPUs or GPUs, and, with the cause, if the workers cannot be made (such as a
+    model that cannot be loaded) or die again and again.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would send statistics of use to Ray's makers
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # standard error is for progress
     ray, data = need("ray"), need("ray.data")
     logging.getLogger("ray.data").setLevel(logging.ERROR)
-    gpu = model.device.startswith("cuda") if model.device else torch.cuda.is_available()
-    workers = min(options.workers, len(chunks))
-    cpus = options.cpus or (1 if gpu or options.address else max(1, (os.cpu_count() or 1) // workers))
-    _start(ray, options.address, workers * cpus)
+    gpu = workers.device.startswith("cuda") if workers.device else torch.cuda.is_available()
+    count = min(options.workers, len(chunks))
+    cpus = options.cpus or (1 if gpu or options.address else max(1, (os.cpu_count() or 1) // count))
+    _start(ray, options.address, count * cpus, workers.packages)
     try:
-        if model.device is None and options.address:
+        if workers.device is None and options.address:
             gpu = ray.cluster_resources().get("GPU", 0) > 0
         gpus = options.gpus if options.gpus is not None else float(gpu)
-        for kind, wanted in {"GPU": workers * gpus, "CPU": workers * cpus}.items():
+        for kind, wanted in {"GPU": count * gpus, "CPU": count * cpus}.items():
             if (there := ray.cluster_resources().get(kind, 0)) < wanted:  # Ray would wait for them without a word
-                raise InputError(f"{workers} workers need {wanted:g} {kind}s; Ray has {there:g}")
+                raise InputError(f"{count} workers need {wanted:g} {kind}s; Ray has {there:g}")
         context = data.DataContext.get_current()
         context.enable_progress_bars = False
         tasks = min(len(chunks), MOST_TASKS)
         dataset = data.from_items([asdict(chunk) for chunk in chunks], override_num_blocks=tasks).map_batches(
             RayWorker,
-            fn_constructor_args=(work, model, cpus),
+            fn_constructor_args=(workers, cpus),
             batch_size=1,
-            compute=data.ActorPoolStrategy(size=workers),
+            compute=data.ActorPoolStrategy(size=count),
             num_cpus=cpus,
             num_gpus=gpus,
         )
@@ -114,14 +136,14 @@ def run_ray(work: Work, model: ModelOptions, chunks: list[Chunk], options: RayOp
         ray.shutdown()
 
 
-def _start(ray, address: str | None, cpus: int):
+def _start(ray, address: str | None, cpus: int, packages: tuple[str, ...]):
     """Join the cluster at an address, or start Ray on this machine, where so many CPUs are for workers."""
     quiet = {"log_to_driver": False, "logging_level": "ERROR"}
     try:
         if address:
             # The workers run this very code, whatever is installed on their machines.
-            package = str(Path(__file__).resolve().parents[1])
-            ray.init(address, runtime_env={"py_modules": [package]}, **quiet)
+            modules = [str(Path(__file__).resolve().parents[1]), *packages]
+            ray.init(address, runtime_env={"py_modules": modules}, **quiet)
         else:
             # Two more than the workers need, for Ray's own tasks that read the list of chunks.
             ray.init("local", num_cpus=cpus + 2, include_dashboard=False, **quiet)
@@ -139,7 +161,7 @@ class Lost(Exception):
     """A worker of run_threads can do no more chunks; the one that it had is to be done by another."""
 
 
-def run_threads(workers: list[Callable[[Chunk], Done]], chunks: list[Chunk]) -> Iterator[Done]:
+def run_threads(workers: list[DoChunk], chunks: list[Chunk]) -> Iterator[Done]:
     """Each worker in a thread, which takes the next chunk when it is free. Raises InputError if all are lost."""
     waiting: queue.SimpleQueue[Chunk] = queue.SimpleQueue()
     for chunk in chunks:
@@ -147,7 +169,7 @@ def run_threads(workers: list[Callable[[Chunk], Done]], chunks: list[Chunk]) -> 
     reports: queue.SimpleQueue[Done | Exception] = queue.SimpleQueue()
     stop = threading.Event()
 
-    def serve(worker: Callable[[Chunk], Done]):
+    def serve(worker: DoChunk):
         while not stop.is_set():
             try:
                 chunk = waiting.get(timeout=0.2)  # another may give one back

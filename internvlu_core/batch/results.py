@@ -4,7 +4,7 @@ import io
 import json
 import os
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -101,17 +101,13 @@ class Output:
         return pa.schema(list(columns.items()))
 
     def _tar(self, results: list[Result]) -> bytes:
-        target = io.BytesIO()
-        with tarfile.open(fileobj=target, mode="w", format=tarfile.USTAR_FORMAT) as tar:
-            for result in results:
-                columns = self._columns(result)
-                columns["images"] = [name for name, _ in picture_names(result)]
-                described = json.dumps(columns, ensure_ascii=False).encode()
-                for name, content in ((f"{key(result)}.json", described), *picture_names(result)):
-                    member = tarfile.TarInfo(name)
-                    member.size = len(content)
-                    tar.addfile(member, io.BytesIO(content))
-        return target.getvalue()
+        members = []
+        for result in results:
+            columns = self._columns(result)
+            columns["images"] = [name for name, _ in picture_names(result)]
+            described = json.dumps(columns, ensure_ascii=False).encode()
+            members += [(f"{key(result)}.json", described), *picture_names(result)]
+        return tar_file(members)
 
     def done(self, ids: dict[str, int]) -> set[int]:
         """The rows that are in parts. ids: {id: row} of the requests.
@@ -152,24 +148,7 @@ class Output:
 
         Raises InputError if it cannot be made or another run has it.
         """
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            lock = (self.folder / ".lock").open("w")
-        except OSError as error:
-            raise InputError(f"cannot write to {self.folder}: {error}") from error
-        with lock:
-            with suppress(ImportError):  # Windows: nothing is locked there
-                import fcntl
-
-                try:
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    raise InputError(f"another run is writing to {self.folder}") from None
-                except OSError:
-                    pass  # a file system without locks
-            for pattern in (".*.half", f"{PICTURES}/.*.half", ".*.tries"):
-                for left in self.folder.glob(pattern):
-                    left.unlink(missing_ok=True)
+        with locked(self.folder, (".*.half", f"{PICTURES}/.*.half", ".*.tries")):
             yield
 
 
@@ -196,6 +175,44 @@ def picture_names(result: Result) -> list[tuple[str, bytes]]:
     """(file name, content) of each picture."""
     one = len(result.images) == 1
     return [(f"{key(result)}{'' if one else f'.{i}'}.png", picture) for i, picture in enumerate(result.images)]
+
+
+@contextmanager
+def locked(folder: Path, left_over: Iterable[str]) -> Iterator[None]:
+    """A folder, made if it is not there, for one run at a time. left_over: globs of files that are removed first.
+
+    Raises InputError if it cannot be made or another run has it.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / ".lock").open("w")
+    except OSError as error:
+        raise InputError(f"cannot write to {folder}: {error}") from error
+    with lock:
+        with suppress(ImportError):  # Windows: nothing is locked there
+            import fcntl
+
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise InputError(f"another run is writing to {folder}") from None
+            except OSError:
+                pass  # a file system without locks
+        for pattern in left_over:
+            for left in folder.glob(pattern):
+                left.unlink(missing_ok=True)
+        yield
+
+
+def tar_file(members: Iterable[tuple[str, bytes]]) -> bytes:
+    """A tar file of (name, content). The same members give the same bytes."""
+    target = io.BytesIO()
+    with tarfile.open(fileobj=target, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+        for name, content in members:
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    return target.getvalue()
 
 
 def write_whole(path: Path, content: bytes):

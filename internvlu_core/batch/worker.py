@@ -252,10 +252,10 @@ def read_size(size) -> tuple[int, int]:
     return int(found[1]), int(found[2])
 
 
-def to_png(picture: Image.Image) -> bytes:
-    """A picture as a PNG file."""
+def to_png(picture: Image.Image, level: int = 6) -> bytes:
+    """A picture as a PNG file. level: of its compression, from 0 to 9; the lower, the faster."""
     target = io.BytesIO()
-    picture.save(target, "PNG")
+    picture.save(target, "PNG", compress_level=level)
     return target.getvalue()
 
 

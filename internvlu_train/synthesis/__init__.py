@@ -7,10 +7,13 @@ A sample is a function of (domain, task, kind, seed, size, language). A domain i
 where tasks are those of Sample ("draw", "edit", "ask", "reason"). The function must take all random choices from its
 argument, and write prompts, answers and reasoning in `choices.language`. Sample.truth is a dict that JSON can hold; it
 has at least "kind" and "language", which make() adds.
+
+`python -m internvlu_train.synthesis` writes many of them, see docs/synthesis.md.
 """
 
 import importlib
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 from ..choices import Choices
 from ..sample import Sample
@@ -19,13 +22,31 @@ DOMAINS = ("text", "science", "space", "humour", "reasoning")
 LANGUAGES = ("en", "zh")
 
 
-class LanguageChoices(Choices):
-    """language: of prompts and answers, one of LANGUAGES."""
+@dataclass(frozen=True)
+class Resources:
+    """A user's own files, which take the place of ours. fonts: a folder of fonts. pictures: a folder of pictures."""
 
-    def __init__(self, name: str, seed: int, size: tuple[int, int], language: str | None = None):
+    fonts: Path | None = None
+    pictures: Path | None = None
+
+
+class LanguageChoices(Choices):
+    """language: of prompts and answers, one of LANGUAGES. resources: the user's fonts and pictures.
+
+    marks: the quotation marks of the prompt, once they are chosen.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        seed: int,
+        size: tuple[int, int],
+        language: str | None = None,
+        resources: Resources = Resources(),
+    ):
         super().__init__(name, seed, size)
         chosen = self.pick(LANGUAGES)  # drawn in any case, so that all else is the same in both languages
-        self.language = language or chosen
+        self.language, self.resources, self.marks = language or chosen, resources, ""
 
 
 def kinds(domain: str) -> dict[str, dict]:
@@ -42,6 +63,7 @@ def make(
     size: tuple[int, int] = (1024, 1024),
     kind: str | None = None,
     language: str | None = None,
+    resources: Resources = Resources(),
 ) -> Sample:
     """One sample. size: (width, height) in pixels. kind, language: None for any.
 
@@ -52,7 +74,7 @@ def make(
         raise ValueError(f"no samples of {domain}/{task}; there are {', '.join(kinds(domain))}")
     if kind not in (None, *found):
         raise ValueError(f"no kind {kind!r} of {domain}/{task}; there are {', '.join(found)}")
-    choices = LanguageChoices(f"{domain}/{task}", seed, size, language)
+    choices = LanguageChoices(f"{domain}/{task}", seed, size, language, resources)
     picked = choices.pick(sorted(found))
     sample = found[kind or picked](choices)
     return replace(sample, truth={"kind": kind or picked, "language": choices.language} | (sample.truth or {}))

@@ -13,6 +13,7 @@ import threading
 import time
 from collections import Counter
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +28,7 @@ from internvlu_core import CheckpointError, InputError, errors
 from internvlu_core.batch import BatchOptions, ModelOptions, engines, pictures, run_batch
 from internvlu_core.batch.requests_file import scan
 from internvlu_core.batch.results import Output
-from internvlu_core.batch.worker import Work
+from internvlu_core.batch.worker import Work, Worker
 from internvlu_core.cli import main
 from support.checkpoints import CHECKPOINT, GOLDEN
 
@@ -435,7 +436,7 @@ def test_a_chunk_that_ends_its_workers_ends_the_run(tmp_path):
     """Ray would give it to another worker for ever."""
     work = Work(requests_of(tmp_path), Output(tmp_path, carried={"i": "int"}))
     (chunk,) = scan(work.requests).chunks(set(), 64)
-    worker = engines.RayWorker(work, MODEL, 1)
+    worker = engines.RayWorker(engines.Workers(partial(Worker, work, MODEL.load), work.output.tries), 1)
     batch = {name: np.array([value]) for name, value in asdict(chunk).items()}
     assert worker(batch) == {"rows": [10], "errors": [0]}
     assert not work.output.tries(chunk).exists()

@@ -1,0 +1,165 @@
+"""Samples of science at full resolution: whole, repeatable, legible, and judged by their truth."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from internvlu_core.errors import InputError
+from internvlu_train.synthesis import make
+from internvlu_train.synthesis.figures import alike
+from internvlu_train.synthesis.science import check, science
+from internvlu_train.synthesis.science.charts import SERIES
+from internvlu_train.synthesis.science.chemistry import MOLECULES, formula
+from internvlu_train.synthesis.science.computing import SORTS, grow, orders, run
+from internvlu_train.synthesis.science.mathematics import triangle_points, values_of
+from internvlu_train.synthesis.science.physics import image_of, refracted
+from support.drawn import SIZES, every, in_chinese, is_whole, jpeg, texts_collide
+
+KINDS = every("science")
+
+
+@pytest.mark.parametrize(("task", "kind"), KINDS)
+def test_samples_are_whole_and_repeatable(task, kind):
+    is_whole("science", task, kind, KINDS.index((task, kind)))
+
+
+@pytest.mark.parametrize("turn", range(3))
+def test_no_text_leaves_the_picture_or_covers_another(turn):
+    for i, (task, kind) in enumerate(KINDS[turn::3]):
+        size = SIZES[i % 3]
+        sample = make("science", task, 7 * i + turn, size, kind)
+        spec = sample.truth.get("spec") or sample.truth["before"]
+        assert not texts_collide(science.paper(spec, size)), (task, kind, 7 * i + turn, size)
+
+
+def test_prompts_are_in_the_language_and_the_rest_is_the_same():
+    for task, kind in KINDS[::4]:
+        en, zh = (make("science", task, 4, (512, 512), kind, language) for language in ("en", "zh"))
+        assert not in_chinese(en.prompt + en.words) and in_chinese(zh.prompt), (en.prompt, zh.prompt)
+        assert en.truth.keys() == zh.truth.keys()
+
+
+def test_prompts_have_many_forms():
+    for language in ("en", "zh"):
+        prompts = [make("science", "edit", seed, (64, 64), "cells", language).prompt for seed in range(20)]
+        forms = {"".join(letter for letter in prompt if not letter.isdigit()) for prompt in prompts}
+        assert len(forms) >= 8
+
+
+def test_molecules_of_evaluation_are_not_in_training():
+    found = [
+        {drawn("molecule", seed=n, size=(64, 64)).truth["spec"]["smiles"] for n in range(odd, 30, 2)} for odd in (0, 1)
+    ]
+    assert not found[0] & found[1] and len(found[0]) > 5
+
+
+def drawn(kind, task="draw", seed=2, size=(512, 512)):
+    return make("science", task, seed, size, kind)
+
+
+@pytest.mark.parametrize(
+    "kind", ["bar chart", "pie chart", "scatter plot", "histogram", "search tree", "graph", "automaton"]
+)
+def test_readers_take_what_is_right_and_refuse_other_pictures(kind):
+    samples = [drawn(kind, seed=seed) for seed in range(4)]
+    for i, sample in enumerate(samples):
+        assert check(sample, sample.picture).right, (kind, i)
+        assert kind == "scatter plot" or check(sample, jpeg(sample.picture)).right, (kind, i, "JPEG")
+        wrong = [other for other in samples if other.truth["spec"] != sample.truth["spec"]]
+        assert not any(check(sample, other.picture).right for other in wrong), (kind, i)
+        assert not check(sample, np.full_like(sample.picture, 255)).right
+
+
+def test_readers_leave_the_arrangement_free():
+    sample = drawn("bar chart")
+    spec = sample.truth["spec"]
+    for style in ({"lying": not spec["style"]["lying"]}, {"grid": True, "written": True}):
+        assert check(sample, science.picture(spec | {"style": spec["style"] | style}, (1024, 576))).right
+    values = [spec["values"][0] * 1.2, *spec["values"][1:]]
+    assert not check(sample, science.picture(spec | {"values": values}, (512, 512))).right
+
+
+@pytest.mark.parametrize(("task", "kind"), [pair for pair in KINDS if pair[0] == "edit"])
+def test_edits_are_judged_by_the_renderer(task, kind):
+    sample = make("science", task, 12, (512, 512), kind)
+    assert check(sample, jpeg(sample.picture)).right
+    assert not check(sample, sample.images[0]).right
+
+
+def test_a_digit_is_a_difference():
+    sample = drawn("circuit")
+    spec = sample.truth["spec"]
+    other = science.picture(spec | {"ohms": [7, *spec["ohms"][1:]]}, (512, 512))
+    assert spec["ohms"][0] != 7 and not alike(sample.picture, other)
+
+
+def test_answers():
+    for task, kind in KINDS:
+        if task == "ask":
+            sample = make("science", task, 5, (512, 512), kind)
+            assert check(sample, f" {sample.words.upper()}.").right
+            assert not check(sample, f"not {sample.words}").right and not check(sample, "").right
+
+
+def test_physics():
+    assert image_of(4, 12) == (6, -0.5)
+    assert image_of(-4, 4) == (-2, 0.5)
+    assert refracted({"upper": 0, "lower": 3, "angle": 30}) == pytest.approx(19.47, abs=0.01)
+    assert refracted({"upper": 5, "lower": 0, "angle": 45}) is None
+
+
+def test_chemistry():
+    formulas = {names[0]: formula(smiles) for names, smiles in MOLECULES}
+    assert formulas["caffeine"] == "C8H10N4O2" and formulas["glucose"] == "C6H12O6"
+    assert len(set(formulas.values())) > 40
+
+
+def test_computing():
+    tree = grow([5, 2, 8, 1, 9])
+    assert tree == {5: (2, 8), 2: (1, None), 8: (None, 9), 1: (None, None), 9: (None, None)}
+    assert orders(tree, 5)["post"] == [1, 2, 9, 8, 5]
+    for _, sort in SORTS:
+        rows = sort([3, 1, 2, 5, 4])
+        assert rows[0] == [3, 1, 2, 5, 4] and rows[-1] == [1, 2, 3, 4, 5]
+    even = {"moves": [[0, "0", 0], [0, "1", 1], [1, "0", 1], [1, "1", 0]]}
+    assert run(even, "0110") == [0, 0, 1, 0, 0]
+
+
+def test_mathematics():
+    points = triangle_points({"angles": [50, 60, 70], "style": {"turn": 12}})
+    for i, angle in enumerate((50, 60, 70)):
+        a, b = points[(i + 1) % 3] - points[i], points[(i + 2) % 3] - points[i]
+        assert np.degrees(np.arccos(a @ b / np.linalg.norm(a) / np.linalg.norm(b))) == pytest.approx(angle)
+    assert values_of({"family": "parabola", "factors": [2, 1, -3]}, [0, 1, 3]).tolist() == [-1, -3, 5]
+
+
+def test_the_lists_have_both_languages():
+    assert all(len(word) == 2 for title, unit, names in SERIES for word in (title, unit, *names))
+
+
+def test_a_users_settings_of_matplotlib_change_nothing(tmp_path):
+    (tmp_path / "matplotlibrc").write_text("lines.linewidth: 9\naxes.facecolor: red\nfont.size: 30\ntext.color: blue\n")
+    code = (
+        "import hashlib; from internvlu_train.synthesis import make\n"
+        "pair = [make('science', 'draw', 2, (512, 512), kind).picture for kind in ('bar chart', 'function')]\n"
+        "print(hashlib.sha256(b''.join(p.tobytes() for p in pair)).hexdigest())"
+    )
+    hashes = set()
+    for environment in ({}, {"MATPLOTLIBRC": str(tmp_path)}):
+        done = subprocess.run(
+            [sys.executable, "-c", code], env=os.environ | environment, capture_output=True, text=True
+        )
+        assert not done.returncode, done.stderr
+        hashes.add(done.stdout)
+    assert len(hashes) == 1
+
+
+def test_a_missing_library_names_the_extra(monkeypatch):
+    for name in [name for name in sys.modules if name.startswith("internvlu_train.synthesis.science")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "schemdraw", None)
+    with pytest.raises(InputError, match=r"schemdraw is missing.*internvl-u.synthesis"):
+        make("science", "draw", 0)
