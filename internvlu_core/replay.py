@@ -43,7 +43,8 @@ class Replay:
             self.outputs = step(self.tokens)
         current.wait_stream(side)
         self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph):
+        # Other threads, such as ComfyUI's server, may allocate meanwhile.
+        with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
             self._run()
 
     def _run(self):

@@ -55,7 +55,7 @@ class Trainer:
         if self.device.type == "cuda":
             torch.set_float32_matmul_precision("high")
             torch.backends.cuda.enable_cudnn_sdp(False)  # it plans anew for each shape, of which there are many
-        check_sharded(stage)
+        check_processes(stage, accelerator.num_processes)
         lora = isinstance(stage, LoraStage)
         self.trained = add_adapters(networks, stage) if lora else freeze(networks, stage.trained)
         if self.autocast and self.device.type == "cuda":
@@ -169,8 +169,8 @@ class Run(Trainer):
         the stage has to write one.
         """
         self.stage, self.base, self.folder, self.dtype = stage, base, folder, dtype
-        # The others wait while the main process makes the cache; the default timeout on GPUs is 10 minutes.
         check_tracker(stage.tracker)
+        # The others wait while the main process makes the cache; the default timeout on GPUs is 10 minutes.
         self.accelerator = Accelerator(
             kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=1))],
             log_with=stage.tracker or None,
@@ -363,16 +363,16 @@ class Run(Trainer):
         return replace(vae.config, latents_mean=tuple(mean), latents_std=tuple(deviation))
 
 
-def check_sharded(stage: Stage):
-    """Raises InputError for settings that cannot be used together with sharded."""
+def check_processes(stage: Stage, processes: int):
+    """Raises InputError for settings that cannot be used with several processes, or together with sharded."""
+    if stage.minutes and (stage.sharded or processes > 1):
+        raise InputError("all processes of a run must end at the same step: set minutes=0, and steps")
     if not stage.sharded:
         return
     if isinstance(stage, LoraStage):
         raise InputError("adapters are too small to be divided: set sharded=false; each process holds all of them")
     if stage.muon:
         raise InputError("Muon needs whole matrices, which sharded training divides: set muon=false for AdamW")
-    if stage.minutes:
-        raise InputError("processes of a sharded run must end at the same step: set minutes=0, and steps")
 
 
 def share_of(together: int, processes: int) -> int:

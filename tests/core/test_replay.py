@@ -37,7 +37,7 @@ def captured(monkeypatch):
     for name in ("current_stream", "Stream"):
         monkeypatch.setattr(torch.cuda, name, lambda device: stream)
     for name in ("stream", "graph"):
-        monkeypatch.setattr(torch.cuda, name, lambda value: nullcontext())
+        monkeypatch.setattr(torch.cuda, name, lambda value, **options: nullcontext())
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
     monkeypatch.setattr(replay.Replay, "_run", remember)
     return times
