@@ -51,6 +51,12 @@ def weights_of(patcher: comfy.model_patcher.ModelPatcher) -> Hashable | None:
     return None if unclear else patcher.patches_uuid
 
 
+def stays_on_device(patcher: comfy.model_patcher.ModelPatcher) -> bool:
+    """Whether all weights are on a CUDA device, and ComfyUI will not move them while a text is written."""
+    dynamic = getattr(patcher, "is_dynamic", bool)()  # not in ComfyUI 0.3.75
+    return not dynamic and not patcher.model.model_lowvram and can_replay(patcher.model)
+
+
 class ComfyVLM:
     """What the loader puts on the VLM socket."""
 
@@ -76,7 +82,7 @@ class ComfyVLM:
         assign(network, state_dict, weight_dtype, offload_device, self.dtype, **more)
         self.patcher = Patcher(network, load_device=self.load_device, offload_device=offload_device)
         self.conditioner = Conditioner(network, tokenizer, config, partial(weights_of, self.patcher))
-        self.conditioner.can_replay = self.stays_on_device
+        self.conditioner.can_replay = partial(stays_on_device, self.patcher)
         self.written: OrderedDict[tuple, TextResult] = OrderedDict()
 
     def get_ram_usage(self) -> int:
@@ -89,11 +95,6 @@ class ComfyVLM:
         per_token = 4 * language.mlp_size + 2 * language.num_layers * language.num_kv_heads * language.head_dim
         needed = tokens * per_token * self.dtype.itemsize
         comfy.model_management.load_models_gpu([self.patcher], memory_required=needed)
-
-    def stays_on_device(self) -> bool:
-        """Whether all weights are on a CUDA device, and ComfyUI will not move them while a text is written."""
-        dynamic = getattr(self.patcher, "is_dynamic", bool)()  # not in ComfyUI 0.3.75
-        return not dynamic and not self.patcher.model.model_lowvram and can_replay(self.patcher.model)
 
     def with_patcher(self, patcher: comfy.model_patcher.ModelPatcher) -> "ComfyVLM":
         """The same network under other patches (LoRA)."""

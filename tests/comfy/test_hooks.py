@@ -62,6 +62,7 @@ def test_on_and_off_again(file, waits):
     hooked = model.clone()
     hooked.add_hook_patches(group.hooks[0], patches)
     with torch.inference_mode():
+        comfy.model_management.cleanup_models()  # of other tests, which are gone; ComfyUI does it between prompts
         comfy.model_management.unload_all_models()
         hooked.load(hooked.load_device, lowvram_model_memory=1 if waits else 0, full_load=not waits)
         for _ in range(2):
