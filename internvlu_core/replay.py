@@ -26,7 +26,8 @@ def replayed(step: Callable[[Tensor], Outputs], tokens: Tensor) -> Callable[[Ten
     step: reads tokens [batch] on a CUDA device, and otherwise only tensors that stay where they are.
     """
     try:
-        return Replay(step, tokens)
+        with torch.cuda.device(tokens.device):  # a capture is of the current device
+            return Replay(step, tokens)
     except RuntimeError as error:
         logging.getLogger(__name__).warning("Text is decoded without a CUDA graph, which is slower: %s", error)
         return step

@@ -36,7 +36,7 @@ def captured(monkeypatch):
     stream = SimpleNamespace(wait_stream=lambda other: None)
     for name in ("current_stream", "Stream"):
         monkeypatch.setattr(torch.cuda, name, lambda device: stream)
-    for name in ("stream", "graph"):
+    for name in ("stream", "graph", "device"):
         monkeypatch.setattr(torch.cuda, name, lambda value, **options: nullcontext())
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
     monkeypatch.setattr(replay.Replay, "_run", remember)
