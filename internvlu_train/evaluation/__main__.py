@@ -123,7 +123,8 @@ def runner(options, out: Path, progress: Progress, together: int = Runner.togeth
 
 
 def parser() -> argparse.ArgumentParser:
-    root = argparse.ArgumentParser(prog="python -m internvlu_train.evaluation", description=__doc__.splitlines()[0])
+    description = __doc__.partition("\n\n")[0]
+    root = argparse.ArgumentParser(prog="python -m internvlu_train.evaluation", description=description)
     root.add_argument("checkpoint")
     root.add_argument("--device", help="default: a GPU if there is one")
     root.add_argument("--dtype", choices=RUN_DTYPES, default="auto", help="of the weights; auto: the stored one")
