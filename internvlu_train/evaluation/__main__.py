@@ -1,7 +1,8 @@
 """`python -m internvlu_train.evaluation CHECKPOINT`: scores on the synthetic world as JSON, or outputs for a public
 benchmark.
 
-Scores go to standard output or to --out, progress to standard error. Bad input gives one line and the exit code 2.
+Scores go to standard output or to --out, progress to standard error. Bad input gives one line and the exit code 2,
+Ctrl+C the exit code 130.
 """
 
 import argparse
@@ -37,6 +38,9 @@ def main(arguments: list[str] | None = None) -> int:
     except (CheckpointError, InputError, FloatingPointError, OSError) as error:
         print(f"internvlu_train.evaluation: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("internvlu_train.evaluation: cancelled", file=sys.stderr)
+        return 130
     return 0
 
 

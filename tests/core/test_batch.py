@@ -423,11 +423,11 @@ def test_chunks_do_not_depend_on_what_is_done(tmp_path):
 
 def test_what_is_missing_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(InputError, match=r'pip install "internvl-u\[batch\]"'):
+    with pytest.raises(InputError, match=r'pip install "\.\[batch\]"'):
         run(requests_of(tmp_path), tmp_path / "out")
     run(tmp_path / "r.jsonl", tmp_path / "tar", format="webdataset")
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(InputError, match=r'pip install "internvl-u\[batch\]"'):
+    with pytest.raises(InputError, match=r'pip install "\.\[batch\]"'):
         run(tmp_path / "r.jsonl", tmp_path / "ray", format="webdataset", ray=engines.RayOptions(1))
     assert errors.need("json") is json
 
