@@ -432,6 +432,13 @@ def test_what_is_missing_is_named(tmp_path, monkeypatch):
     assert errors.need("json") is json
 
 
+@pytest.mark.parametrize("port", [9, 70000])
+def test_a_cluster_that_is_not_there_is_told_at_once(port):
+    """Before Ray is asked, which here is None."""
+    with pytest.raises(InputError, match=f"no Ray cluster answers at 127.0.0.1:{port}"):
+        engines._start(None, f"127.0.0.1:{port}", 1, ())
+
+
 def test_a_chunk_that_ends_its_workers_ends_the_run(tmp_path):
     """Ray would give it to another worker for ever."""
     work = Work(requests_of(tmp_path), Output(tmp_path, carried={"i": "int"}))
