@@ -217,6 +217,8 @@ class FakeDevice(TorchDispatchMode):
 
     def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
         kwargs = kwargs or {}
+        if any(hasattr(kind, "__tensor_flatten__") for kind in types):
+            return NotImplemented  # a tensor made of others (ComfyUI's QuantizedTensor): it says what is done with them
         if operation is torch.ops.prim.device.default:
             return torch.device("meta") if self.hidden else args[0].fake_device
         hidden, self.hidden = self.hidden, False
