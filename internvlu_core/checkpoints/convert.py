@@ -64,17 +64,16 @@ class Layer:
         """The tensors to write, by their names in the layer."""
         if self.format is None:
             return {"weight": self._rows(0, self.shape[0]).to(self.dtype)}
-        count = max(1, PIECE // self.shape[1]) if self.format.by_rows and isinstance(self.stored, Stored) else 0
-        starts = range(0, self.shape[0], count) if count else (0,)
-        pieces = [self.format.quantise(self._rows(start, count or self.shape[0])) for start in starts]
-        return pieces[0] if len(pieces) == 1 else {k: torch.cat([piece[k] for piece in pieces]) for k in pieces[0]}
+        if isinstance(self.stored, Stored):
+            return self.format.quantise_rows(self._rows, self.shape)
+        return self.format.quantise(self._rows(0, self.shape[0]))
 
-    def _rows(self, start: int, count: int) -> torch.Tensor:
+    def _rows(self, start: int, stop: int) -> torch.Tensor:
         """Rows of the weight as float32."""
         if isinstance(self.stored, Stored):
-            return _read_rows(self.stored, start, count).float()
+            return _read_rows(self.stored, start, stop - start).float()
         parts = {name: _read_rows(part, 0) for name, part in self.stored.parts.items() if name != INPUT_SCALE}
-        return self.stored.format.of_shape(self.shape).dequantise(parts, torch.float32)[start : start + count]
+        return self.stored.format.of_shape(self.shape).dequantise(parts, torch.float32)[start:stop]
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from benchmarks import cards
+from internvlu_core.quantization.formats import WORKING_BYTES
 from support.fake_card import fake_card, pack, sample
 from support.fake_device import hollow_checkpoint
 from support.scaled_checkpoints import SCALES
@@ -62,6 +63,23 @@ def test_draw_and_edit(host, checkpoint, gpu, dtype):
     assert decoding.product_dtypes == {torch.bfloat16}
     needed = parts.vae.memory_used_decode(latents[:1].shape, torch.bfloat16)
     assert decoding.working <= needed, "what ComfyUI makes room for"
+
+
+def test_eight_bits_are_made_on_the_gpu(host, checkpoint, gpu, monkeypatch):
+    """Of a file in 16 bits, a part of a weight after the other; they then wait in main memory, as others do."""
+    import comfy.model_management as management
+
+    kind, devices, asked = type(host.quantization.WEIGHT_FORMATS["fp8"]), [], []
+    quantise, free_memory = kind.quantise, management.free_memory
+    monkeypatch.setattr(kind, "quantise", lambda *of: devices.append(of[1].device) or quantise(*of))
+    monkeypatch.setattr(management, "free_memory", lambda *of: asked.append(of) or free_memory(*of))
+    with gpu.watch() as record:
+        parts = load(host, checkpoint, torch.float8_e4m3fn)
+    assert set(devices) == {gpu.device}
+    assert set(asked) == {(WORKING_BYTES, gpu.device)}, "for which ComfyUI makes room"
+    assert record.peak <= WORKING_BYTES and gpu.live == 0
+    for network in (parts.model.model, parts.vlm.patcher.model):
+        assert {parameter.device.type for parameter in network.parameters()} == {"cpu"}
 
 
 def test_text(host, checkpoint, gpu):
