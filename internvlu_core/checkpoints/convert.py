@@ -120,11 +120,11 @@ def convert(
     checkpoint_format: "split" writes SPLIT_FILES into the folder target, for example ComfyUI's models folder; "single"
     writes one file, target or SINGLE_FILE in the folder target; "folder" writes the released layout into target.
     dtype: of all floating-point tensors that are not in fewer bits; None keeps the dtype of each. quant: stores large
-    matrices in fewer bits: one of QUANTS (docs/quantisation.md), or one of quantization.gguf.TYPES, which makes the
-    file, or those of VLM and MMDiT, GGUF files. So does a target that ends in .gguf, with "single". Layers that are in
-    fewer bits already become floats of the dtype or bfloat16 first, if there is a dtype or quant, or if they are GGUF's
-    and are written into other files. force: overwrite files that exist. progress: may raise to cancel. After that, as
-    after an error, no file is left behind.
+    matrices in fewer bits: one of QUANTS (docs/quantisation.md), also by ComfyUI's name, or one of
+    quantization.gguf.TYPES, which makes the file, or those of VLM and MMDiT, GGUF files. So does a target that ends in
+    .gguf, with "single". Layers that are in fewer bits already become floats of the dtype or bfloat16 first, if there
+    is a dtype or quant, or if they are GGUF's and are written into other files. force: overwrite files that exist.
+    progress: may raise to cancel. After that, as after an error, no file is left behind.
     Raises CheckpointError for a checkpoint that cannot be read, InputError for a target that cannot be written.
     """
     target, origin = Path(target), source.open_source(checkpoint)
@@ -152,16 +152,20 @@ def write_files(
 
 
 def _format(quant: str | None) -> FileFormat | None:
-    if quant is not None and quant not in QUANTS:
+    known = QUANTS | {weight_format.name: weight_format for weight_format in QUANTS.values()}
+    if quant is not None and quant not in known:
         raise InputError(f"quant is {quant!r}; it must be one of {', '.join((*QUANTS, *TYPES))}")
-    return None if quant is None else QUANTS[quant]
+    return None if quant is None else known[quant]
 
 
 def _floats(origin: source.Source, config: Config, component: str) -> dict[str, Stored]:
     """{released name: tensor} of a component that has no layers in one of ComfyUI's forms. Raises InputError."""
     stored = weights.check_component(origin, config, component)
     if split_layers(origin, component)[1]:
-        raise InputError(f"{origin.path} has weights in fewer bits: convert it to bf16 first, by a dtype")
+        raise InputError(
+            f"{origin.path} has layers in one of ComfyUI's formats, which cannot go into a GGUF file; first make a "
+            "safetensors file in 16 bits of it, with --dtype bf16 (dtype=torch.bfloat16)"
+        )
     return stored
 
 
