@@ -60,10 +60,19 @@ class Layer:
     format: FileFormat | None
     dtype: torch.dtype
 
+    @property
+    def place(self) -> str:
+        """Where its weight is, for error messages."""
+        weight = self.stored if isinstance(self.stored, Stored) else self.stored.parts["weight"]
+        return f"{weight.file}: the tensor {weight.key}"
+
     def compute(self) -> dict[str, torch.Tensor]:
-        """The tensors to write, by their names in the layer."""
+        """The tensors to write, by their names in the layer. Raises InputError for values that cannot be written."""
         if self.format is None:
-            return {"weight": self._rows(0, self.shape[0]).to(self.dtype)}
+            weight = self._rows(0, self.shape[0]).to(self.dtype)
+            if not weight.isfinite().all():
+                raise InputError(f"{self.place} has values beyond the range of {self.dtype}")
+            return {"weight": weight}
         if isinstance(self.stored, Stored):
             return self.format.quantise_rows(self._rows, self.shape)
         return self.format.quantise(self._rows(0, self.shape[0]))
@@ -71,7 +80,10 @@ class Layer:
     def _rows(self, start: int, stop: int) -> torch.Tensor:
         """Rows of the weight as float32."""
         if isinstance(self.stored, Stored):
-            return _read_rows(self.stored, start, stop - start).float()
+            weight = _read_rows(self.stored, start, stop - start).float()
+            if not weight.isfinite().all():  # one would spoil all that share a scale with it
+                raise InputError(f"{self.place} has values that are not finite")
+            return weight
         parts = {name: _read_rows(part, 0) for name, part in self.stored.parts.items() if name != INPUT_SCALE}
         return self.stored.format.of_shape(self.shape).dequantise(parts, torch.float32)[start:stop]
 
@@ -451,8 +463,6 @@ def _write_tensors(path: Path, output: Output, dtype: torch.dtype | None, advanc
 def _write_layer(file, layer: Layer, places: dict[str, int], advance: Callable[[int], None]):
     """Compute a layer's tensors and write each at its place."""
     for name, tensor in layer.compute().items():
-        if layer.format is None and not tensor.isfinite().all():
-            raise InputError(f"a layer has values beyond the range of {layer.dtype}")
         file.seek(places[name])
         file.write(tensor.contiguous().flatten().view(torch.uint8).numpy())
         advance(tensor.nbytes)

@@ -191,6 +191,16 @@ def test_command_line(tmp_path, capsys):
         convert(CHECKPOINT, tmp_path / "other", quant="int3")
 
 
+def test_values_that_are_not_finite(quant, tmp_path):
+    def spoil(tensors):
+        tensors[f"{LAYER}.weight"][3, 5] = torch.inf
+
+    folder = copy_checkpoint(tmp_path / "spoilt", tensors={"generation_decoder": spoil})
+    with pytest.raises(InputError, match=rf"{LAYER}\.weight has values that are not finite"):
+        convert(folder, tmp_path / "made", "split", quant=quant)
+    assert not (tmp_path / "made").exists()
+
+
 def test_by_comfyuis_name(split, quant, tmp_path):
     """As the docs' table and a file's metadata have it."""
     convert(CHECKPOINT, tmp_path, "split", quant=QUANTS[quant].name)
