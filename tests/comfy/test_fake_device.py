@@ -115,6 +115,25 @@ def test_a_model_that_is_not_there(host, checkpoint, gpu, monkeypatch):
     assert step.peak < whole.peak
 
 
+def test_comfyuis_quantised_tensors(gpu):
+    """Their parts are on the card, and counted there. Without fp8 products (RTX 30) they are dequantised when used."""
+    from comfy.quant_ops import QUANT_ALGOS, QuantizedTensor
+
+    layout = QUANT_ALGOS["float8_e4m3fn"]["comfy_tensor_layout"]
+    waiting = QuantizedTensor.from_float(torch.ones(64, 32, dtype=torch.bfloat16), layout)
+    x = torch.ones(3, 32, dtype=torch.bfloat16, device=gpu.device)
+    before = gpu.live
+    with gpu.watch() as record:
+        weight = waiting.to(gpu.device)
+        assert gpu.live - before == 64 * 32 + 4, "a byte a value, and the scale"
+        product = torch.nn.functional.linear(x, weight)
+        torch.empty_like(weight).copy_(waiting)  # as a layer is cast that stays in main memory
+    assert product.shape == (3, 64) and product.device == gpu.device
+    assert record.product_dtypes == {torch.bfloat16} and len(record.uploads) == 4
+    del weight
+    assert gpu.live - before == product.nbytes
+
+
 def test_an_edit_on_4_gb():
     """As the table in docs/quantisation.md says. Estimates that are too high would leave weights in main memory."""
     row = next(cards.table(["Q4_0"], [4], ["edit"]))
