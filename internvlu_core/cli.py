@@ -120,7 +120,7 @@ def convert_files(options):
         if options.to != "transformers":
             files = convert(options.source, options.target, options.to, quant=options.quant, **settings)
         elif options.quant:
-            raise InputError("--quant is ComfyUI's; transformers quantises a model when it loads it")
+            raise InputError("--quant has no effect with --to transformers, which quantises a model when it loads it")
         else:
             files = to_transformers(options.source, options.target, **settings)
     print(*files, sep="\n")
