@@ -38,7 +38,7 @@ def run(*arguments) -> subprocess.CompletedProcess:
     # One thread each: the runs are tiny, and several go at once.
     environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "internvlu_core", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, encoding="utf-8", env=environment, timeout=120, check=False)
+    return subprocess.run(command, capture_output=True, encoding="utf-8", env=environment, timeout=500, check=False)
 
 
 @pytest.fixture(scope="module")
