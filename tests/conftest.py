@@ -45,10 +45,10 @@ def case_of(item) -> str:
 def take_turns(items) -> dict:
     """{(function, case): its frontend without a flag} of the tests in the browser.
 
-    The cases of a function take turns, so that both frontends see it; a single case has either, by its name. In two
-    modes of drawing nodes a single case behaves in two ways, and keeps both frontends.
+    The cases of a function take turns, so that both frontends see it; a single case has either, by its name. Functions
+    of one case in both modes of drawing nodes take turns themselves, so that both modes see a file's functions.
     """
-    cases, modes = defaultdict(list), set()
+    cases, modes, singles = defaultdict(list), set(), Counter()
     for item in items:
         if "host" in parameters(item):
             if case_of(item) not in cases[item.function]:
@@ -58,9 +58,11 @@ def take_turns(items) -> dict:
     turns = {}
     for function, own in cases.items():
         first = zlib.crc32(function.__name__.encode())
+        if len(own) == 1 and function in modes:
+            first = singles[function.__module__]
+            singles[function.__module__] += 1
         for index, case in enumerate(own):
-            if len(own) > 1 or function not in modes:
-                turns[function, case] = FRONTENDS[(first + index) % 2]
+            turns[function, case] = FRONTENDS[(first + index) % 2]
     return turns
 
 

@@ -32,7 +32,7 @@ def left_in(conftest, items) -> list[dict]:
 
 
 def test_cases_take_turns(conftest):
-    """Each case once, on frontends that change; in two modes a single case on both."""
+    """Each case once, on frontends that change; of functions with a single case in two modes each."""
 
     def several(): ...
 
@@ -53,7 +53,7 @@ def test_cases_take_turns(conftest):
     pinned, newest = (pair for pair in conftest.USUAL)
     assert kept in ({(*pinned, "a"), (*newest, "b")}, {(*pinned, "b"), (*newest, "a")})
     assert len(left_in(conftest, [item(single, host=host) for host in hosts])) == 1
-    items = [item(single_drawn, host=host, mode=mode) for host, mode in product(hosts, MODES)]
+    items = [item(one, host=host, mode=mode) for one in (single_drawn, drawn) for host, mode in product(hosts, MODES)]
     assert [tuple(params.values()) for params in left_in(conftest, items)] == list(conftest.USUAL)
 
 
@@ -84,7 +84,8 @@ def test_a_file_and_a_frontend_stay_in_one_process(conftest):
     ids += [f"tests/{name}.py::test[{case}]" for name, case in product(("comfy/test_a", "core/test_b"), range(9))]
     values = {"dist": "loadscope", "tx": ["2*popen"]}
     config = SimpleNamespace(getvalue=values.get, option=SimpleNamespace(loadscopereorder=False))
-    scheduler, nodes = conftest.pytest_xdist_make_scheduler(config, None), (Node(), Node())
+    silent = SimpleNamespace(loadscopesched=lambda *words: None)
+    scheduler, nodes = conftest.pytest_xdist_make_scheduler(config, silent), (Node(), Node())
     for node in nodes:
         scheduler.add_node(node)
         scheduler.add_node_collection(node, ids)
