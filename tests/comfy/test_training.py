@@ -1,10 +1,13 @@
 """Training an adapter in ComfyUI as docs/training.md tells it: from a folder of pictures and texts to a used file."""
 
+import re
+
 import torch
 from PIL import Image
 from safetensors import safe_open
 
 from support.bench import SHAPE, difference
+from support.pack import ROOT
 
 SIDE = 64
 TRAINING = {
@@ -56,3 +59,20 @@ def test_from_a_folder_of_pictures_to_a_used_adapter(bench):
     loaded = s.g.LoraLoaderModelOnly(model=s.model, lora_name=target.name, strength_model=1.0)
     again, _ = bench.ksample(s, model=loaded)
     assert difference(again, out.taught["samples"]) < 1e-4
+
+
+def test_nodes_have_the_names_that_the_document_says(bench):
+    """Of stock nodes: those for all ComfyUIs, and of one column of the table all, without (DEPRECATED) and the like."""
+    shown = {node["display_name"] for node in bench.info.values()}
+    text = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+    text = text.split("### In ComfyUI")[1].split("\n## ")[0]
+    steps, table = text.split("Newer ComfyUIs")
+    columns = zip(*re.findall(r"^\| \*([^*]+)\* \| \*([^*]+)\*", table, re.MULTILINE), strict=True)
+    older, newer = map(set, columns)
+    assert len(older) == len(newer) == 4 and (older <= shown or newer <= shown)
+    # What is left are names of our sockets and of what is typed.
+    stock = {name for name in re.findall(r"\*([^*\n]+)\*", steps) if name[0].isupper()} - {"Sample"}
+    assert len(stock) > 8 and stock - older <= shown
+    page = (ROOT / "js" / "docs" / "InternVLUAsk.md").read_text(encoding="utf-8")
+    named = re.search(r"as \*(Load [^*]+)\* gives it \(in older ComfyUIs \*(Load [^*]+)\*\)", page)
+    assert shown & set(named.groups())

@@ -25,7 +25,7 @@ def installed(tmp_path_factory) -> Path:
 
 
 def python(installed: Path, *arguments: str) -> subprocess.CompletedProcess:
-    environment = {**os.environ, "PYTHONPATH": "", "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    environment = {**os.environ, "PYTHONPATH": "", "OMP_NUM_THREADS": "1"}
     return subprocess.run([sys.executable, *arguments], cwd=installed, env=environment, capture_output=True, text=True)
 
 
@@ -66,6 +66,7 @@ def test_what_an_installed_pack_can_do(installed, fresh, pictures, tmp_path):
     for (stage, *_), (code, _, said) in zip(stages, refused, strict=True):
         assert code == 2 and "Traceback" not in said
         assert f"error: the stage '{stage}' needs internvlu_train/toy, which only the repository has" in said
+        assert "--preset released" in said
     assert base[0] == 2 and "error: lora needs --base: the checkpoint" in base[2]
     assert not shown[0] and "--pictures" in shown[1]
     assert "one of lora; with --preset released stage1, stage2, stage3" in " ".join(shown[1].split())
