@@ -409,7 +409,8 @@ def worker_arguments(sub):
 
 def _device_arguments(sub: argparse.ArgumentParser):
     sub.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    sub.add_argument("--dtype", choices=RUN_DTYPES, default="auto", help="fp8: matrices in 8 bits, for less memory")
+    fewer = "fp8 and those after it: large matrices in fewer bits"
+    sub.add_argument("--dtype", choices=RUN_DTYPES, default="auto", help=fewer)
 
 
 def _sampling_arguments(sub: argparse.ArgumentParser):
