@@ -427,7 +427,7 @@ def _answer_arguments(sub: argparse.ArgumentParser):
         "--history",
         type=Path,
         metavar="FILE",
-        help="a conversation as JSON to go on with, made if not there; the images are those of its first turn",
+        help="a conversation as JSON to go on with, made if not there; give the images of its first turn each time",
     )
 
 

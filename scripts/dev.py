@@ -33,8 +33,8 @@ from support.environment import (  # noqa: E402
     set_up_venv,
 )
 
-# Two processes, each with whole files of tests/browser and tests/comfy, in the order of the folders: slow files first.
-WORKERS = ["-n", "2", "--dist", "loadgroup", "--no-loadscope-reorder"]
+# Two processes, each with whole files (see tests/conftest.py), in the order of the folders: slow files first.
+WORKERS = ["-n", "2", "--dist", "loadscope", "--no-loadscope-reorder"]
 
 
 def test(pytest_args):

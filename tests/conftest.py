@@ -1,8 +1,8 @@
 """Fixtures that every test may use, and which tests run: the flags that add some, and what stays in one process."""
 
+import re
 import zlib
 from collections import Counter, defaultdict
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,11 +14,9 @@ from support.checkpoints import CHECKPOINT, GOLDEN
 # The networks of the tests are tiny: threads would spend more time waiting for each other than computing.
 torch.set_num_threads(1)
 
-HERE = Path(__file__).parent
 FRONTENDS = "pinned", "newest"
 # Of the tests that run in either mode of drawing nodes, these pairs of frontend and mode run without a flag.
 USUAL = ("pinned", "litegraph"), ("newest", "vue")
-EXPENSIVE = {"test_fake_device"}  # fixtures that take minutes
 LEFT_OUT = pytest.StashKey[Counter]()
 
 
@@ -47,10 +45,10 @@ def case_of(item) -> str:
 def take_turns(items) -> dict:
     """{(function, case): its frontend without a flag} of the tests in the browser.
 
-    The cases of a function take turns, so that both frontends see it; a single case has either, by its name. In two
-    modes of drawing nodes a single case behaves in two ways, and keeps both frontends.
+    The cases of a function take turns, so that both frontends see it; a single case has either, by its name. Functions
+    of one case in both modes of drawing nodes take turns themselves, so that both modes see a file's functions.
     """
-    cases, modes = defaultdict(list), set()
+    cases, modes, singles = defaultdict(list), set(), Counter()
     for item in items:
         if "host" in parameters(item):
             if case_of(item) not in cases[item.function]:
@@ -60,9 +58,11 @@ def take_turns(items) -> dict:
     turns = {}
     for function, own in cases.items():
         first = zlib.crc32(function.__name__.encode())
+        if len(own) == 1 and function in modes:
+            first = singles[function.__module__]
+            singles[function.__module__] += 1
         for index, case in enumerate(own):
-            if len(own) > 1 or function not in modes:
-                turns[function, case] = FRONTENDS[(first + index) % 2]
+            turns[function, case] = FRONTENDS[(first + index) % 2]
     return turns
 
 
@@ -75,20 +75,39 @@ def needed_flag(item, turns: dict) -> str | None:
     return "--slow" if item.get_closest_marker("slow") else None
 
 
-def group(item) -> str | None:
-    """Tests of one group run in one process, one after the other: those that share what is slow to start."""
-    folder = item.path.relative_to(HERE).parts[0]
-    if folder == "browser":
-        return f"{item.path.stem} {parameters(item).get('host')}"
-    return item.path.stem if folder == "comfy" or item.path.stem in EXPENSIVE else None
+def group(nodeid: str) -> str:
+    """Tests of one group run in one process, one after the other: a file's, and in the browser a frontend's.
+
+    They share what is slow to start: fixtures, servers, pages.
+    """
+    path = nodeid.partition("::")[0]
+    if "/browser/" not in path:
+        return path
+    frontend = re.search(rf"[\[-]({'|'.join(FRONTENDS)})[]-]", nodeid)
+    return f"browser, {frontend[1]}" if frontend else "browser"
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """With --dist loadscope, groups are the scopes.
+
+    Not by marks with --dist loadgroup: xdist 3.8 hands them on in node ids, which pytest 9 does not let it change.
+    """
+    if config.getvalue("dist") != "loadscope":
+        return None
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Groups(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return group(nodeid)
+
+    return Groups(config, log)
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config, items):
     left_out, turns = [], take_turns(items)
     for item in items.copy():
-        if name := group(item):
-            item.add_marker(pytest.mark.xdist_group(name))
         if (flag := needed_flag(item, turns)) and not config.getoption(flag):
             config.stash[LEFT_OUT][flag] += 1
             left_out.append(item)

@@ -1,8 +1,9 @@
 """A real browser on a real ComfyUI server with the tiny checkpoint: once with the frontend that ComfyUI pins, once with
 the newest. Screenshots go to .cache/screenshots/<frontend>/.
 
-The servers last as long as the tests. The browser ends with its module: Playwright's event loop must be gone before
-other tests start theirs.
+The servers last as long as the tests. The browser ends with this folder: Playwright's event loop must be gone before
+other tests start theirs. Pages that are not kept from something share a context, so that only the first has to fetch
+and compile the frontend's scripts; each starts with empty storage.
 """
 
 import time
@@ -40,9 +41,10 @@ WATCH = """() => {
     requestAnimationFrame(() => panels.push([".internvlu-panel textarea", ".internvlu-status"].map(read))));
 }"""
 
-# quiet(still) returns when nothing has changed on the page for so many ms, two frames were drawn, and every answer that
-# was asked for has come. All is measured by the page's own clock, so a slow machine only makes it later: whatever the
-# frontend does by a timer of at most `still` ms is done then.
+# quiet(still, least, limit) returns when nothing has changed on the page for `still` ms, two frames were drawn, and all
+# answers that were asked for have come. All is measured by the page's own clock, so a slow machine only makes it later:
+# whatever the frontend does by a timer of at most `still` ms is done then. `least` ms are enough where nothing is under
+# way: no such timer, no animation that ends, no script or style sheet that is loaded. After `limit` ms it fails.
 NOTICE_CHANGES = """(() => {
   let changes = 0;
   const open = new Set();
@@ -69,10 +71,42 @@ NOTICE_CHANGES = """(() => {
     this.addEventListener("loadend", () => { open.delete(entry); changes++; });
     return send.apply(this, args);
   };
+  const { setTimeout: later, clearTimeout: never } = window;
+  const timers = new Map(), parts = new Set();
+  window.setTimeout = (call, delay = 0, ...args) => {
+    const timer = later(() => {
+      timers.delete(timer);
+      if (typeof call === "function") call(...args);
+      else (0, eval)(call);
+    }, delay);
+    timers.set(timer, delay);
+    return timer;
+  };
+  window.clearTimeout = window.clearInterval = (timer) => { timers.delete(timer); never(timer); };
+  const noteParts = (nodes) => {
+    for (const link of nodes) {
+      if (link.tagName !== "LINK" || !["modulepreload", "stylesheet"].includes(link.rel)) continue;
+      parts.add(link);
+      for (const end of ["load", "error"]) link.addEventListener(end, () => parts.delete(link), { once: true });
+    }
+  };
+  const underWay = (still) =>
+    [...timers.values()].some((delay) => delay <= still) ||
+    [...parts].some((link) => link.isConnected) ||
+    document.getAnimations().some(({ playState, effect }) =>
+      playState === "running" && effect?.getComputedTiming().endTime !== Infinity);
+  window.pastes = 0;
+  window.addEventListener("paste", () => pastes++, true);
+  // A paste first waits for the clipboard, unseen by the page. Some frontends do it without this event.
+  window.pasted = async (before, limit) => {
+    const end = performance.now() + limit;
+    while (pastes === before && performance.now() < end) await frame();
+  };
   let last = "";
   const name = (node) => (node.parentElement ?? node).outerHTML?.slice(0, 300);
   new MutationObserver((records) => {
     changes += records.length;
+    for (const { addedNodes } of records) noteParts(addedNodes);
     last = `${records[0].type} ${records[0].attributeName} in ${name(records[0].target)}`;
   }).observe(document, { subtree: true, childList: true, attributes: true, characterData: true });
   const state = () => {
@@ -87,12 +121,14 @@ NOTICE_CHANGES = """(() => {
   };
   const frame = () => new Promise(requestAnimationFrame);
   window.drawn = async () => { await frame(); await frame(); };
-  window.quiet = async (still, limit) => {
+  window.quiet = async (still, least, limit) => {
     const end = performance.now() + limit;
     for (;;) {
       const before = state();
       await drawn();
-      await new Promise((done) => setTimeout(done, still));
+      const start = performance.now();
+      do await new Promise((done) => later(done, least));
+      while ((open.size || underWay(still)) && state() === before && performance.now() < start + still);
       const after = state();
       if (!open.size && after === before) return;
       if (performance.now() > end)
@@ -112,6 +148,23 @@ READ_GRAPH = """(graph) => {
   };
 }"""
 
+# Of each node: {id: what is written} of sockets and widgets.
+LABELS = """() => Object.fromEntries(app.graph.nodes.map((node) => {
+  const shown = (slot) => slot.label || slot.localized_name || slot.name;
+  const outputs = node.outputs.map((slot) => [slot.name, shown(slot)]);
+  const ours = (widget) => !widget.name.startsWith("internvlu_");
+  return [node.type, {
+    title: node.title,
+    inputs: Object.fromEntries(node.inputs.map((slot) => [slot.name, shown(slot)])),
+    widgets: Object.fromEntries((node.widgets ?? []).filter(ours).map((w) => [w.name, w.label ?? w.name])),
+    outputs: Object.fromEntries(outputs),
+  }];
+}))"""
+
+# What a widget shows in place of its value.
+DISPLAYED = """([kind, name]) => app.graph.nodes.find((node) => node.type === kind)
+  .widgets.find((widget) => widget.name === name)._displayValue"""
+
 OVERLAPS = """() => {
   const boxes = app.graph.nodes.map((node) => [node.type, ...node.boundingRect]);
   return boxes.flatMap(([a, x, y, w, h], i) => boxes.slice(0, i)
@@ -123,15 +176,14 @@ OVERLAPS = """() => {
 class Ui:
     """One page of ComfyUI's frontend."""
 
-    def __init__(self, browser, server: ComfyServer, frontend: str, blocked: bool = False, missing: bool = False):
+    def __init__(self, context, server: ComfyServer, frontend: str, blocked: bool = False, missing: bool = False):
         """blocked: without our scripts. missing: as on a machine that has the toy and no other checkpoint."""
         self.server, self.frontend = server, frontend
         self.errors, self.posted = [], []  # console errors from our files, prompts sent to the server
-        context = browser.new_context(viewport={"width": 1600, "height": 1000})
-        context.grant_permissions(["clipboard-read", "clipboard-write"])
-        context.add_init_script(NOTICE_CHANGES)
         self.page: Page = context.new_page()
         self.page.set_default_timeout(120_000)
+        everything = {"origin": server.url, "storageTypes": "local_storage,indexeddb"}  # of an earlier page
+        context.new_cdp_session(self.page).send("Storage.clearDataForOrigin", everything)
         if missing:
             self.page.route("**/object_info", self._without_checkpoint)
         if blocked:
@@ -172,7 +224,7 @@ class Ui:
 
     def reload(self):
         """Open the page anew, with what is on it."""
-        self.settle(600)  # some frontends save that half a second after the last change
+        self.settle(600, least=600)  # some frontends save that half a second after the last change
         self.open()
 
     def shot(self, name: str):
@@ -220,9 +272,9 @@ class Ui:
         self.settle()
         self.look_at(types[0], scale=1.0)
 
-    def settle(self, still: float = 300):
-        """Wait until the page has been quiet for so many ms."""
-        self.js("([still, limit]) => quiet(still, limit)", [still, 60_000])
+    def settle(self, still: float = 300, least: float = 100):
+        """Wait until the page has been quiet for `still` ms, or for `least` ms with nothing under way."""
+        self.js("([still, least, limit]) => quiet(still, least, limit)", [still, least, 60_000])
 
     def look_at(self, kind: str, scale: float = 0.9):
         """Move the canvas so that the node is in front."""
@@ -313,8 +365,15 @@ class Ui:
         self.settle()
 
     def press(self, keys: str):
-        self.page.keyboard.press(keys)
-        self.page.wait_for_timeout(700)  # a paste first waits for the clipboard, unseen by the page
+        *held, key = keys.split("+")
+        before = self.js("() => pastes")
+        for modifier in held:
+            self.page.keyboard.down(modifier)
+        self.page.keyboard.press(key)
+        if held and key == "v":  # until then, for some frontends ask at the paste whether Shift is held
+            self.js("([before, limit]) => pasted(before, limit)", [before, 700])
+        for modifier in held:
+            self.page.keyboard.up(modifier)
         self.settle()
 
     def type(self, words: str):
@@ -363,22 +422,41 @@ class Ui:
     def graph(self, of: dict | None = None) -> dict:
         return self.js(READ_GRAPH, of)
 
+    def labels(self) -> dict:
+        return self.js(LABELS)
+
+    def displayed(self, kind: str, name: str) -> str:
+        return self.js(DISPLAYED, [kind, name])
+
     def overlaps(self) -> list:
         return self.js(OVERLAPS)
 
     def close(self):
-        self.page.context.close()
+        self.page.close()
 
 
-@pytest.fixture(scope="module")
-def browser():
+@pytest.fixture(scope="package")
+def contexts():
+    """contexts(): a context of a browser, which is like another person's browser."""
     with sync_playwright() as playwright:
         arguments = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
         # Frontends ask for news and for a registry; where there is no network, that fails at once instead of by and by.
         arguments.append("--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1")
         browser = playwright.chromium.launch(executable_path=find_browser(), args=arguments)
-        yield browser
+
+        def new_context():
+            context = browser.new_context(viewport={"width": 1600, "height": 1000})
+            context.grant_permissions(["clipboard-read", "clipboard-write"])
+            context.add_init_script(NOTICE_CHANGES)
+            return context
+
+        yield new_context
         browser.close()
+
+
+@pytest.fixture(scope="package")
+def context(contexts):
+    return contexts()
 
 
 @pytest.fixture(scope="session")
@@ -412,12 +490,19 @@ def servers(tmp_path_factory):
 
 
 @pytest.fixture(scope="module", params=["pinned", "newest"])
-def host(request, browser, servers):
-    """A server with one of the frontends, as if nothing had run on it; host.open(**options) opens a page on it."""
+def host(request, contexts, context, servers):
+    """A server with one of the frontends, as if nothing had run on it.
+
+    host.open() opens a page on it, host.open(blocked=True) or host.open(missing=True) one in a context of its own.
+    """
     server = servers(request.param)
     server.post("/settings", QUIET)
     server.post("/free", {"free_memory": True})  # its cache
-    return SimpleNamespace(open=lambda **options: Ui(browser, server, request.param, **options), server=server)
+
+    def open_page(**options):
+        return Ui(contexts() if options else context, server, request.param, **options)
+
+    return SimpleNamespace(open=open_page, server=server)
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""What a person sees and does, in a real browser: templates, running, reasoning, sizes, languages, help."""
+"""What a person sees and does, in a real browser: templates, running, reasoning, sizes, help."""
 
 import json
 from pathlib import Path
@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[2]
 RATIOS = ["1:1", "16:9", "9:16", "4:3", "3:4", "3:2", "2:3", "5:4", "4:5", "7:5", "5:7"]
 ASK, REASON, LATENT, LOADER = "InternVLUAsk", "InternVLUReason", "InternVLUEmptyLatent", "InternVLULoader"
 
-LONG = {"question": "Cancel me?", "max_new_tokens": 4096, "temperature": 5.0, "seed": 63}  # 791
+LONG = {"question": "Cancel me?", "max_new_tokens": 400, "temperature": 5.0, "seed": 63}
 ANSWER = ".internvlu-panel textarea"
 STATUS = ".internvlu-status"
 
@@ -98,7 +98,7 @@ def test_wheel_and_keys_in_the_answer_are_not_the_canvas(ui):
 
 def test_cancel(ui):
     ui.load(saved_graph("ask"))
-    ui.set(ASK, **LONG | {"max_new_tokens": 4095})
+    ui.set(ASK, **LONG | {"max_new_tokens": 4095})  # 791, if it is not cancelled
     ui.look_at(ASK)
     # The real button, at the third piece of the text.
     ui.js("""() => {
@@ -424,6 +424,9 @@ def test_missing_checkpoint_offers_the_download(ui):
 
 
 def test_help(ui):
+    missing = []
+    listen = lambda response: "/docs/" in response.url and not response.ok and missing.append(response.url)  # noqa: E731
+    ui.page.on("response", listen)
     ui.fresh("InternVLUSampler")
     ui.js("() => { app.canvas.ds.offset = [500, 400]; app.canvas.setDirty(true, true); }")
     ui.js("() => app.canvas.selectNode(app.graph.nodes[0])")
@@ -435,27 +438,8 @@ def test_help(ui):
     help_text.get_by_role("heading", name="InternVL-U Sample").first.wait_for()
     assert word in help_text.inner_text()
     ui.wait("() => [...document.querySelectorAll('.node-help-content img')].every((image) => image.naturalWidth > 0)")
-
-
-def test_chinese(ui):
-    names = json.loads((ROOT / "locales" / "zh" / "nodeDefs.json").read_text(encoding="utf-8"))
-    words = json.loads((ROOT / "locales" / "zh" / "main.json").read_text(encoding="utf-8"))["internvlu"]
-    ui.set_setting("Comfy.Locale", "zh")
-    try:
-        ui.open()
-        ui.fresh(LOADER, REASON, ASK, LATENT)
-        titles = ui.js("() => app.graph.nodes.map((node) => node.title)")
-        assert titles == [names[kind]["display_name"] for kind in (LOADER, REASON, ASK, LATENT)]
-        assert ui.page.locator(ANSWER).get_attribute("placeholder") == words["answer_appears_here"]
-        assert words["tokens"] in ui.page.locator(".internvlu-size output").text_content()
-        ui.set(REASON, text="一只猫", pinned=True)
-        ui.settle()
-        assert words["pinned_status"] in ui.page.locator(STATUS).all_text_contents()
-        ui.look_at(LOADER, scale=0.8)
-        ui.shot("chinese")
-    finally:
-        ui.set_setting("Comfy.Locale", "en")
-        ui.open()
+    ui.page.remove_listener("response", listen)
+    assert not missing, "found at once"
 
 
 def test_graphs_saved_before_there_was_text_to_pin(ui):

@@ -440,7 +440,10 @@ def cpu_pack(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("flags", ["--cpu", "--lowvram --cache-none", "--novram --cache-lru 2"])
+RARE = pytest.param("--lowvram --cache-lru 2", marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("flags", ["--cpu", "--novram --cache-none", RARE])
 def test_start_up_flags(request, tmp_path, recorded, cpu_pack, flags):
     if flags == "--cpu":  # as all other tests' server has it
         official_results(request.getfixturevalue("server"), recorded, flags)

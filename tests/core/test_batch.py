@@ -558,7 +558,7 @@ def test_killed_workers_and_drivers_lose_nothing(processes, tmp_path):
 
 @POSIX
 def test_interrupted(processes, tmp_path):
-    rows = [ANSWER | {"prompt": f"row {i}", "max_new_tokens": 7} for i in range(400)]
+    rows = [ANSWER | {"prompt": f"row {i}", "max_new_tokens": 7} for i in range(200)]
     requests, out = write(tmp_path / "r.jsonl", rows), tmp_path / "out"
     process = processes(requests, out, "--checkpoint", CHECKPOINT, "--dtype", "fp32", "--chunk", 5)
     wait_for(lambda: process.poll() is not None or list(out.glob("part-*")))

@@ -196,20 +196,32 @@ def test_a_batch_run_beside_a_loop(tmp_path, options, monkeypatch):
     assert f"| 0 workers | {1 / alone['per_row']:.3g} | {alone['overhead']:+.1%} |" in tables.render([loop, alone])
 
 
-def test_texts_and_pictures_together_and_one_by_one(tmp_path, options, monkeypatch, capsys):
-    """With weights that are made in memory, not those of the folder."""
+@pytest.fixture
+def few(tmp_path, options, monkeypatch):
+    """few(comparison): its lines for 1 and 3 requests, with weights made in memory, not those of the folder."""
     monkeypatch.setattr(comparisons, "BATCHES", (1, 3))
     (tmp_path / "small").unlink()
-    for name in ("many", "many-pictures"):
-        assert main([name, *options, "--tokens", "4", "--dtype", "float32", "--size", "64", "--steps", "2"]) == 0
-    lines = tables.read(tmp_path / "results")
+
+    def compare(name: str) -> list[dict]:
+        assert main([name, *options, "--tokens", "4", "--dtype", "float32", "--size", "64", "--steps", "1"]) == 0
+        return tables.read(tmp_path / "results")
+
+    return compare
+
+
+def test_texts_together_and_one_by_one(few, capsys):
+    lines = few("many")
     found = {(line["side"], line["stage"]): line["seconds"] for line in lines if line.get("texts") == 3}
     sides = "together", "one by one"
     together, alone = (9 / (found[side, "text, all"] - found[side, "text, reading"]) for side in sides)
     assert f"| 3 | {together:.3g} | {alone:.3g} | **{together / alone:.2f}** |" in capsys.readouterr().err
-    drawn = [line for line in lines if line["comparison"] == "many-pictures"]
-    assert [line["stage"] for line in drawn[::2]] == ["1 × 64×64, 2 steps", "3 × 64×64, 2 steps"]
-    assert "| 3 × 64×64, 2 steps | " in tables.render(drawn)
+
+
+@pytest.mark.slow
+def test_pictures_together_and_one_by_one(few):
+    drawn = [line for line in few("many-pictures") if line["comparison"] == "many-pictures"]
+    assert [line["stage"] for line in drawn[::2]] == ["1 × 64×64, 1 steps", "3 × 64×64, 1 steps"]
+    assert "| 3 × 64×64, 1 steps | " in tables.render(drawn)
 
 
 def test_what_is_missing_is_told(tmp_path, options, capsys, monkeypatch):

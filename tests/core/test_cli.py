@@ -4,7 +4,6 @@ import os
 import re
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -35,28 +34,10 @@ def out(tmp_path_factory) -> Path:
 
 
 def run(*arguments) -> subprocess.CompletedProcess:
-    # One thread each: the runs are tiny, and several go at once.
+    """In a process of its own. Starting Python takes most of the time, so only a few runs are."""
     environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "internvlu_core", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, encoding="utf-8", env=environment, timeout=120, check=False)
-
-
-@pytest.fixture(scope="module")
-def runs(out):
-    """The runs in processes of their own, started together: starting Python is what takes the time."""
-    commands = {
-        "answer": ("answer", CHECKPOINT, "What is it?", *WRITE, 6, "--image", PHOTO, "--image", TALL),
-        "reason": ("reason", CHECKPOINT, "a cat", *WRITE, 5, "--beams", 2),
-        "several": (*DRAW, "--out", out / "a.png", "--out", out / "b.webp"),
-        "edit": (*DRAW, "--image", PHOTO, "--image", TALL, "--reasoning", "Blue.", "--out", out / "edit.png"),
-        "reasoned": (*DRAW, "--reason", "--max-new-tokens", 4, "--out", out / "reasoned.png"),
-        "bad usage": ("answer", CHECKPOINT),
-        "bad path": ("answer", out / "nowhere", "Hi"),
-        "bad size": (*DRAW, "--width", 8, "--out", out / "never.png"),
-    }
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        results = {name: pool.submit(run, *arguments) for name, arguments in commands.items()}
-    return {name: result.result() for name, result in results.items()}
 
 
 @pytest.fixture
@@ -106,21 +87,39 @@ def draw(model, *arguments, **settings) -> list[Image.Image]:
 # In a process of their own
 
 
-def test_answer(runs, model, photo, tall):
+def test_reason_and_generate(out, model):
+    reasoning = model.reason("a cat", max_new_tokens=4)
+    result = run(*DRAW, "--reason", "--max-new-tokens", 4, "--out", out / "reasoned.png")
+    assert output(result, "token", "step") == f"{reasoning.text}\n{out / 'reasoned.png'}\n"
+    assert "4/4" in result.stderr
+    assert "2/2" in result.stderr
+    assert_picture(out / "reasoned.png", draw(model, reasoning=reasoning)[0])
+
+
+def test_bad_path(out):
+    assert_refused(run("answer", out / "nowhere", "Hi"), str(out / "nowhere"), "does not exist")
+
+
+# In this process
+
+
+def test_answer(here, model, photo, tall):
     expected = model.answer("What is it?", [photo, tall], max_new_tokens=6)
-    assert output(runs["answer"], "token") == expected.text + "\n"
-    assert "6/6" in runs["answer"].stderr
+    result = here("answer", CHECKPOINT, "What is it?", *WRITE, 6, "--image", PHOTO, "--image", TALL)
+    assert output(result, "token") == expected.text + "\n"
+    assert "6/6" in result.stderr
 
 
-def test_reason(runs, model):
+def test_reason(here, model):
     expected = model.reason("a cat", max_new_tokens=5, num_beams=2)
-    assert output(runs["reason"], "token") == expected.text + "\n"
+    assert output(here("reason", CHECKPOINT, "a cat", *WRITE, 5, "--beams", 2), "token") == expected.text + "\n"
 
 
-def test_generate_several(runs, out, model):
+def test_generate_several(here, out, model):
     """Of one seed, by default 0, each in the format that its name asks for."""
-    assert output(runs["several"], "step") == f"{out / 'a.png'}\n{out / 'b.webp'}\n"
-    assert "2/2" in runs["several"].stderr
+    result = here(*DRAW, "--out", out / "a.png", "--out", out / "b.webp")
+    assert output(result, "step") == f"{out / 'a.png'}\n{out / 'b.webp'}\n"
+    assert "2/2" in result.stderr
     first, second = draw(model, num_images=2)
     assert_picture(out / "a.png", first)
     assert Image.open(out / "b.webp").format == "WEBP"
@@ -129,28 +128,15 @@ def test_generate_several(runs, out, model):
     assert distances[1] < 0.5 * distances[0]
 
 
-def test_generate_from_images_and_words(runs, out, model, photo, tall):
-    assert output(runs["edit"], "step") == f"{out / 'edit.png'}\n"
+def test_generate_from_images_and_words(here, out, model, photo, tall):
+    options = ("--image", PHOTO, "--image", TALL, "--reasoning", "Blue.", "--out", out / "edit.png")
+    assert output(here(*DRAW, *options), "step") == f"{out / 'edit.png'}\n"
     assert_picture(out / "edit.png", draw(model, [photo, tall], reasoning="Blue.")[0])
 
 
-def test_reason_and_generate(runs, out, model):
-    reasoning = model.reason("a cat", max_new_tokens=4)
-    assert output(runs["reasoned"], "token", "step") == f"{reasoning.text}\n{out / 'reasoned.png'}\n"
-    assert "4/4" in runs["reasoned"].stderr
-    assert "2/2" in runs["reasoned"].stderr
-    assert_picture(out / "reasoned.png", draw(model, reasoning=reasoning)[0])
-
-
-def test_bad_runs(runs, out):
-    assert runs["bad usage"].returncode == 2
-    assert runs["bad usage"].stderr.startswith("usage: ")
-    assert_refused(runs["bad path"], str(out / "nowhere"), "does not exist")
-    assert_refused(runs["bad size"], "width is 8")
+def test_bad_size(here, out):
+    assert_refused(here(*DRAW, "--width", 8, "--out", out / "never.png"), "width is 8")
     assert not (out / "never.png").exists()
-
-
-# In this process
 
 
 def test_text_settings(here, model):
@@ -268,7 +254,7 @@ def test_damaged_images(here, tmp_path, suffix):
     Image.open(PHOTO).resize((48, 32)).convert("RGB").save(file)
     content = file.read_bytes()
     random = np.random.default_rng(0)
-    for _ in range(100):
+    for _ in range(40):
         damaged = bytearray(content[: random.integers(1, len(content) + 1)])
         for place in random.integers(0, len(damaged), 8):
             damaged[place] = random.integers(256)

@@ -23,17 +23,12 @@ class Cancelled(Exception):
 
 def allowed(logits, **settings) -> set[int]:
     """Every token that can come out: seen in so many draws that one of 1% stays unseen less than once in 10^17."""
-    generator = torch.Generator().manual_seed(0)
-    settings = TextSettings(1, **({"temperature": 1.0} | settings))
-    return {choose(logits, settings, generator) for _ in range(4000)}
+    return set(draws(logits, 4000, seed=0, **({"temperature": 1.0} | settings)))
 
 
-def choose(logits, settings, generator) -> int:
-    """The next token of one text."""
-    text = Text((), settings)
-    text.generator = generator
-    (token,) = next_tokens(logits[None], [text])
-    return token
+def draws(logits, count: int, **settings) -> list[int]:
+    """So many next tokens of one text, in one call: all rows have the text's settings and draw from its generator."""
+    return next_tokens(logits.expand(count, -1), [Text((), TextSettings(1, **settings))] * count)
 
 
 PROBABILITIES = torch.tensor([0.05, 0.4, 0.03, 0.3, 0.02, 0.2])
@@ -87,14 +82,12 @@ def test_tokens_tied_for_the_last_place_of_top_k_all_stay():
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
 def test_sampled_frequencies(temperature):
-    generator = torch.Generator().manual_seed(1)
-    settings = TextSettings(1, temperature=temperature)
-    draws = 8000
-    counts = Counter(choose(PROBABILITIES.log(), settings, generator) for _ in range(draws))
+    count = 8000
+    counts = Counter(draws(PROBABILITIES.log(), count, temperature=temperature, seed=1))
     expected = PROBABILITIES ** (1 / temperature)
     for token, probability in enumerate((expected / expected.sum()).tolist()):
         # Five standard deviations.
-        assert counts[token] / draws == pytest.approx(probability, abs=5 * (probability / draws) ** 0.5)
+        assert counts[token] / count == pytest.approx(probability, abs=5 * (probability / count) ** 0.5)
 
 
 @pytest.mark.parametrize(
@@ -306,7 +299,7 @@ def test_hidden_states_equal_transformers(name):
     torch.testing.assert_close(network.logits(states[-1]), expected.logits, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("num_beams", [1, 2, 3, 5])
+@pytest.mark.parametrize("num_beams", [1, 2, 5])
 @pytest.mark.parametrize("name", MODELS)
 def test_equals_generate(name, num_beams):
     """Many prompts and pairs of stop tokens; texts end at many lengths, at a stop and at the limit."""
@@ -314,7 +307,7 @@ def test_equals_generate(name, num_beams):
     twin = hugging_face(vlm.language_model)
     generator = torch.Generator().manual_seed(num_beams)
     limit, lengths, stopped = 9, Counter(), 0
-    for _ in range(16):
+    for _ in range(8):
         ids = torch.randint(0, 31, (5,), generator=generator).tolist()
         prompt = vlm.embed_generated(torch.tensor([ids]))
         # Two tokens that do come up, early or late, in an unstopped text.
@@ -324,7 +317,7 @@ def test_equals_generate(name, num_beams):
         assert generate_tokens(vlm, prompt, stop_ids, TextSettings(limit, num_beams)) == expected, (ids, stop_ids)
         lengths[len(expected)] += 1
         stopped += expected[-1] in stop_ids
-    assert len(lengths) >= 3 and stopped >= 5, (lengths, stopped)
+    assert len(lengths) >= 3 and stopped >= 3, (lengths, stopped)
 
 
 @pytest.mark.parametrize("seed", [29, 45, 49])

@@ -29,12 +29,17 @@ FEW = {
 DTYPES = {"bfloat16": (torch.bfloat16, None), "float16": (torch.float16, None)}
 DTYPES |= {name: (torch.bfloat16, name) for name in (*WEIGHT_FORMATS, *TYPES)}
 EVERY_TASK = ("bfloat16", "float16", "fp8")  # the other formats do the same between their matrices
+RARE = "int8_tensorwise", "Q8_0", "Q5_1", "Q5_0", "Q4_1"  # whose kernels are of the kinds that others have
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """The released widths with few layers: what one layer does, the others do too."""
     return hollow_checkpoint(tmp_path_factory.mktemp("fake") / "few", merge_json(SCALES["released"], FEW))
+
+
+def rare(names) -> list:
+    return [pytest.param(name, marks=pytest.mark.slow) if name in RARE else name for name in names]
 
 
 def noise_of(model: InternVLU, pictures: int = 1, side: int = 1024) -> torch.Tensor:
@@ -154,7 +159,7 @@ def test_flops_are_those_of_torch_and_of_the_benchmarks(folder):
 # The model
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, *WEIGHT_FORMATS], ids=str)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, *rare(WEIGHT_FORMATS)], ids=str)
 def test_loading(folder, dtype, monkeypatch):
     """No more than the weights, and for a moment one tensor twice, or what quantising a part of one takes."""
     seen = watch_quantising(monkeypatch)
@@ -217,7 +222,7 @@ def test_every_format_has_its_bounds():
     assert DTYPES.keys() == STEP.keys() == TOKEN.keys()
 
 
-@pytest.mark.parametrize("name", STEP)
+@pytest.mark.parametrize("name", rare(STEP))
 def test_a_step_waits_for_nothing(folder, name):
     """Of a drawing, an edit of two pictures after reasoning, and four pictures at once."""
     dtype, weight_format = DTYPES[name]
@@ -248,7 +253,7 @@ TOKEN |= {"MXFP4": (173, 211)}
 HEAD = 210e6  # bytes beside the weights while a token is computed, however large the head
 
 
-@pytest.mark.parametrize("name", TOKEN)
+@pytest.mark.parametrize("name", rare(TOKEN))
 def test_a_token_waits_once(folder, name):
     """For itself: the host must see whether it ends the text. It goes back to the device in a copy of 8 bytes."""
     dtype, weight_format = DTYPES[name]
@@ -268,7 +273,7 @@ def test_a_token_waits_once(folder, name):
                 assert token.working <= HEAD
 
 
-@pytest.mark.parametrize("name", EVERY_TASK)
+@pytest.mark.parametrize("name", ["bfloat16", "fp8"])
 def test_texts_together_wait_once_for_all(folder, name):
     """Their prompts are read in one forward, and then each step waits once, whatever their number."""
     dtype, weight_format = DTYPES[name]

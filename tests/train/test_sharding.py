@@ -16,7 +16,7 @@ from internvlu_train.storage import Networks
 from internvlu_train.toy.presets import CPU
 from support.training import ROOT, entries
 
-STEPS, SAVED, KILLED = 10, 4, 6
+STEPS, SAVED, KILLED = 6, 3, 5
 SHARDED = ["accumulate=2", "sharded=true"]
 COMMON = [f"steps={STEPS}", "samples=24", "batch=2", "autocast=false", "warmup=0", f"save_every={SAVED}", "ema=0.9"]
 COMMON += ["decay=0.0", "sides=[[64,64]]"]

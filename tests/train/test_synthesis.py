@@ -262,7 +262,7 @@ def wrong_truths(truth):
 def test_wrong_pictures_are_refused(damage):
     accepted = {}
     for pair in PICTURED:
-        for sample in samples(*pair, 12):
+        for sample in samples(*pair, 8):
             picture = damage(sample.picture)
             for name, truth in wrong_truths(sample.truth):
                 accepted.setdefault(name, []).append(check(picture, truth).right)
