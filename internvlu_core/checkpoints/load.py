@@ -235,7 +235,7 @@ def check_tensors(checkpoint: str | Path | Source, names: TensorNames, network: 
             + (f"; {len(unknown)} unknown: {first(unknown)}" if unknown else "")
         )
     misshaped = [
-        f"{name} is {list(meta[name].shape)}, config.json asks for {list(shape)}"
+        f"{name} is {_shapes(layers.get(name.removesuffix('.weight')), meta[name])}, config.json asks for {list(shape)}"
         for name, shape in wanted.items()
         if names.adapt(name, meta[name], shape).shape != shape
     ]
@@ -245,6 +245,14 @@ def check_tensors(checkpoint: str | Path | Source, names: TensorNames, network: 
     if not_float:
         raise CheckpointError(f"{place}: weights that are not floating point: {first(not_float)}")
     return stored
+
+
+def _shapes(layer: StoredLayer | None, weight: torch.Tensor) -> str:
+    """The shape of a weight, or of the parts of one in fewer bits, for error messages."""
+    if layer is None:
+        return str(list(weight.shape))
+    parts = ", ".join(f"{name} {list(part.shape)}" for name, part in layer.parts.items())
+    return f"stored in {layer.format.name} as {parts}"
 
 
 def _weight_of(path: str, layer: StoredLayer, wanted: dict[str, torch.Size], network: nn.Module) -> torch.Tensor:

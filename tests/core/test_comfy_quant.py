@@ -255,6 +255,21 @@ def by_tensor(tensors, metadata):
     tensors[f"{LAYER}.weight"] = (tensors[f"{LAYER}.weight"] * 4).to(torch.float8_e5m2)
 
 
+def test_a_part_is_missing(split, quant, tmp_path):
+    """The message says what the layer has, and in which format."""
+    for file in SPLIT_FILES.values():
+        (tmp_path / file).parent.mkdir()
+        (tmp_path / file).symlink_to(split / file)
+    with safe_open(split / MMDIT, "pt") as opened:
+        metadata = opened.metadata()
+    tensors = load_file(split / MMDIT)
+    del tensors[f"{LAYER}.weight_scale"]
+    (tmp_path / MMDIT).unlink()
+    save_file(tensors, tmp_path / MMDIT, metadata)
+    with pytest.raises(CheckpointError, match=rf"{LAYER}\.weight is stored in {QUANTS[quant].name} as weight \["):
+        InternVLU.from_pretrained(tmp_path)
+
+
 @pytest.mark.parametrize("form", [oldest, by_metadata, by_tensor])
 def test_three_ways_to_say_so(tmp_path, form):
     folder = changed(tmp_path, MMDIT, form)
