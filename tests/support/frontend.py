@@ -20,7 +20,7 @@ OPEN = """async ([prompt, bypassed]) => {
   await new Promise((done) => setTimeout(done, 500));
   for (const node of app.graph.nodes) {
     const size = node.computeSize();
-    const pictured = /^(SaveImage|LoadImage|LoadImageMask|PreviewImage|MaskPreview)$/.test(node.type);
+    const pictured = /^(SaveImage|LoadImage|LoadImageMask|PreviewImage|MaskPreview|LossGraphNode)$/.test(node.type);
     const worded = ["InternVLUEncode", "InternVLUReason", "InternVLUAsk", "CLIPTextEncode"].includes(node.type);
     const previewed = /^(InternVLUSampler|KSampler|SamplerCustomAdvanced)$/.test(node.type);
     const height = pictured ? Math.max(size[1], 320)
@@ -60,6 +60,7 @@ def browser_page() -> Iterator[tuple[Page, ComfyServer]]:
         )
         with ComfyServer(find_comfyui(), base, ROOT) as server:
             page = browser.new_page(viewport={"width": 2560, "height": 1440})
+            page.set_default_timeout(180_000)  # milliseconds, for a machine that is busy
             page.goto(server.url)
             page.wait_for_function("() => !!window.LiteGraph?.registered_node_types?.InternVLULoader")
             page.wait_for_timeout(2000)

@@ -12,6 +12,8 @@ _COMMON = {
     "InternVLUEmptyLatent": SIZE,
     "EmptySD3LatentImage": SIZE,
     "InternVLUSampler": {"seed": SEED},
+    "ImageScale": SIZE,
+    "TrainLoraNode": {"steps": 300, "learning_rate": 0.003},
     "RandomNoise": {"noise_seed": SEED},
     "KSampler": {"cfg": 2.5, "seed": SEED},  # which it does not damp where it is largest
     "LoadImage": {"image": "internvlu_toy.png"},
