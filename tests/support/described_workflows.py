@@ -158,7 +158,7 @@ def training(title: str, versions: str, outputs: tuple[int, int, int], more: dic
         "note": f"# Train an adapter\n\n{versions}\n\n"
         "1. Put ten pictures of one thing into a folder in ComfyUI's `input` folder, each with its caption in a text "
         "file of the same name. Call what is new by one rare word. Press R and choose the folder. The ten moons are "
-        "for the toy: 64 × 64, 300 steps.\n"
+        "for the toy: 64 × 64, 200 steps at 0.003.\n"
         "2. Write the word into the second **Encode** and press *Run*. The same seed draws without the adapter and "
         "with it.\n"
         "3. The adapter is in `output/loras`. Move it to `models/loras` and use it in *13 InternVL-U LoRA*.",

@@ -98,6 +98,7 @@ def stage_on(*sources: tuple[Path, int], **changes):
         (lambda folder: spoil_row(folder, 1, task="edit"), "line 2: edit needs images"),
         (lambda folder: spoil_row(folder, 1, file_name="x" * 3000), "line 2 names the picture .*, which is not there"),
         (lambda folder: (folder / "1.png").write_bytes(b""), r"line 2: cannot read the image .*1\.png: its format"),
+        (lambda folder: Image.new("RGB", (400, 9)).save(folder / "1.png"), r"line 2: .* 400 × 9 pixels is too small"),
         (lambda folder: animate(folder / "1.png"), r"line 2: the image .*1\.png is an animation of 2 frames"),
         (lambda folder: spoil_exif(folder / "1.png"), r"line 2: .*1\.png: its EXIF data is damaged"),
     ],

@@ -9,7 +9,7 @@ import pytest
 
 from internvlu_core.errors import InputError
 from internvlu_train.synthesis import make
-from internvlu_train.synthesis.figures import alike
+from internvlu_train.synthesis.figures import Figures, alike, content, is_evaluations
 from internvlu_train.synthesis.science import check, science
 from internvlu_train.synthesis.science.charts import SERIES
 from internvlu_train.synthesis.science.chemistry import MOLECULES, formula
@@ -54,6 +54,20 @@ def test_molecules_of_evaluation_are_not_in_training():
         {drawn("molecule", seed=n, size=(64, 64)).truth["spec"]["smiles"] for n in range(odd, 30, 2)} for odd in (0, 1)
     ]
     assert not found[0] & found[1] and len(found[0]) > 5
+
+
+def test_figures_of_evaluation_are_not_in_training(monkeypatch):
+    """Of every kind, and whatever they look like."""
+    monkeypatch.setattr(Figures, "picture", lambda self, spec, size: np.zeros((1, 1, 3), np.uint8))
+    found = set(), set()
+    for task, kind in KINDS:
+        for seed in range(12):
+            truth = make("science", task, seed, (64, 64), kind, "en").truth
+            first = truth.get("before") or truth["spec"]
+            found[seed % 2].add(content(first))
+            if first["figure"] not in ("molecule", "formula"):  # of which some are told apart by their names
+                assert is_evaluations(first | {"style": {}, "colours": []}) == bool(seed % 2), (task, kind, seed)
+    assert len(found[0]) > 200 and len(found[1]) > 200 and not found[0] & found[1]
 
 
 def drawn(kind, task="draw", seed=2, size=(512, 512)):
