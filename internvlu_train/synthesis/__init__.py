@@ -33,8 +33,8 @@ class Resources:
 class LanguageChoices(Choices):
     """language: of prompts and answers, one of LANGUAGES. resources: the user's fonts and pictures.
 
-    marks: the quotation marks of the prompt, once they are chosen. is_apart: whether what was chosen is already told apart
-    from what is for training, or for evaluation, see figures.keep_apart.
+    marks: the quotation marks of the prompt, once they are chosen. is_apart: whether what was chosen is already told
+    apart from what is for training, or for evaluation, see figures.keep_apart.
     """
 
     def __init__(
