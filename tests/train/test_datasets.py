@@ -385,6 +385,32 @@ def test_a_full_disk_is_an_error_that_loses_nothing(fresh, tmp_path, monkeypatch
     assert len(entries(tmp_path / "run")) == 4
 
 
+def test_tensorboard_shows_what_the_log_says(fresh, tmp_path, monkeypatch):
+    """Also of a run that was killed, of whose steps some were taken twice."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    stage, original, killed = picture_stage(tracker="tensorboard", steps=4, save_every=2), objectives.losses, []
+
+    def losses(networks, batch, stage, step):
+        if step == 3 and not killed:
+            killed.append(step)
+            raise Killed
+        return original(networks, batch, stage, step)
+
+    monkeypatch.setattr(objectives, "losses", losses)
+    with pytest.raises(Killed):
+        Run(stage, fresh, tmp_path / "run").train()
+    Run(stage, fresh, tmp_path / "run").train()
+    logged, shown = entries(tmp_path / "run"), EventAccumulator(str(tmp_path / "run" / "tracker"))
+    shown.Reload()
+    names = set(logged[0]) - {"step"}
+    assert killed and names >= {"loss", "flow"} and set(shown.Tags()["scalars"]) == names
+    for name in names:
+        events = [(event.step, event.value) for event in shown.Scalars(name)]
+        assert [step for step, _ in events] == [1, 2, 3, 4] == [entry["step"] for entry in logged]
+        assert [value for _, value in events] == pytest.approx([entry[name] for entry in logged], rel=1e-6)
+
+
 def test_a_tracker_that_is_not_installed_is_named(fresh, tmp_path, monkeypatch):
     import builtins
 
