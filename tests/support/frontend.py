@@ -26,9 +26,10 @@ OPEN = """async ([prompt, bypassed]) => {
     const height = pictured ? Math.max(size[1], 320)
       : size[1] + (previewed ? 200 : worded ? 100 : node.type === "PreviewAny" ? 120 : 0);
     node.setSize([Math.max(size[0], worded ? 340 : 290), height]);
-    // Another seed changes nothing in greedy text, but would make the node think again at every run.
+    // Another seed changes nothing in greedy text, but would make the node think again at every run; or train again.
     const control = node.widgets?.find((widget) => widget.name === "control_after_generate");
-    if (worded && control) control.value = "fixed";
+    const trains = app.graph.nodes.some(({ type }) => type === "TrainLoraNode");
+    if ((worded || trains) && control) control.value = "fixed";
   }
   const api = (await app.graphToPrompt()).output;
   for (const node of Object.values(api)) delete node._meta;

@@ -162,7 +162,7 @@ def widget_values(node: dict, info: dict) -> tuple[list[str], list]:
                 continue
             names.append(name)
             kept.append(values.pop(0))
-            if options.get("control_after_generate"):
+            if options.get("control_after_generate") or name in ("seed", "noise_seed"):  # as the frontend does
                 values.pop(0)
             if options.get("image_upload"):
                 values.pop()  # the upload button comes last
