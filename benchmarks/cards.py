@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from internvlu_core.quantization import QUANTS
 from support.checkpoints import copy_json
 from support.fake_card import NODES_FP8, fake_card, hollow_parts, pack, sample
 from support.scaled_checkpoints import SCALES
@@ -20,8 +21,8 @@ SIDE = 1024  # of the pictures, in pixels
 CARDS = (4, 6, 8, 12)  # GiB
 # Of a card, assumed: CUDA itself, kernels, the desktop, and what the allocator cannot use.
 TAKEN = 3 * 2**28
-# Without ComfyUI's own quantised layers (fp8, int8, mxfp8, nvfp4 of files): torch's fake tensors cannot be inside them.
-FORMATS = ("bf16", "fp16", NODES_FP8, "Q8_0", "Q5_0", "Q4_0")
+# The loader's own 8 bits, files in ComfyUI's formats, and GGUF files.
+FORMATS = ("bf16", "fp16", NODES_FP8, *(QUANTS[name].name for name in QUANTS), "Q8_0", "Q5_0", "Q4_0")
 TASKS = ("draw", "edit")
 PARTS = ("VLM", "MODEL", "VAE")
 

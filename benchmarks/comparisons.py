@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
 import torch
 
@@ -38,10 +39,14 @@ def core_command(options) -> list:
     return [sys.executable, WORKERS / "core.py"]
 
 
+def comfyui_folder(options) -> Path:
+    if not options.comfyui or not (options.comfyui / "main.py").is_file():
+        raise BenchmarkError("--comfyui, or COMFYUI_PATH, must name a ComfyUI folder, which has a main.py")
+    return options.comfyui
+
+
 def comfyui_command(options) -> list:
-    if not options.comfyui:
-        raise BenchmarkError("--comfyui, or COMFYUI_PATH, must name a ComfyUI folder")
-    return [sys.executable, WORKERS / "comfyui.py", options.comfyui, options.device.partition(":")[0]]
+    return [sys.executable, WORKERS / "comfyui.py", comfyui_folder(options), options.device.partition(":")[0]]
 
 
 def hf_command(options) -> list:
@@ -323,9 +328,7 @@ def memory(run: Run, options):
 
 def savings(run: Run, options):
     """What Guidance Range and EasyCache save on the toy, and what they change. repeats: pictures of each kind."""
-    if not options.comfyui:
-        raise BenchmarkError("--comfyui, or COMFYUI_PATH, must name a ComfyUI folder")
-    os.environ["COMFYUI_PATH"] = str(options.comfyui)
+    os.environ["COMFYUI_PATH"] = str(comfyui_folder(options))
     from .savings import table as savings_table  # needs ComfyUI in this process
 
     for row in savings_table(options.repeats):
@@ -352,9 +355,7 @@ def batch(run: Run, options):
 
 def cards(run: Run, options):
     """Which weight format draws and edits on which card, by ComfyUI's own accounting on a pretended one."""
-    if not options.comfyui:
-        raise BenchmarkError("--comfyui, or COMFYUI_PATH, must name a ComfyUI folder")
-    os.environ["COMFYUI_PATH"] = str(options.comfyui)
+    os.environ["COMFYUI_PATH"] = str(comfyui_folder(options))
     from .cards import table as cards_table  # needs ComfyUI in this process
 
     for row in cards_table():

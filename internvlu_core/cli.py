@@ -6,6 +6,8 @@ Pictures go to files, text to standard output, progress to standard error. Exit 
 """
 
 import argparse
+import os
+import shutil
 import sys
 import warnings
 from collections.abc import Callable
@@ -106,10 +108,7 @@ def generate(options):
             callback=lambda step, steps, denoised: progress(step + 1),
         )
     for picture, path in zip(result.images, outputs, strict=True):
-        try:
-            picture.save(path)
-        except (OSError, ValueError) as error:
-            raise InputError(f"cannot write {path}: {error}") from error
+        write_file(path, picture.save)
         print(path)
 
 
@@ -121,7 +120,7 @@ def convert_files(options):
         if options.to != "transformers":
             files = convert(options.source, options.target, options.to, quant=options.quant, **settings)
         elif options.quant:
-            raise InputError("--quant is ComfyUI's; transformers quantises a model when it loads it")
+            raise InputError("--quant has no effect with --to transformers, which quantises a model when it loads it")
         else:
             files = to_transformers(options.source, options.target, **settings)
     print(*files, sep="\n")
@@ -235,10 +234,25 @@ def read_history(options, images: list[Image.Image]) -> History | None:
 
 def write_history(path: Path, history: History):
     """Write a conversation as JSON. Raises InputError if the file cannot be written."""
+    write_file(path, lambda file: file.write_text(write_turns(history), encoding="utf-8"))
+
+
+def write_file(path: Path, write: Callable[[Path], object]):
+    """Call write(file), and put the file in the place of path; if either fails, what was there stays as it was.
+
+    Raises InputError if the file cannot be written.
+    """
+    target = path.resolve()  # of a link
+    half = target.with_name(f".{os.getpid()}.{target.name}")  # a picture's suffix is its format
     try:
-        path.write_text(write_turns(history), encoding="utf-8")
-    except OSError as error:
+        write(half)
+        if target.exists():
+            shutil.copymode(target, half)
+        os.replace(half, target)
+    except (OSError, ValueError) as error:
         raise InputError(f"cannot write {path}: {error}") from error
+    finally:
+        half.unlink(missing_ok=True)
 
 
 class Progress:
@@ -417,7 +431,8 @@ def _answer_arguments(sub: argparse.ArgumentParser):
 
 
 def _generate_arguments(sub: argparse.ArgumentParser):
-    sub.add_argument("--out", action="append", metavar="P", help="an output picture; each one more is one more")
+    out = "an output picture, internvlu.png by default; each one more is one more"
+    sub.add_argument("--out", action="append", metavar="P", help=out)
     sub.add_argument("--height", type=int)
     sub.add_argument("--width", type=int)
     sub.add_argument("--steps", type=int, default=20)

@@ -41,12 +41,17 @@ def check_text(name: str, value) -> str:
     return value
 
 
+def how_to_install(extra: str) -> str:
+    """What a message says about an extra of pyproject.toml. No package index has this program, so by its folder."""
+    return f'in the folder of this pack: pip install ".[{extra}]"'
+
+
 def need(module: str, extra: str = "batch"):
     """Import and return a module that only some need. Raises InputError saying how to install it."""
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise InputError(f'{module} is missing ({error}); pip install "internvl-u[{extra}]"') from error
+        raise InputError(f"{module} is missing ({error}); {how_to_install(extra)}") from error
 
 
 def in_one_line(error: BaseException, longest: int = 200) -> str:

@@ -29,7 +29,7 @@ from .models.mmdit import MMDiT, Prepared, pack, working_bytes
 from .models.vae import VAE
 from .models.vlm import VLM
 from .prompt import Tokenizer
-from .quantization import WeightFormat, find_format
+from .quantization import WEIGHT_FORMATS, WeightFormat, find_format
 from .requests import ANSWER_ONLY, DRAW_ONLY, REASON_TOKENS, DrawRequest, TextRequest, as_request, from_settings
 from .sampling import OnStep
 
@@ -125,17 +125,19 @@ class InternVLU:
         if dtype == "auto" or weight_format:
             dtype = choose_dtype(weights.stored_dtype(source, weights.MMDIT_NAMES), device)
         if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point or dtype.itemsize < 2:
-            raise InputError(f"dtype is {dtype!r}; it must be 'auto' or a torch dtype such as torch.bfloat16")
+            known = ", ".join(map(repr, WEIGHT_FORMATS))
+            raise InputError(f"dtype is {dtype!r}; it must be 'auto', a torch dtype such as torch.bfloat16, or {known}")
         with source.tokenizer_folder() as folder:
             tokenizer = Tokenizer(folder)
         attention = find_attention(attention, device, dtype, config.mmdit.head_dim)
+        asked = {"dtype": dtype, "device": device, "weight_format": weight_format}
         if not device_map:
-            networks = weights.load_networks(source, config, dtype=dtype, device=device, weight_format=weight_format)
+            networks = weights.load_networks(source, config, **asked)
             networks.mmdit.use_attention(attention)
             return cls(config, tokenizer, *networks)
         from .offload import Offload, memory_limit  # imports accelerate, which takes a second
 
-        networks, states = weights.stage_networks(source, config, dtype=dtype, weight_format=weight_format)
+        networks, states = weights.stage_networks(source, config, **asked)
         networks.mmdit.use_attention(attention)
         staged = dict(zip(("VLM", "MMDiT", "VAE"), zip(networks, states, strict=True), strict=True))
         return cls(config, tokenizer, *networks, Offload(staged, device, memory_limit(max_memory, device)))

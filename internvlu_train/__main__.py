@@ -23,7 +23,8 @@ The toy model, from nothing to a checkpoint and its scores, RUNS/checkpoint and 
     python -m internvlu_train toy RUNS --preset gpu
 
 With --base CHECKPOINT it begins there, with stages that teach more pictures and sizes. --minutes divides so much time
-between the stages. A command that was stopped continues where it was. One command per stage:
+between the stages; by default the preset cpu takes 12 hours, gpu 20 minutes. A command that was stopped continues where
+it was. One command per stage:
 
     python -m internvlu_train new RUNS
     python -m internvlu_train vae RUNS
@@ -31,7 +32,7 @@ between the stages. A command that was stopped continues where it was. One comma
 
 A stage starts from the checkpoint of the previous stage in the same folder RUNS. A command that was stopped continues
 from its last saved step. For several GPUs put `accelerate launch` in front of `-m`. On a CPU `accelerate launch` starts
-a single process; start one process per core instead:
+a single process; start one process per core instead, which `toy` does by itself:
 
     OMP_NUM_THREADS=1 torchrun --standalone --nproc-per-node 2 -m internvlu_train stage1 RUNS
 
@@ -40,6 +41,7 @@ with one).
 """
 
 import argparse
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -99,7 +101,12 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--minutes", type=float, help="of toy: how long all stages together train")
     parser.add_argument("--count", type=int, default=500, help="of toy: unseen prompts of each task in its scores")
-    parser.add_argument("--processes", type=int, default=1, help="of toy: between which its scores are divided")
+    parser.add_argument(
+        "--processes",
+        type=int,
+        default=min(2, os.cpu_count() or 1),
+        help="of toy: that train on a CPU, each with the batch of the stage, and that evaluate; default: %(default)s",
+    )
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the weights that are written")
     return parser.parse_args(arguments)
 
@@ -185,7 +192,7 @@ def train_toy(options):
     stages = {name: changed(stage, options.set) for name, stage in chains[options.preset].items()}
     if options.minutes:
         stages = chain.within(stages, options.minutes)
-    chain.train_all(options.runs, stages, base, resident=options.preset == "gpu")
+    chain.train_all(options.runs, stages, base, options.preset == "gpu", options.processes)
     last, result = options.runs / list(stages)[-1] / "checkpoint", options.runs / "checkpoint"
     chain.write_as(last, result, torch.bfloat16)
     arguments = ["--dtype", "fp32", "--count", str(options.count), "--processes", str(options.processes)]

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import os
 import time
 from collections.abc import Iterable
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
+from accelerate.utils import broadcast
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from tqdm import tqdm
@@ -172,6 +174,7 @@ class Run(Trainer):
         check_tracker(stage.tracker)
         # The others wait while the main process makes the cache; the default timeout on GPUs is 10 minutes.
         self.accelerator = Accelerator(
+            cpu=started_on_cpus(),
             kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=1))],
             log_with=stage.tracker or None,
             project_dir=folder,
@@ -200,7 +203,7 @@ class Run(Trainer):
         began = time.perf_counter() - self.seconds
         while progress(self.stage, self.step, self.seconds) < 1:
             entry = self._take_step()
-            self.seconds = time.perf_counter() - began
+            self.seconds = self._same(time.perf_counter() - began)
             done = progress(self.stage, self.step, self.seconds) >= 1
             if self.stage.evaluate_every and (done or self.step % self.stage.evaluate_every == 0):
                 entry |= self._evaluate()
@@ -218,6 +221,12 @@ class Run(Trainer):
         if self.stage.tracker:
             self.accelerator.end_training()
         self.accelerator.wait_for_everyone()
+
+    def _same(self, seconds: float) -> float:
+        """The main process's number in all of them, which by their own clocks would end at different steps."""
+        if not self.stage.minutes or self.accelerator.num_processes == 1:
+            return seconds
+        return float(broadcast(torch.tensor(seconds, dtype=torch.float64, device=self.device)))
 
     def _log(self, file) -> float:
         """Write the entries since the last call to the file, if there is one, and the tracker. Returns the last loss.
@@ -365,10 +374,17 @@ class Run(Trainer):
         return replace(vae.config, latents_mean=tuple(mean), latents_std=tuple(deviation))
 
 
+def started_on_cpus() -> bool:
+    """Whether torchrun started several processes on a machine without GPUs.
+
+    accelerate has to be told, or each of them would train alone, into the same folder.
+    """
+    several = int(os.environ.get("WORLD_SIZE", 1)) > 1
+    return several and not (torch.cuda.is_available() or torch.xpu.is_available())
+
+
 def check_processes(stage: Stage, processes: int):
     """Raises InputError for settings that cannot be used with several processes, or together with sharded."""
-    if stage.minutes and (stage.sharded or processes > 1):
-        raise InputError("all processes of a run must end at the same step: set minutes=0, and steps")
     if not stage.sharded:
         return
     if isinstance(stage, LoraStage):

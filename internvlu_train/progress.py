@@ -24,7 +24,7 @@ def check_tracker(name: str):
         try:
             import tensorboard  # noqa: F401
         except ImportError as error:
-            raise InputError("the tracker tensorboard is not installed: pip install 'internvl-u[train]'") from error
+            raise InputError("the tracker tensorboard is not installed: pip install tensorboard") from error
 
 
 @torch.no_grad()

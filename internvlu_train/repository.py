@@ -21,6 +21,6 @@ def repository_module(name: str, needed_by: str) -> ModuleType:
     if not has_part(part):
         raise InputError(
             f"{needed_by} needs internvlu_train/{part}, which only the repository has: the pack for ComfyUI leaves it "
-            "out, and trains LoRA adapters alone. Clone the repository, and run the command there"
+            "out. Clone the repository, and run the command there. The pack has lora, and all of --preset released"
         )
     return importlib.import_module(f".{name}", __package__)

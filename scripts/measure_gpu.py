@@ -105,6 +105,8 @@ def main():
     parser.add_argument("parts", nargs="*", metavar="PART", help=", ".join(PARTS))
     parser.add_argument("--side", type=int, default=1024)
     options = parser.parse_args()
+    if unknown := set(options.parts) - PARTS.keys():
+        parser.error(f"{', '.join(sorted(unknown))} is no part; there are {', '.join(PARTS)}")
     print(machine(), torch.__version__)
     for part in options.parts or PARTS:
         PARTS[part](options.folder, options.side)

@@ -2,12 +2,13 @@
 """Draws, edits, answers and reasons on the toy world's unseen prompts through a real ComfyUI's queue and in the core,
 and prints the share of right ones of both as JSON. Status 1 if they differ by more than 3 points.
 
-    COMFYUI_PATH=… .cache/venv/bin/python scripts/score_queue.py CHECKPOINT [--prompts 256]
+    .cache/venv/bin/python scripts/score_queue.py CHECKPOINT [--prompts 256]
+
+The ComfyUI is COMFYUI_PATH's, else the one that scripts/dev.py downloads.
 """
 
 import argparse
 import json
-import os
 import sys
 import tempfile
 from pathlib import Path
@@ -24,6 +25,7 @@ from internvlu_train.evaluation.sampling import Settings  # noqa: E402
 from internvlu_train.evaluation.toy import draw, judge, reply, think, unseen  # noqa: E402
 from internvlu_train.toy.world import Sample, check, check_answer  # noqa: E402
 from support.comfy_server import ComfyServer, link_folder  # noqa: E402
+from support.environment import find_comfyui  # noqa: E402
 from support.workflows import workflow  # noqa: E402
 
 # By workflow: domain and task of its samples.
@@ -95,7 +97,7 @@ def main() -> int:
         base = Path(folder)
         (base / "models" / "internvl_u").mkdir(parents=True)
         link_folder(options.checkpoint.resolve(), base / "models" / "internvl_u" / "InternVL-U")
-        with ComfyServer(os.environ["COMFYUI_PATH"], base, ROOT) as server:
+        with ComfyServer(find_comfyui(), base, ROOT) as server:
             for mode in MODES:
                 made = samples(mode, count, settings)
                 mode_scales = settings.scales(config, mode == "reason_then_draw")

@@ -2,17 +2,17 @@
 """Queues prompts of mixed modes, some of them cancelled, on a ComfyUI server, and prints as JSON what became of its
 memory and whether every prompt still gives what it gave the first time. Status 1 if either is not as it should be.
 
-    COMFYUI_PATH=… .cache/venv/bin/python scripts/soak.py [--prompts 300] [--checkpoint DIR] [--seed 0]
+    .cache/venv/bin/python scripts/soak.py [--prompts 300] [--checkpoint DIR] [--seed 0]
     … --url http://127.0.0.1:8188 --pid PID    a server that runs already, whose pack knows the checkpoint "InternVL-U"
 
-Memory is resident memory of the server's process in bytes, read after each prompt.
+The ComfyUI is COMFYUI_PATH's, else the one that scripts/dev.py downloads. Memory is resident memory of the server's
+process in bytes, read after each prompt.
 """
 
 import argparse
 import copy
 import hashlib
 import json
-import os
 import random
 import sys
 import tempfile
@@ -26,6 +26,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 
 from support.comfy_server import ComfyInterrupted, ComfyServer, link_folder  # noqa: E402
+from support.environment import find_comfyui  # noqa: E402
 from support.workflows import workflow  # noqa: E402
 
 CHECKPOINT = ROOT / "tests" / "golden" / "checkpoint"
@@ -138,7 +139,7 @@ class RunningServer(ComfyServer):
 
 
 @contextmanager
-def own_server(comfyui: str, checkpoint: Path):
+def own_server(comfyui: Path, checkpoint: Path):
     with tempfile.TemporaryDirectory(prefix="internvlu_soak_") as base:
         folder = Path(base) / "models" / "internvl_u"
         folder.mkdir(parents=True)
@@ -151,7 +152,7 @@ def main(options) -> int:
     if options.url:
         server, pid = RunningServer(options.url), lambda: options.pid
     else:
-        server = own_server(os.environ["COMFYUI_PATH"], options.checkpoint)
+        server = own_server(find_comfyui(), options.checkpoint)
         pid = lambda: started.pid  # noqa: E731
     with server as started:
         for picture in (ROOT / "tests" / "pictures").glob("*.png"):

@@ -133,6 +133,8 @@ class Server:
 
     def check(self):
         """Raises InputError unless a ComfyUI answers."""
+        if not self.url.startswith(("http://", "https://")):
+            raise InputError(f"{self.url} is not the address of a ComfyUI: it must begin with http:// or https://")
         try:
             known = json.loads(self._send("/system_stats"))
         except (Lost, InputError, ValueError) as error:

@@ -6,6 +6,8 @@ Every engine is a generator of (rows, rows with an error), one pair for each chu
 import logging
 import os
 import queue
+import re
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -21,6 +23,7 @@ DoChunk = Callable[[Chunk], Done]
 
 MOST_TASKS = 10_000  # of Ray; above, a task is several chunks
 ATTEMPTS = 5  # at a chunk during which workers die
+CONNECT_SECONDS = 10  # to the cluster
 
 
 @dataclass(frozen=True)
@@ -137,7 +140,15 @@ def run_ray(workers: Workers, chunks: list[Chunk], options: RayOptions) -> Itera
 
 
 def _start(ray, address: str | None, cpus: int, packages: tuple[str, ...]):
-    """Join the cluster at an address, or start Ray on this machine, where so many CPUs are for workers."""
+    """Join the cluster at an address, or start Ray on this machine, where so many CPUs are for workers.
+
+    Raises InputError if that fails; for a wrong address at once, where Ray would try for a quarter of an hour.
+    """
+    if place := re.fullmatch(r"([^/]+):(\d+)", address or ""):
+        try:
+            socket.create_connection((place[1], int(place[2])), CONNECT_SECONDS).close()
+        except (OSError, OverflowError) as error:  # the latter for a port above 65535
+            raise InputError(f"no Ray cluster answers at {address}: {error}") from error
     quiet = {"log_to_driver": False, "logging_level": "ERROR"}
     try:
         if address:

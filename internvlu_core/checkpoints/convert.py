@@ -60,21 +60,32 @@ class Layer:
     format: FileFormat | None
     dtype: torch.dtype
 
-    def compute(self) -> dict[str, torch.Tensor]:
-        """The tensors to write, by their names in the layer."""
-        if self.format is None:
-            return {"weight": self._rows(0, self.shape[0]).to(self.dtype)}
-        count = max(1, PIECE // self.shape[1]) if self.format.by_rows and isinstance(self.stored, Stored) else 0
-        starts = range(0, self.shape[0], count) if count else (0,)
-        pieces = [self.format.quantise(self._rows(start, count or self.shape[0])) for start in starts]
-        return pieces[0] if len(pieces) == 1 else {k: torch.cat([piece[k] for piece in pieces]) for k in pieces[0]}
+    @property
+    def place(self) -> str:
+        """Where its weight is, for error messages."""
+        weight = self.stored if isinstance(self.stored, Stored) else self.stored.parts["weight"]
+        return f"{weight.file}: the tensor {weight.key}"
 
-    def _rows(self, start: int, count: int) -> torch.Tensor:
+    def compute(self) -> dict[str, torch.Tensor]:
+        """The tensors to write, by their names in the layer. Raises InputError for values that cannot be written."""
+        if self.format is None:
+            weight = self._rows(0, self.shape[0]).to(self.dtype)
+            if not weight.isfinite().all():
+                raise InputError(f"{self.place} has values beyond the range of {self.dtype}")
+            return {"weight": weight}
+        if isinstance(self.stored, Stored):
+            return self.format.quantise_rows(self._rows, self.shape)
+        return self.format.quantise(self._rows(0, self.shape[0]))
+
+    def _rows(self, start: int, stop: int) -> torch.Tensor:
         """Rows of the weight as float32."""
         if isinstance(self.stored, Stored):
-            return _read_rows(self.stored, start, count).float()
+            weight = _read_rows(self.stored, start, stop - start).float()
+            if not weight.isfinite().all():  # one would spoil all that share a scale with it
+                raise InputError(f"{self.place} has values that are not finite")
+            return weight
         parts = {name: _read_rows(part, 0) for name, part in self.stored.parts.items() if name != INPUT_SCALE}
-        return self.stored.format.of_shape(self.shape).dequantise(parts, torch.float32)[start : start + count]
+        return self.stored.format.of_shape(self.shape).dequantise(parts, torch.float32)[start:stop]
 
 
 @dataclass(frozen=True)
@@ -121,11 +132,11 @@ def convert(
     checkpoint_format: "split" writes SPLIT_FILES into the folder target, for example ComfyUI's models folder; "single"
     writes one file, target or SINGLE_FILE in the folder target; "folder" writes the released layout into target.
     dtype: of all floating-point tensors that are not in fewer bits; None keeps the dtype of each. quant: stores large
-    matrices in fewer bits: one of QUANTS (docs/quantisation.md), or one of quantization.gguf.TYPES, which makes the
-    file, or those of VLM and MMDiT, GGUF files. So does a target that ends in .gguf, with "single". Layers that are in
-    fewer bits already become floats of the dtype or bfloat16 first, if there is a dtype or quant, or if they are GGUF's
-    and are written into other files. force: overwrite files that exist. progress: may raise to cancel. After that, as
-    after an error, no file is left behind.
+    matrices in fewer bits: one of QUANTS (docs/quantisation.md), also by ComfyUI's name, or one of
+    quantization.gguf.TYPES, which makes the file, or those of VLM and MMDiT, GGUF files. So does a target that ends in
+    .gguf, with "single". Layers that are in fewer bits already become floats of the dtype or bfloat16 first, if there
+    is a dtype or quant, or if they are GGUF's and are written into other files. force: overwrite files that exist.
+    progress: may raise to cancel. After that, as after an error, no file is left behind.
     Raises CheckpointError for a checkpoint that cannot be read, InputError for a target that cannot be written.
     """
     target, origin = Path(target), source.open_source(checkpoint)
@@ -153,16 +164,20 @@ def write_files(
 
 
 def _format(quant: str | None) -> FileFormat | None:
-    if quant is not None and quant not in QUANTS:
+    known = QUANTS | {weight_format.name: weight_format for weight_format in QUANTS.values()}
+    if quant is not None and quant not in known:
         raise InputError(f"quant is {quant!r}; it must be one of {', '.join((*QUANTS, *TYPES))}")
-    return None if quant is None else QUANTS[quant]
+    return None if quant is None else known[quant]
 
 
 def _floats(origin: source.Source, config: Config, component: str) -> dict[str, Stored]:
     """{released name: tensor} of a component that has no layers in one of ComfyUI's forms. Raises InputError."""
     stored = weights.check_component(origin, config, component)
     if split_layers(origin, component)[1]:
-        raise InputError(f"{origin.path} has weights in fewer bits: convert it to bf16 first, by a dtype")
+        raise InputError(
+            f"{origin.path} has layers in one of ComfyUI's formats, which cannot go into a GGUF file; first make a "
+            "safetensors file in 16 bits of it, with --dtype bf16 (dtype=torch.bfloat16)"
+        )
     return stored
 
 
@@ -448,8 +463,6 @@ def _write_tensors(path: Path, output: Output, dtype: torch.dtype | None, advanc
 def _write_layer(file, layer: Layer, places: dict[str, int], advance: Callable[[int], None]):
     """Compute a layer's tensors and write each at its place."""
     for name, tensor in layer.compute().items():
-        if layer.format is None and not tensor.isfinite().all():
-            raise InputError(f"a layer has values beyond the range of {layer.dtype}")
         file.seek(places[name])
         file.write(tensor.contiguous().flatten().view(torch.uint8).numpy())
         advance(tensor.nbytes)

@@ -99,8 +99,10 @@ def read(file: BinaryIO, whole: bool = True) -> tuple[dict, dict[str, Entry]]:
     if reader.bytes(4) != MAGIC:
         raise ValueError("no GGUF file")
     version = reader.number("I")
+    if version & 0xFFFF == 0:
+        raise ValueError("its numbers are big-endian; this program reads little-endian ones")
     if version not in (2, 3):
-        raise ValueError(f"version {version} of GGUF; this program reads 2 and 3, with little-endian numbers")
+        raise ValueError(f"version {version} of GGUF; this program reads 2 and 3")
     tensors, values = reader.number("Q"), reader.number("Q")
     if max(tensors, values) > MAX_ENTRIES:
         raise ValueError(f"{tensors} tensors and {values} values are too many")
@@ -184,7 +186,7 @@ def read_file(path: Path, file: BinaryIO, whole: bool = True) -> tuple[dict, dic
         values, entries = read(file, whole)
     except (ValueError, OSError, RecursionError, MemoryError, struct.error) as error:
         raise CheckpointError(
-            f"{path} is not a whole GGUF file (cut off while downloading, or another format): {error}"
+            f"{path} is not a whole GGUF file that can be read (cut off while downloading, or another format): {error}"
         ) from error
     architecture = values.get(ARCHITECTURE_KEY)
     if architecture != ARCHITECTURE:

@@ -23,7 +23,8 @@ from ..quantization import (
     QuantisedWeight,
     WeightFormat,
     hold_quantised,
-    quantise_network,
+    network_formats,
+    quantise_for,
     replace_layer,
 )
 from .config import Config
@@ -156,12 +157,14 @@ def stage_networks(
     *,
     dtype: torch.dtype | None = None,
     weight_format: WeightFormat | None = None,
+    device: str | torch.device = "cpu",
 ) -> tuple[Networks, tuple[dict[str, torch.Tensor], ...]]:
     """The networks on the meta device, and a state dict for each of them in main memory, for offloading.
 
-    Arguments and errors as in load_networks. The parameters on the meta device have the dtypes of the state dicts.
+    device: the one that they are for; weights are quantised there, if at all. Other arguments and errors as in
+    load_networks. The parameters on the meta device have the dtypes of the state dicts.
     """
-    staged = [_stage(checkpoint, config, name, dtype, "cpu", weight_format) for name in COMPONENTS]
+    staged = [_stage(checkpoint, config, name, dtype, "cpu", weight_format, device) for name in COMPONENTS]
     for network, state in staged:
         network.load_state_dict({name: tensor.to("meta") for name, tensor in state.items()}, assign=True)
     networks, states = zip(*staged, strict=True)
@@ -180,24 +183,23 @@ def load_networks(
     """Build a checkpoint's networks and load their weights, frozen, in evaluation mode.
 
     config: Config.read of the same checkpoint. dtype: of the parameters; None keeps each tensor's own. weight_format:
-    stores the matrices of the repeated layers in it; the others have the dtype. attention: as in build_on_meta.
+    stores large matrices in it; the others have the dtype. attention: as in build_on_meta.
     Raises CheckpointError as check_tensors does.
     """
     networks = []
     for component in COMPONENTS:
-        network, state = _stage(
-            checkpoint, config, component, dtype, "cpu" if weight_format else device, weight_format, **attention
-        )
-        network.load_state_dict({name: tensor.to(device) for name, tensor in state.items()}, assign=True)
+        network, state = _stage(checkpoint, config, component, dtype, device, weight_format, device, **attention)
+        network.load_state_dict(state, assign=True)
         networks.append(network)
     return Networks(*networks)
 
 
-def _stage(checkpoint, config, component, dtype, device, weight_format, **attention):
+def _stage(checkpoint, config, component, dtype, device, weight_format, runs_on, **attention):
     """A network on the meta device, and its state dict on the device, in the weight format if one is given."""
     network = build_on_meta(config, component, **attention).requires_grad_(False).eval()
     names = tensor_names(config, component)
-    state = load_state_dict(checkpoint, names, network, dtype=dtype, device=device)
+    quantised = {"weight_format": weight_format, "runs_on": runs_on}
+    state = load_state_dict(checkpoint, names, network, dtype=dtype, device=device, **quantised)
     layers = layers_of(open_source(checkpoint), names, network)
     dtype = dtype or (stored_dtype(checkpoint, names) if layers else None)
     for path, stored_format in layers.items():
@@ -206,8 +208,6 @@ def _stage(checkpoint, config, component, dtype, device, weight_format, **attent
         parts.pop("bias", None)
         replace_layer(network, path, stored_format, parts, dtype)
     hold_quantised(network, state, dtype or stored_dtype(checkpoint, names))
-    if weight_format is not None:
-        quantise_network(network, state, weight_format)
     return network, state
 
 
@@ -275,31 +275,40 @@ def load_state_dict(
     *,
     dtype: torch.dtype | None = None,
     device: str | torch.device = "cpu",
+    weight_format: WeightFormat | None = None,
+    runs_on: str | torch.device = "cpu",
 ) -> dict[str, torch.Tensor | QuantisedWeight]:
     """{parameter name: tensor} of `network`, from a checkpoint, for network.load_state_dict(…, assign=True).
 
     network: its parameters may be on the meta device. dtype: of all tensors but those of layers in fewer bits; None
     keeps the dtype of each. A tensor that is neither converted nor moved is mapped from the file. Layers in fewer bits
     stay as stored: ComfyUI's under the names of their format, a matrix in a block type of GGUF as a QuantisedWeight for
-    hold_quantised. Raises CheckpointError as check_tensors does.
+    hold_quantised. weight_format: stores other large matrices in it, as QuantisedWeights too, quantised for the device
+    that the network runs_on (quantise_for). Raises CheckpointError as check_tensors does.
     """
     check_tensors(checkpoint, names, network)
     plain, layers = split_layers(open_source(checkpoint), names.folder)
     wanted = {names.file_name(name): (name, tensor.shape) for name, tensor in network.state_dict().items()}
-    state = {}
-    for name, tensor in _read_all({name: plain[name] for name in plain if name in wanted}, dtype, device):
-        parameter, shape = wanted[name]
-        if plain[name].dtype in BLOCKS:
-            packed = QuantisedWeight(Gguf(plain[name].dtype), {"weight": tensor})
+    formats = network_formats(network, weight_format) if weight_format else {}
+
+    def take(name: str, mapped: torch.Tensor) -> torch.Tensor | QuantisedWeight:
+        stored, (parameter, shape) = plain[name], wanted[name]
+        of_layer = formats.get(parameter.removesuffix(".weight"))
+        if stored.dtype in BLOCKS:
+            packed = QuantisedWeight(Gguf(stored.dtype), {"weight": mapped.to(device)})
             owner = network.get_submodule(parameter.rpartition(".")[0])
-            if isinstance(owner, names.packed) and plain[name].shape == shape:
-                state[parameter] = packed
-                continue
-            tensor = packed.format.dequantise(packed.stored, dtype or torch.float32)
-        state[parameter] = names.adapt(name, tensor, shape).contiguous()
+            if isinstance(owner, names.packed) and stored.shape == shape:
+                return packed
+            mapped = packed.format.dequantise(packed.stored, dtype or torch.float32)
+        elif of_layer is not None:
+            return quantise_for(torch.device(runs_on), of_layer, mapped, dtype).to(device)
+        return names.adapt(name, mapped.to(device=device, dtype=dtype), shape).contiguous()
+
+    read = _read_all({name: plain[name] for name in plain if name in wanted}, take)
+    state = {wanted[name][0]: tensor for name, tensor in read}
     paths = {path: wanted[f"{path}.weight"][0].removesuffix(".weight") for path in layers}
     parts = {(path, name): part for path, layer in layers.items() for name, part in layer.parts.items()}
-    for (path, name), tensor in _read_all(parts, None, device):
+    for (path, name), tensor in _read_all(parts, lambda _, mapped: mapped.to(device)):
         state[f"{paths[path]}.{name}"] = tensor
     return state
 
@@ -328,17 +337,17 @@ def _on_meta(name: str, stored: Stored) -> torch.Tensor:
     return torch.empty(stored.shape, dtype=DTYPES[stored.dtype], device="meta")
 
 
-def _read_all(tensors: dict[Hashable, Stored], dtype, device):
-    """Yield (name, tensor) of all, file by file."""
+def _read_all(tensors: dict[Hashable, Stored], take: Callable):
+    """Yield (name, take(name, its tensor as it is mapped)) of all, file by file."""
     files: dict[Path, dict[Hashable, Stored]] = {}
     for name, tensor in tensors.items():
         files.setdefault(tensor.file, {})[name] = tensor
     for file, stored in files.items():
-        yield from _read(file, stored, dtype, device)
+        yield from _read(file, stored, take)
 
 
-def _read(file: Path, tensors: dict[Hashable, Stored], dtype, device):
-    """Yield (name, tensor), keeping little of the mapped file resident when tensors are converted or moved."""
+def _read(file: Path, tensors: dict[Hashable, Stored], take: Callable):
+    """As _read_all, keeping little of the mapped file resident when tensors are converted or moved."""
     left = list(tensors.items())
     while left:
         converted = 0
@@ -346,9 +355,9 @@ def _read(file: Path, tensors: dict[Hashable, Stored], dtype, device):
             while left and converted < REOPEN_AFTER:
                 name, stored = left.pop(0)
                 mapped = mapped_tensor(stored)
-                packed = stored.dtype in BLOCKS
-                tensor = mapped.to(device=device, dtype=mapped.dtype if packed else dtype or mapped.dtype)
-                if tensor.data_ptr() != mapped.data_ptr():
+                taken = take(name, mapped)
+                weight = taken.stored["weight"] if isinstance(taken, QuantisedWeight) else taken
+                if weight.data_ptr() != mapped.data_ptr():
                     converted += stored.nbytes
-                yield name, tensor
-                del mapped, tensor
+                yield name, taken
+                del mapped, taken, weight

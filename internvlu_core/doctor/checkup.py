@@ -46,7 +46,7 @@ class Checkup:
 
 
 def examine(checkup: Checkup) -> Report:
-    """Do all checks and write the report. Raises InputError or DownloadError if a check cannot begin."""
+    """Do all checks and write the report. Raises InputError if a check cannot begin."""
     usable_device(checkup.device)
     recorded = checkup.official is not None and not official.is_official(checkup.official)
     if not checkup.checkpoint.exists():
@@ -56,8 +56,7 @@ def examine(checkup: Checkup) -> Report:
     except OSError as error:
         raise InputError(f"cannot write {checkup.out}: {error}") from error
     _say("files")
-    released = hub.list_files(checkup.checkpoint) if checkup.ask_hub else None
-    report = Report(about(checkup), check_files(checkup.checkpoint, released))
+    report = Report(about(checkup), check_files(checkup.checkpoint, _released(checkup)))
     try:
         runs = checkup.official if recorded else None
         side = checkup.side
@@ -72,6 +71,15 @@ def examine(checkup: Checkup) -> Report:
     finally:
         report.write(checkup.out)
     return report
+
+
+def _released(checkup: Checkup) -> list[hub.RemoteFile] | None:
+    """The released files, if the hub is to be asked. Raises InputError if it does not answer."""
+    try:
+        return hub.list_files(checkup.checkpoint) if checkup.ask_hub else None
+    except hub.DownloadError as error:  # which says how to download
+        reason = in_one_line(error.__cause__ or error)
+        raise InputError(f"the hub cannot be asked ({reason}); the other checks need no --ask-hub") from error
 
 
 def about(checkup: Checkup) -> dict[str, str]:

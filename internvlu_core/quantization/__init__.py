@@ -26,7 +26,7 @@ from .formats import (
     layer_formats,
     network_formats,
     put_layer,
-    quantise_network,
+    quantise_for,
     repeated_blocks,
     replace_layer,
 )
@@ -61,7 +61,7 @@ __all__ = [
     "layer_formats",
     "network_formats",
     "put_layer",
-    "quantise_network",
+    "quantise_for",
     "repeated_blocks",
     "replace_layer",
 ]

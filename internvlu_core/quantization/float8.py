@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .exact import ceil_log2, divide, exp2
 from .formats import WeightFormat
 
 DTYPE = torch.float8_e4m3fn
@@ -22,6 +23,7 @@ class Float8(WeightFormat):
 
     name = "fp8"
     torch_dtype = DTYPE
+    by_rows = True
 
     def quantise(self, weight: Tensor) -> dict[str, Tensor]:
         return dict(zip(("weight", "scale"), quantise(weight), strict=True))
@@ -34,7 +36,7 @@ class Float8(WeightFormat):
 def row_scales(weight: Tensor) -> Tensor:
     """The scale [out] of each row of a matrix [out, in], float32: a power of two that fills float8's range."""
     largest = weight.float().abs().amax(dim=1).clamp(min=2**-15)  # of zeros too; the scale is then float16's least
-    return torch.exp2(torch.ceil(torch.log2(largest / torch.finfo(DTYPE).max)))
+    return exp2(ceil_log2(divide(largest, torch.finfo(DTYPE).max)))
 
 
 def quantise(weight: Tensor) -> tuple[Tensor, Tensor]:

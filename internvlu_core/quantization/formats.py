@@ -2,7 +2,7 @@
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import ClassVar
 
@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 # Names of the lists of repeated transformer layers: those of the MMDiT, and those of the ViT and the language model.
 _BLOCK_LISTS = ("transformer_blocks", "layers")
-# Values that are dequantised at once; working memory is some 16 bytes for each. The VLM's head has 311 million.
+# Values that are quantised or dequantised at once, if rows can be apart. The VLM's head has 311 million.
 CHUNK = 2**24
+WORKING_BYTES = 16 * CHUNK  # that this takes beside the weights; without apart rows up to twice as many
 _IN_A_BLOCK = re.compile(rf"(?:.*\.)?(?:{'|'.join(_BLOCK_LISTS)})\.\d+\..*")
 
 
@@ -41,11 +42,13 @@ class WeightFormat(ABC):
     """How the weight of one linear layer is stored, read and multiplied.
 
     name: for users and in files. torch_dtype: the dtype by which a user may ask for the format, if torch has one.
+    by_rows: whether rows can be quantised apart.
     Fields of a subclass are what differs between layers, such as the number of bits: JSON values, saved by `metadata`.
     """
 
     name: ClassVar[str]
     torch_dtype: ClassVar[torch.dtype | None] = None
+    by_rows: ClassVar[bool] = False
 
     def for_layer(self, name: str, weight: Tensor) -> "WeightFormat | None":
         """The format of one layer's weight [out, in]; None if it stays as it is.
@@ -57,6 +60,15 @@ class WeightFormat(ABC):
     @abstractmethod
     def quantise(self, weight: Tensor) -> dict[str, Tensor]:
         """The tensors that are stored for a weight [out, in], by their names in the layer ("weight" among them)."""
+
+    def quantise_rows(self, rows: Callable[[int, int], Tensor], shape: tuple[int, int]) -> dict[str, Tensor]:
+        """As quantise, of a weight of this shape, whose rows are asked for a few at a time where they can be apart.
+
+        rows(start, stop) → [stop - start, in].
+        """
+        count = max(1, CHUNK // shape[1]) if self.by_rows else shape[0]
+        pieces = [self.quantise(rows(start, min(start + count, shape[0]))) for start in range(0, shape[0], count)]
+        return {name: torch.cat([p[name] for p in pieces]) for name in pieces[0]} if len(pieces) > 1 else pieces[0]
 
     @abstractmethod
     def dequantise(self, stored: Mapping[str, Tensor], dtype: torch.dtype) -> Tensor:
@@ -92,11 +104,10 @@ class FileFormat(WeightFormat):
     """A format that ComfyUI's quantised files have, under ComfyUI's name and with ComfyUI's tensors for a layer.
 
     outside: the format of the VLM's matrices outside of the layers; None: this one. BENCHMARKS.md has the errors that
-    led to it. by_rows: whether rows can be quantised apart.
+    led to it.
     """
 
     outside: ClassVar["FileFormat | None"] = None
-    by_rows: ClassVar[bool] = False
 
     def for_layer(self, name, weight):
         """As in WeightFormat, but also the VLM's matrices outside of the layers."""
@@ -189,6 +200,27 @@ class QuantisedWeight:
     format: WeightFormat
     stored: dict[str, Tensor]
 
+    def to(self, device: str | torch.device) -> "QuantisedWeight":
+        """The same on a device."""
+        return replace(self, stored={name: tensor.to(device) for name, tensor in self.stored.items()})
+
+
+def quantise_for(
+    device: torch.device, weight_format: WeightFormat, weight: Tensor, dtype: torch.dtype | None = None
+) -> QuantisedWeight:
+    """Quantise a weight [out, in], which may be mapped from a file, on the device that it is for.
+
+    dtype: that it has before; None: its own. It is copied and quantised a few rows at a time where rows can be apart.
+    The bits are those of a CPU: on CUDA its arithmetic is the same (exact.py). For another device (Metal may divide
+    less exactly, or not know float8) the weight is quantised on the CPU, and is there.
+    """
+    device = device if device.type == "cuda" else torch.device("cpu")
+
+    def rows(start: int, stop: int) -> Tensor:
+        return weight[start:stop].to(device).to(dtype or weight.dtype)
+
+    return QuantisedWeight(weight_format, weight_format.quantise_rows(rows, weight.shape))
+
 
 def hold_quantised(network: nn.Module, state: dict[str, Tensor | QuantisedWeight], dtype: torch.dtype):
     """Replace the layers whose weights in the state dict are QuantisedWeights, and those by their tensors, in place.
@@ -212,18 +244,6 @@ def network_formats(network: nn.Module, weight_format: WeightFormat) -> dict[str
             if of_layer is not None:
                 found[path] = of_layer
     return found
-
-
-def quantise_network(network: nn.Module, state: dict[str, Tensor], weight_format: WeightFormat):
-    """Store a network's weights in a format: replaces layers, and their weights in its state dict, in place.
-
-    The new layers are on the meta device, for network.load_state_dict(state, assign=True).
-    """
-    for path, of_layer in network_formats(network, weight_format).items():
-        weight = state.pop(f"{path}.weight")
-        stored = of_layer.quantise(weight)
-        replace_layer(network, path, of_layer, stored, weight.dtype)
-        state |= {f"{path}.{name}": tensor for name, tensor in stored.items()}
 
 
 def replace_layer(

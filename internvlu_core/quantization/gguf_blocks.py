@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..checkpoints.gguf import BLOCKS, package
+from .exact import divide
 from .formats import CHUNK
 
 
@@ -31,7 +32,7 @@ def quantise_q8_0(weight: Tensor) -> Tensor:
     """A matrix [out, in] → its rows in Q8_0 [out, bytes of a row], on its device; equal to the package's result."""
     values, size = BLOCKS["Q8_0"]
     blocks = weight.float().reshape(-1, values)
-    scale = blocks.abs().amax(dim=1, keepdim=True) / 127
+    scale = divide(blocks.abs().amax(dim=1, keepdim=True), 127)
     scaled = blocks * torch.where(scale == 0, 0, 1 / scale)
     whole = scaled.abs().floor()
     whole = whole + (2 * (scaled.abs() - whole)).floor()  # halves are rounded away from zero

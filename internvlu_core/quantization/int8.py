@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .exact import divide
 from .formats import FileFormat
 from .packing import rotate
 
@@ -27,7 +28,7 @@ class Int8(FileFormat):
         values = weight.float()
         if self.convrot:
             values = rotate(values, self.convrot_groupsize)
-        scale = (values.abs().amax(dim=1, keepdim=True) / 127).clamp(min=1e-30)
+        scale = divide(values.abs().amax(dim=1, keepdim=True), 127).clamp(min=1e-30)
         return {"weight": (values / scale).round().clamp(-128, 127).to(torch.int8), "weight_scale": scale}
 
     def dequantise(self, stored: Mapping[str, Tensor], dtype: torch.dtype) -> Tensor:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .exact import ceil_log2, divide, exp2
 from .formats import PaddedFormat
 from .int8 import Int8
 from .packing import from_tiles, pad, to_tiles
@@ -33,8 +34,8 @@ class MXFP8(PaddedFormat):
         values = pad(weight.float(), (BLOCK, BLOCK)).unflatten(1, (-1, BLOCK))
         largest = values.abs().amax(dim=2)
         limit = torch.finfo(DTYPE).max
-        exponent = torch.log2((largest / limit).clamp(min=2.0**-BIAS)).ceil().clamp(max=254 - BIAS)
-        scale = torch.where(largest == 0, 1, torch.exp2(exponent))
+        exponent = ceil_log2(divide(largest, limit).clamp(min=2.0**-126)).clamp(max=254 - BIAS)
+        scale = exp2(exponent)
         stored = (values / scale[..., None]).clamp(-limit, limit).flatten(1).to(DTYPE)
         exponents = torch.where(largest == 0, 0, exponent + BIAS).to(torch.uint8)
         return {"weight": stored, "weight_scale": to_tiles(exponents)}
@@ -62,7 +63,7 @@ def from_rows(weight: Tensor, scale: Tensor) -> dict[str, Tensor]:
     """What MXFP8 stores for float8 [out, in] with a power of two for each row [out]: the same numbers."""
     stored = pad(weight.view(torch.uint8), (BLOCK, BLOCK)).view(DTYPE)
     exponents = torch.zeros(len(stored), 1, dtype=torch.uint8, device=weight.device)
-    exponents[: len(weight), 0] = (torch.log2(scale.float()) + BIAS).to(torch.uint8)
+    exponents[: len(weight), 0] = (ceil_log2(scale.float()) + BIAS).to(torch.uint8)
     return {"weight": stored, "weight_scale": to_tiles(exponents.expand(-1, stored.shape[1] // BLOCK).contiguous())}
 
 

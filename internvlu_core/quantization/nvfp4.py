@@ -10,6 +10,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from .exact import divide
 from .formats import PaddedFormat
 from .int8 import Int8
 from .packing import from_tiles, pack_nibbles, pad, to_tiles, unpack_nibbles
@@ -34,8 +35,8 @@ class NVFP4(PaddedFormat):
         values = pad(weight.float(), (BLOCK, BLOCK)).unflatten(1, (-1, BLOCK))
         limit = torch.finfo(SCALE_DTYPE).max
         largest = values.abs().amax(dim=2)
-        overall = (largest.amax() / (limit * VALUES[-1])).clamp(min=torch.finfo(torch.float32).tiny)
-        scale = (largest / VALUES[-1] / overall).clamp(max=limit).to(SCALE_DTYPE)
+        overall = divide(largest.amax(), limit * VALUES[-1]).clamp(min=torch.finfo(torch.float32).tiny)
+        scale = (divide(largest, VALUES[-1]) / overall).clamp(max=limit).to(SCALE_DTYPE)
         factor = (overall * scale.float())[..., None]
         scaled = torch.where(factor == 0, 0, values / torch.where(factor == 0, 1, factor))
         codes = _round(scaled.flatten(1))

@@ -11,6 +11,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from .exact import divide
 from .formats import FileFormat
 from .int8 import Int8
 
@@ -26,7 +27,7 @@ class ScaledFloat8(FileFormat):
     def quantise(self, weight: Tensor) -> dict[str, Tensor]:
         largest = torch.finfo(self.dtype).max
         values = weight.float()
-        scale = (values.abs().amax() / largest).clamp(min=torch.finfo(torch.float32).tiny)
+        scale = divide(values.abs().amax(), largest).clamp(min=torch.finfo(torch.float32).tiny)
         return {"weight": (values * (1 / scale)).clamp(-largest, largest).to(self.dtype), "weight_scale": scale}
 
     def dequantise(self, stored: Mapping[str, Tensor], dtype: torch.dtype) -> Tensor:

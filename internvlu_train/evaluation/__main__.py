@@ -1,7 +1,8 @@
 """`python -m internvlu_train.evaluation CHECKPOINT`: scores on the synthetic world as JSON, or outputs for a public
 benchmark.
 
-Scores go to standard output or to --out, progress to standard error. Bad input gives one line and the exit code 2.
+Scores go to standard output or to --out, progress to standard error. Bad input gives one line and the exit code 2,
+Ctrl+C the exit code 130.
 """
 
 import argparse
@@ -37,6 +38,9 @@ def main(arguments: list[str] | None = None) -> int:
     except (CheckpointError, InputError, FloatingPointError, OSError) as error:
         print(f"internvlu_train.evaluation: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("internvlu_train.evaluation: cancelled", file=sys.stderr)
+        return 130
     return 0
 
 
@@ -123,7 +127,8 @@ def runner(options, out: Path, progress: Progress, together: int = Runner.togeth
 
 
 def parser() -> argparse.ArgumentParser:
-    root = argparse.ArgumentParser(prog="python -m internvlu_train.evaluation", description=__doc__.splitlines()[0])
+    description = __doc__.partition("\n\n")[0]
+    root = argparse.ArgumentParser(prog="python -m internvlu_train.evaluation", description=description)
     root.add_argument("checkpoint")
     root.add_argument("--device", help="default: a GPU if there is one")
     root.add_argument("--dtype", choices=RUN_DTYPES, default="auto", help="of the weights; auto: the stored one")

@@ -17,13 +17,11 @@ from pathlib import Path
 from internvlu_core.batch.engines import RayOptions
 from internvlu_core.batch.worker import ModelOptions, read_size
 from internvlu_core.cli import Progress
-from internvlu_core.errors import CheckpointError, InputError, in_one_line
+from internvlu_core.errors import CheckpointError, InputError, how_to_install, in_one_line
 
 from . import DOMAINS, LANGUAGES, Resources, sheet
 from .rewrite import Rewriter, by_model, by_server
 from .writer import FORMATS, Output, Plan, write
-
-EXTRA = 'pip install "internvl-u[synthesis]", in this folder: pip install ".[synthesis]"'
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -43,7 +41,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         prog="python -m internvlu_train.synthesis",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog=f"The libraries and fonts are an extra: {EXTRA}",
+        epilog=f"The libraries and fonts are an extra; {how_to_install('synthesis')}",
     )
     add = parser.add_argument
     add("out", type=Path, nargs="?", metavar="OUT", help="the folder for the samples")

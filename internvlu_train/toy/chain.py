@@ -1,15 +1,18 @@
 """All stages of a chain, one after the other, to a checkpoint that is ready to be used."""
 
 import shutil
+import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from tqdm import tqdm
 
-from internvlu_core.errors import InputError
+from internvlu_core.errors import CheckpointError, InputError
 
 from ..loop import Run, progress
 from ..settings import Stage
@@ -19,11 +22,12 @@ from .resident import Makers, ResidentFeed
 AHEAD = 2  # stages whose examples are made while one is trained
 
 
-def train_all(runs: Path, stages: dict[str, Stage], base: Path, resident: bool):
+def train_all(runs: Path, stages: dict[str, Stage], base: Path, resident: bool, processes: int = 1):
     """Train the stages that are not finished, each from the one before, in RUNS/STAGE.
 
     base: the checkpoint that the first starts from. resident: hold each stage's data on the device (ResidentFeed),
-    instead of a cache on the disk.
+    instead of a cache on the disk. processes: that train together on a CPU, without resident; a step then has so many
+    times the samples. Raises InputError if one of them fails.
     """
     starts = dict(zip(stages, [base, *(runs / name / "checkpoint" for name in stages)], strict=False))
     left = [name for name, stage in stages.items() if not is_finished(runs / name, stage)]
@@ -35,10 +39,40 @@ def train_all(runs: Path, stages: dict[str, Stage], base: Path, resident: bool):
             if later not in asked:
                 makers.ask(stages[later])
                 asked.add(later)
-        make_feed = partial(ResidentFeed, makers) if makers else None
-        Run(stages[name], starts[name], runs / name, make_feed=make_feed).train()
+        arguments = stages[name], starts[name], runs / name
+        if makers:
+            Run(*arguments, make_feed=partial(ResidentFeed, makers)).train()
+        elif processes > 1:
+            train_together(processes, *arguments)
+        else:
+            Run(*arguments).train()
     if makers:
         makers.close()
+
+
+def train_together(processes: int, *arguments):
+    """Train a Run with these arguments in several processes, as torchrun would start them."""
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=processes,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=0,
+        start_method="spawn",
+    )
+    try:
+        elastic_launch(config, _train)(*arguments)
+    except ChildFailedError as error:
+        raise InputError(f"a process that trained {arguments[-1]} failed; see above") from error
+
+
+def _train(*arguments):
+    torch.set_num_threads(1)  # the toy's networks gain nothing from more (__main__)
+    try:
+        Run(*arguments).train()
+    except (CheckpointError, InputError) as error:
+        sys.exit(f"error: {error}")
 
 
 def is_finished(folder: Path, stage: Stage) -> bool:

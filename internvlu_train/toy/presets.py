@@ -73,17 +73,33 @@ WIDE = {
     "warmup": 100,
 }
 
+# "minutes" are of 720 for all stages together, for two processes on two cores (__main__, --minutes); they end a stage
+# whose steps take longer there.
 CPU = {
     "vae": VAEStage(
-        trained=("vae.",), tasks=PICTURES, steps=5000, batch=16, learning_rate=2e-3, samples=12_000, autocast=False
+        trained=("vae.",),
+        tasks=PICTURES,
+        steps=5000,
+        minutes=45.0,
+        batch=16,
+        learning_rate=2e-3,
+        samples=12_000,
+        autocast=False,
     ),
     # With this KL weight from the start, reconstructions stay grey. Without this stage, latents are more precise than
     # necessary, and those of a dark background three times as large as others.
-    "vae-smooth": VAEStage(trained=("vae.",), **VAE_AGAIN, steps=2000, warmup=50, decay=0.8, kl=1e-3, negatives=0.25),
-    "vae-decoder": VAEStage(
-        trained=("vae.decoder.", "vae.post_quant_conv."), **VAE_AGAIN, steps=4000, negatives=0.1, noise=0.2
+    "vae-smooth": VAEStage(
+        trained=("vae.",), **VAE_AGAIN, steps=2000, minutes=16.0, warmup=50, decay=0.8, kl=1e-3, negatives=0.25
     ),
-    "mllm": TextStage(trained=("vlm.",), tasks=LANGUAGE, samples=48_000, steps=6000),
+    "vae-decoder": VAEStage(
+        trained=("vae.decoder.", "vae.post_quant_conv."),
+        **VAE_AGAIN,
+        steps=4000,
+        minutes=20.0,
+        negatives=0.1,
+        noise=0.2,
+    ),
+    "mllm": TextStage(trained=("vlm.",), tasks=LANGUAGE, samples=48_000, steps=6000, minutes=45.0),
     # Not in the report. In the full mixture, the model was still guessing after 10,000 steps which object has a colour
     # or shape, and which of two is left of the other.
     "search": TextStage(
@@ -94,6 +110,7 @@ CPU = {
         samples=96_000,
         warmup=50,
         steps=4000,
+        minutes=30.0,
     ),
     # Not in the report, whose MMDiT is larger and sees more data. Single objects alone are learnt many times faster.
     "stage0": PictureStage(
@@ -103,11 +120,18 @@ CPU = {
         kinds=("single", "single", "single", "colours"),
         samples=12_000,
         steps=1200,
+        minutes=8.0,
         learning_rate=3e-3,
     ),
     # Hours on a CPU suffice for objects only; the other preset adds diagrams, words and stacks of blocks.
     "stage1": PictureStage(
-        trained=("mmdit.",), tasks=DRAW_EDIT, domains=OBJECTS, samples=48_000, steps=20_000, learning_rate=3e-3
+        trained=("mmdit.",),
+        tasks=DRAW_EDIT,
+        domains=OBJECTS,
+        samples=48_000,
+        steps=20_000,
+        minutes=110.0,
+        learning_rate=3e-3,
     ),
     # Not in the report: first the shapes of letters, almost alone, …
     "words": PictureStage(
@@ -117,6 +141,7 @@ CPU = {
         kinds=("word", "word", "word", ""),
         samples=20_000,
         steps=2400,
+        minutes=25.0,
         learning_rate=2e-3,
         decay=0.8,
     ),
@@ -134,6 +159,7 @@ CPU = {
         ),
         samples=112_000,
         steps=10_000,
+        minutes=100.0,
         learning_rate=3e-3,
         muon=True,
         warmup=50,
@@ -154,15 +180,24 @@ CPU = {
         ),
         samples=139_200,
         steps=9000,
+        minutes=90.0,
         learning_rate=2e-3,
         muon=True,
         warmup=50,
         decay=0.97,
     ),
     # Then diagrams, stacks of blocks, memes and other sizes, beside all that is known.
-    "wide": PictureStage(**WIDE, steps=20_000, samples=164_000, learning_rate=2.5e-3, decay=0.85, seed=30),
+    "wide": PictureStage(
+        **WIDE, steps=20_000, minutes=150.0, samples=164_000, learning_rate=2.5e-3, decay=0.85, seed=30
+    ),
     "stage2": PictureStage(
-        trained=("mmdit.",), tasks=DRAW_EDIT, domains=OBJECTS, sides=MANY_SIDES, steps=4000, learning_rate=8e-4
+        trained=("mmdit.",),
+        tasks=DRAW_EDIT,
+        domains=OBJECTS,
+        sides=MANY_SIDES,
+        steps=4000,
+        minutes=45.0,
+        learning_rate=8e-4,
     ),
     "stage3": PictureStage(
         trained=("vlm.", "mmdit."),
@@ -170,6 +205,7 @@ CPU = {
         domains=(("objects", 3), ("reasoning", 2)),
         sides=MANY_SIDES,
         steps=6000,
+        minutes=36.0,
         learning_rate=1e-3,
         accumulate=2,
     ),
@@ -224,7 +260,7 @@ WIDER_GPU = {
 }
 WIDER = {
     "cpu": {
-        "decoder": replace(WIDER_GPU["decoder"], minutes=0.0, steps=2000, batch=16, samples=12_000, save_every=200),
+        "decoder": replace(WIDER_GPU["decoder"], minutes=10.0, steps=2000, batch=16, samples=12_000, save_every=200),
         "wide": CPU["wide"],
     },
     "gpu": WIDER_GPU,

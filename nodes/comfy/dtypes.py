@@ -9,6 +9,7 @@ import torch
 from ...internvlu_core.checkpoints.quantised import INPUT_SCALE
 from ...internvlu_core.quantization import QuantisedWeight, find_format
 from ...internvlu_core.quantization.float8 import DTYPE as FLOAT8
+from ...internvlu_core.quantization.formats import WORKING_BYTES
 from .dequantising import keep_stored
 from .float8 import keep_in_float8
 from .quantised import Formats, operations, part_names, place_layers, plain_tensors
@@ -72,9 +73,11 @@ def assign(
 
     In 8 bits, the core says which layers are kept so; the rest has the dtype that is computed in, or its own. formats:
     of layers that are in fewer bits already, which they stay, as do weights that a file stores packed (GGUF).
-    load_device, exact: as in quantised.operations.
+    load_device, exact: as in quantised.operations; weights are also quantised on load_device.
     """
     weight_format = find_format(dtype)
+    if weight_format is not None and load_device is not None and load_device.type != "cpu":
+        comfy.model_management.free_memory(WORKING_BYTES, load_device)  # which other models may fill
     rest = dtype if weight_format is None else compute_dtype
     if formats:
         ops = operations(formats, compute_dtype or dtype, load_device, exact=exact)
@@ -88,7 +91,7 @@ def assign(
         if isinstance(tensor, QuantisedWeight):
             keep_stored(network, path, tensor, device, compute_dtype or dtype)
         elif weight_format is not None and weight_format.for_layer(name, tensor):
-            keep_in_float8(network, path, tensor, device)
+            keep_in_float8(network, path, tensor, device, load_device)
         else:
             kept = tensor.to(device=device, dtype=rest)
             setattr(module, leaf, torch.nn.Parameter(kept, requires_grad=False))

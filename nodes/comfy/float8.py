@@ -11,11 +11,12 @@ import torch
 import torch.nn.functional as F
 
 from ...internvlu_core.checkpoints.files import QUANT_TENSOR
-from ...internvlu_core.quantization import put_layer
+from ...internvlu_core.quantization import WEIGHT_FORMATS, put_layer, quantise_for
 from ...internvlu_core.quantization.float8 import DTYPE, dequantise, quantise, row_scales
 from ...internvlu_core.quantization.mxfp8 import MXFP8, from_rows
 from .dequantising import filed_state_dict, format_tensor, of_values
 
+FORMAT = WEIGHT_FORMATS["fp8"]
 PATCHED_DTYPE = torch.bfloat16  # a float8 value times a power of two is exact in it
 
 
@@ -34,13 +35,16 @@ class Float8Linear(comfy.ops.manual_cast.Linear):
         for name in ("scale", "own_scale"):
             self.register_buffer(name, torch.empty(linear.out_features, device="meta"), persistent=False)
 
-    def keep(self, weight: torch.Tensor, device: torch.device):
-        """Store a weight of any dtype. One that is float8 already stays memory-mapped, with scales of 1."""
+    def keep(self, weight: torch.Tensor, device: torch.device, load_device: torch.device | None = None):
+        """Store a weight of any dtype. One that is float8 already stays memory-mapped, with scales of 1.
+
+        load_device: quantises it; by default the device where it waits.
+        """
         if weight.dtype == DTYPE:
-            stored, scale = weight, torch.ones(len(weight))
+            stored = {"weight": weight, "scale": torch.ones(len(weight))}
         else:
-            stored, scale = quantise(weight.to(device).float())
-        self.keep_stored(stored, scale, device)
+            stored = quantise_for(torch.device(load_device or device), FORMAT, weight, torch.float32).stored
+        self.keep_stored(stored["weight"], stored["scale"], device)
 
     def keep_stored(self, stored: torch.Tensor, scale: torch.Tensor, device: torch.device):
         """Take a weight in float8 [out, in] with its scales [out]."""
@@ -86,10 +90,16 @@ class Float8Linear(comfy.ops.manual_cast.Linear):
             self.scale = scale
 
 
-def keep_in_float8(network: torch.nn.Module, path: str, weight: torch.Tensor, device: torch.device):
-    """Replace the linear layer at this path by one in 8 bits with this weight."""
+def keep_in_float8(
+    network: torch.nn.Module,
+    path: str,
+    weight: torch.Tensor,
+    device: torch.device,
+    load_device: torch.device | None = None,
+):
+    """Replace the linear layer at this path by one in 8 bits with this weight. Devices as in Float8Linear.keep."""
     layer = Float8Linear(network.get_submodule(path))
-    layer.keep(weight, device)
+    layer.keep(weight, device, load_device)
     put_layer(network, path, layer)
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from benchmarks import cards
+from internvlu_core.quantization.formats import WORKING_BYTES
 from support.fake_card import fake_card, pack, sample
 from support.fake_device import hollow_checkpoint
 from support.scaled_checkpoints import SCALES
@@ -64,6 +65,23 @@ def test_draw_and_edit(host, checkpoint, gpu, dtype):
     assert decoding.working <= needed, "what ComfyUI makes room for"
 
 
+def test_eight_bits_are_made_on_the_gpu(host, checkpoint, gpu, monkeypatch):
+    """Of a file in 16 bits, a part of a weight after the other; they then wait in main memory, as others do."""
+    import comfy.model_management as management
+
+    kind, devices, asked = type(host.quantization.WEIGHT_FORMATS["fp8"]), [], []
+    quantise, free_memory = kind.quantise, management.free_memory
+    monkeypatch.setattr(kind, "quantise", lambda *of: devices.append(of[1].device) or quantise(*of))
+    monkeypatch.setattr(management, "free_memory", lambda *of: asked.append(of) or free_memory(*of))
+    with gpu.watch() as record:
+        parts = load(host, checkpoint, torch.float8_e4m3fn)
+    assert set(devices) == {gpu.device}
+    assert set(asked) == {(WORKING_BYTES, gpu.device)}, "for which ComfyUI makes room"
+    assert record.peak <= WORKING_BYTES and gpu.live == 0
+    for network in (parts.model.model, parts.vlm.patcher.model):
+        assert {parameter.device.type for parameter in network.parameters()} == {"cpu"}
+
+
 def test_text(host, checkpoint, gpu):
     """A token waits once; beams wait twice, for the scores and for what has ended."""
     parts = load(host, checkpoint, torch.bfloat16)
@@ -95,6 +113,25 @@ def test_a_model_that_is_not_there(host, checkpoint, gpu, monkeypatch):
     assert step.uploads and not step.downloads
     assert step.product_dtypes == {torch.bfloat16} and step.products == whole.products
     assert step.peak < whole.peak
+
+
+def test_comfyuis_quantised_tensors(gpu):
+    """Their parts are on the card, and counted there. Without fp8 products (RTX 30) they are dequantised when used."""
+    from comfy.quant_ops import QUANT_ALGOS, QuantizedTensor
+
+    layout = QUANT_ALGOS["float8_e4m3fn"]["comfy_tensor_layout"]
+    waiting = QuantizedTensor.from_float(torch.ones(64, 32, dtype=torch.bfloat16), layout)
+    x = torch.ones(3, 32, dtype=torch.bfloat16, device=gpu.device)
+    before = gpu.live
+    with gpu.watch() as record:
+        weight = waiting.to(gpu.device)
+        assert gpu.live - before == 64 * 32 + 4, "a byte a value, and the scale"
+        product = torch.nn.functional.linear(x, weight)
+        torch.empty_like(weight).copy_(waiting)  # as a layer is cast that stays in main memory
+    assert product.shape == (3, 64) and product.device == gpu.device
+    assert record.product_dtypes == {torch.bfloat16} and len(record.uploads) == 4
+    del weight
+    assert gpu.live - before == product.nbytes
 
 
 def test_an_edit_on_4_gb():

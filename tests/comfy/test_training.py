@@ -1,11 +1,14 @@
 """Training an adapter by the template for this ComfyUI: from a folder of pictures and texts to a used file."""
 
+import re
+
 import numpy as np
 import pytest
 from PIL import Image
 from safetensors import safe_open
 
 from support.described_workflows import WORKFLOWS
+from support.pack import ROOT
 from support.workflows import change, is_for_this, picture_of, shipped
 
 SMALL = {"width": 64, "height": 64, "rank": 4, "learning_rate": 0.03, "training_dtype": "fp32", "lora_dtype": "fp32"}
@@ -45,3 +48,16 @@ def test_from_a_folder_of_pictures_to_a_used_adapter(server, template):
     loaded["14"] = {"class_type": "LoraLoaderModelOnly", "inputs": values}
     again = np.array(picture_of(server, server.run(loaded), "6"), int)
     assert np.abs(again - taught).max() <= 1
+
+
+def test_nodes_have_the_names_that_the_document_says(server):
+    """Of stock nodes, in every ComfyUI."""
+    shown = {node["display_name"] for node in server.object_info().values()}
+    text = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+    text = text.split("### In ComfyUI")[1].split("\n## ")[0]
+    ours = {"Encode", "Run", "Load", "Empty Latent", "InternVL-U-toy"}  # and templates, which have numbers
+    stock = {name for name in re.findall(r"\*([^*\n]+)\*", text) if not name[0].isdigit()} - ours
+    assert len(stock) > 4 and stock <= shown
+    page = (ROOT / "js" / "docs" / "InternVLUAsk.md").read_text(encoding="utf-8")
+    named = re.search(r"as \*(Load [^*]+)\* gives it \(in older ComfyUIs \*(Load [^*]+)\*\)", page)
+    assert shown & set(named.groups())

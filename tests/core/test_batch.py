@@ -423,13 +423,20 @@ def test_chunks_do_not_depend_on_what_is_done(tmp_path):
 
 def test_what_is_missing_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(InputError, match=r'pip install "internvl-u\[batch\]"'):
+    with pytest.raises(InputError, match=r'pip install "\.\[batch\]"'):
         run(requests_of(tmp_path), tmp_path / "out")
     run(tmp_path / "r.jsonl", tmp_path / "tar", format="webdataset")
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(InputError, match=r'pip install "internvl-u\[batch\]"'):
+    with pytest.raises(InputError, match=r'pip install "\.\[batch\]"'):
         run(tmp_path / "r.jsonl", tmp_path / "ray", format="webdataset", ray=engines.RayOptions(1))
     assert errors.need("json") is json
+
+
+@pytest.mark.parametrize("port", [9, 70000])
+def test_a_cluster_that_is_not_there_is_told_at_once(port):
+    """Before Ray is asked, which here is None."""
+    with pytest.raises(InputError, match=f"no Ray cluster answers at 127.0.0.1:{port}"):
+        engines._start(None, f"127.0.0.1:{port}", 1, ())
 
 
 def test_a_chunk_that_ends_its_workers_ends_the_run(tmp_path):

@@ -185,5 +185,8 @@ def test_bad_workflows_and_servers(tmp_path, workflow):
     gone.server_close()
     with pytest.raises(InputError, match=f"no ComfyUI answers at {gone.url}"):
         run(tmp_path, workflow, gone, rows=[{"Encode.text": "x"}])
+    gone.url = gone.url.removeprefix("http://")
+    with pytest.raises(InputError, match="it must begin with http:// or https://"):
+        run(tmp_path, workflow, gone, rows=[{"Encode.text": "x"}])
     with pytest.raises(InputError, match="belong together"):
         BatchOptions(tmp_path, tmp_path, comfyui=(gone.url,))

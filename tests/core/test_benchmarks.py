@@ -212,9 +212,14 @@ def test_texts_and_pictures_together_and_one_by_one(tmp_path, options, monkeypat
     assert "| 3 × 64×64, 2 steps | " in tables.render(drawn)
 
 
-def test_what_is_missing_is_told(tmp_path, options, capsys):
+def test_what_is_missing_is_told(tmp_path, options, capsys, monkeypatch):
+    monkeypatch.delenv("COMFYUI_PATH", raising=False)
     assert main(["stages", *options, "--official", str(tmp_path)]) == 1
     assert "python -m benchmarks setup" in capsys.readouterr().err
+    for name in ("comfyui", "savings", "cards"):  # in a worker, and in this process
+        for given in ([], ["--comfyui", str(tmp_path)]):
+            assert main([name, *options, *given]) == 1
+            assert "must name a ComfyUI folder" in capsys.readouterr().err
 
 
 @pytest.mark.slow

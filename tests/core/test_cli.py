@@ -236,6 +236,30 @@ def test_file_that_cannot_be_written(here, tmp_path):
     assert "cannot write" in result.stderr.splitlines()[-1]
 
 
+@pytest.mark.parametrize("cause", [KeyboardInterrupt, OSError])
+def test_what_is_there_stays_until_what_replaces_it_is_whole(here, tmp_path, monkeypatch, cause):
+    """After Ctrl+C or on a full disk there is no half of a picture or of a conversation."""
+    there = {tmp_path / "picture.png": PHOTO.read_bytes(), tmp_path / "talk.json": b"[]"}
+    for path, content in there.items():
+        path.write_bytes(content)
+        path.chmod(0o600)
+
+    def half(self, *arguments, **options):
+        with open(self if isinstance(self, Path) else arguments[0], "wb") as file:
+            file.write(b"half")
+        raise cause("no space left")
+
+    monkeypatch.setattr(Image.Image, "save", half)
+    monkeypatch.setattr(Path, "write_text", half)
+    drawn = here(*DRAW, "--out", tmp_path / "picture.png")
+    answered = here("answer", CHECKPOINT, "Hi", *WRITE, 1, "--history", tmp_path / "talk.json")
+    assert {drawn.returncode, answered.returncode} == {130 if cause is KeyboardInterrupt else 2}
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == there
+    monkeypatch.undo()
+    assert here("answer", CHECKPOINT, "Hi", *WRITE, 1, "--history", tmp_path / "talk.json").returncode == 0
+    assert (tmp_path / "talk.json").stat().st_mode == (tmp_path / "picture.png").stat().st_mode
+
+
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL")
 @pytest.mark.parametrize("suffix", ["png", "jpg", "gif", "webp", "tiff", "bmp"])
 def test_damaged_images(here, tmp_path, suffix):

@@ -9,11 +9,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from internvlu_core import CheckpointError, InputError, InternVLU
-from internvlu_core.checkpoints import convert as conversion
 from internvlu_core.checkpoints.convert import convert
 from internvlu_core.checkpoints.files import QUANT_METADATA, SPLIT_FILES, quantised_by
 from internvlu_core.cli import main
-from internvlu_core.quantization import FILE_FORMATS, QUANTS, layer_formats, network_formats
+from internvlu_core.quantization import FILE_FORMATS, QUANTS, formats, layer_formats, network_formats
 from internvlu_core.quantization.float8 import quantise
 from internvlu_core.quantization.mxfp8 import MXFP8, from_rows, to_rows
 from support.checkpoints import CHECKPOINT, copy_checkpoint
@@ -179,7 +178,7 @@ def test_between_forms(split, quant, tmp_path):
 def test_in_pieces(tmp_path, monkeypatch):
     """Rows that are quantised apart are those of the whole matrix."""
     convert(CHECKPOINT, tmp_path / "whole", "split", quant="int8")
-    monkeypatch.setattr(conversion, "PIECE", 1000)
+    monkeypatch.setattr(formats, "CHUNK", 1000)
     convert(CHECKPOINT, tmp_path / "pieces", "split", quant="int8")
     for file in (MMDIT, VLM):
         assert (tmp_path / "whole" / file).read_bytes() == (tmp_path / "pieces" / file).read_bytes()
@@ -190,6 +189,28 @@ def test_command_line(tmp_path, capsys):
     assert f"{LAYER}.comfy_quant" in load_file(tmp_path / MMDIT)
     with pytest.raises(InputError, match=r"quant is 'int3'; it must be one of fp8, int8,"):
         convert(CHECKPOINT, tmp_path / "other", quant="int3")
+
+
+def test_values_that_are_not_finite(quant, tmp_path):
+    def spoil(tensors):
+        tensors[f"{LAYER}.weight"][3, 5] = torch.inf
+
+    folder = copy_checkpoint(tmp_path / "spoilt", tensors={"generation_decoder": spoil})
+    with pytest.raises(InputError, match=rf"{LAYER}\.weight has values that are not finite"):
+        convert(folder, tmp_path / "made", "split", quant=quant)
+    assert not (tmp_path / "made").exists()
+
+
+def test_by_comfyuis_name(split, quant, tmp_path):
+    """As the docs' table and a file's metadata have it."""
+    convert(CHECKPOINT, tmp_path, "split", quant=QUANTS[quant].name)
+    assert (tmp_path / MMDIT).read_bytes() == (split / MMDIT).read_bytes()
+
+
+def test_a_gguf_file_of_such_a_file(split, tmp_path):
+    for asked in (None, "Q8_0"):
+        with pytest.raises(InputError, match=r"ComfyUI's formats.*--dtype bf16"):
+            convert(split, tmp_path / "x.gguf", "single", quant=asked)
 
 
 # Files of others

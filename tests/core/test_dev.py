@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from support import comfy_server, environment
+from support import comfy_server, environment, inprocess
 
 REQUIREMENTS = """comfyui-frontend-package==1.49.6
 comfyui_workflow_templates==0.11.44
@@ -86,6 +86,17 @@ def test_our_own_comfyui_and_one_without_requirements_need_nothing(comfyui, inst
 def test_a_folder_that_is_no_comfyui(tmp_path, installed):
     with pytest.raises(SystemExit, match=r"it has no main\.py"):
         environment.set_up_comfyui(tmp_path)
+
+
+def test_a_process_that_imports_comfyui_itself_has_the_shim_once(monkeypatch):
+    """Benchmarks in the ComfyUI of their own process are started without a PYTHONPATH."""
+    names = "DefineMissingOperators", "StandInForTorchaudio"
+    without = [finder for finder in sys.meta_path if type(finder).__name__ not in names]
+    monkeypatch.setattr(sys, "meta_path", without)
+    monkeypatch.delitem(sys.modules, inprocess.SHIM_NAME, raising=False)
+    for _ in range(2):
+        inprocess.load_shim()
+        assert sorted(type(finder).__name__ for finder in without if type(finder).__name__ in names) == [*names]
 
 
 # The stand-in for torchaudio

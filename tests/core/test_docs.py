@@ -1,5 +1,8 @@
 """What the documents refer to exists: sections, links, files, modules, commands."""
 
+import ast
+import builtins
+import inspect
 import re
 import subprocess
 from pathlib import Path
@@ -7,12 +10,25 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 
+from benchmarks.comparisons import NAMES
 from internvlu_core import cli
+from internvlu_train.__main__ import RELEASED, STAGES, TOY, stage_names
 from support.pack import ROOT
 
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "demo/README.md"]
 DOCUMENTS += [ROOT / f"{name}.md" for name in ("CONTRIBUTING", "CHANGELOG", "BENCHMARKS")]
 FOLDERS = "internvlu_core|internvlu_train|nodes|scripts|tests|docs|js|benchmarks|workflows|subgraphs|locales|demo"
+
+
+# Where a person reads what to type: the documents, help pages, and what --help and the first lines of a file say.
+TOLD = [*DOCUMENTS, *sorted((ROOT / "js/docs").glob("*.md")), *sorted((ROOT / ".github").glob("ISSUE_TEMPLATE/*.yml"))]
+TOLD += [ROOT / f"{name}/__main__.py" for name in ("benchmarks", "internvlu_train", "internvlu_train/synthesis")]
+TOLD += sorted((ROOT / "scripts").glob("*.py"))
+COMMAND = re.compile(r"-m (internvlu_core|internvlu_train|benchmarks)([\w.]*)|(scripts/\w+\.py)|^(internvlu) (?=\w)")
+OPTION = re.compile(r"(?<![\w-])--[a-z][\w-]*")
+# Of ComfyUI, git, pip, Ray, torchrun, pytest.
+OTHERS = {"--use-sage-attention", "--use-flash-attention", "--disable-all-custom-nodes", "--whitelist-custom-nodes"}
+OTHERS |= {"--disable-gpu-memory", "--head", "--nproc-per-node", "--standalone", "--cov", "--help", "--cpu"}
 
 
 def short(path: Path) -> str:
@@ -88,6 +104,74 @@ def test_commands_exist(document):
     (commands,) = (action for action in parser._actions if action.dest == "command")
     for names in re.findall(r"-m internvlu_core ([a-z|]+)", text):
         assert set(names.split("|")) <= set(commands.choices), names
+
+
+def code(file: Path) -> list[str]:
+    """What stands in backticks, or in an indented line, each in one line."""
+    text = re.sub(r"\\\n\s*", " ", file.read_text(encoding="utf-8"))
+    if file.suffix == ".py":
+        text = text.split('"""')[1]
+    spans = re.findall(r"`([^`]+)`|^ {4,}(.+)$|\"(python -m [^\"]+)\"", text, re.MULTILINE)
+    return [re.sub(r"\s+", " ", "".join(span)) for span in spans]
+
+
+def options_in(*sources: str) -> set[str]:
+    """Those that a parser gets in a file, or in the text of a function."""
+    texts = ((ROOT / source).read_text(encoding="utf-8") if source.endswith(".py") else source for source in sources)
+    return set(re.findall(r"\(\s*\"(--[\w-]+)\"", " ".join(texts)))
+
+
+def options_of(command: re.Match, rest: str) -> set[str]:
+    """The options of a command. rest: what follows its name."""
+    module, deeper, script, installed = command.groups()
+    if module == "internvlu_core" or installed:
+        (commands,) = (action for action in cli.parser()._actions if action.dest == "command")
+        names = re.match(r"[a-z|]*", rest)[0].split("|")
+        parsers = [commands.choices[name] for name in names if name]
+        return set().union(*(parser._option_string_actions for parser in parsers))
+    if script:
+        return options_in(script)
+    place = f"{module}{deeper}".rstrip(".").replace(".", "/")
+    more = inspect.getsource(cli.worker_arguments) if place.endswith("evaluation") else ""
+    return options_in(f"{place}.py" if (ROOT / f"{place}.py").is_file() else f"{place}/__main__.py", more)
+
+
+@pytest.mark.parametrize("file", TOLD, ids=short)
+def test_options_exist(file):
+    """Those behind a command are that command's; others are of some command."""
+    folders = "internvlu_core", "internvlu_train", "benchmarks", "scripts"
+    ours = [short(name) for folder in folders for name in tracked(f"{folder}/*.py")]
+    known = options_in(*ours, "tests/conftest.py") | OTHERS
+    for text in code(file):
+        command = COMMAND.search(text)
+        if not command:
+            assert set(OPTION.findall(text)) <= known or text.startswith(("git ", "ray ", "pip ")), text
+            continue
+        rest = text[command.end() :].strip()
+        assert set(OPTION.findall(rest)) <= options_of(command, rest) | {"--help"}, text
+        first = re.match(r"[a-z][\w-]*", rest)
+        if first and command[0] == "-m benchmarks":
+            assert first[0] in (*NAMES, "all", "setup", "tables"), text
+        if first and command[0] == "-m internvlu_train":
+            assert first[0] in (*stage_names(), *STAGES, TOY, RELEASED), text
+
+
+def test_python_can_be_run_as_it_stands(document):
+    """Every name is imported or made before, and what is imported is there."""
+    text = document.read_text(encoding="utf-8")
+    known = {*dir(builtins), "TARGET", "pictures"}  # the reader's own
+    for block in re.findall(r"(?:^ {4}.*\n)+", text, re.MULTILINE):
+        try:
+            tree = ast.parse("".join(line[4:] for line in block.splitlines(keepends=True)))
+        except SyntaxError:
+            continue
+        imports = [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
+        exec(ast.unparse(ast.Module(imports, [])), {})
+        known |= {name.asname or name.name for node in imports for name in node.names}
+        names = [node for node in ast.walk(tree) if isinstance(node, ast.Name)]
+        known |= {name.id for name in names if isinstance(name.ctx, ast.Store)}
+        if any(isinstance(node, ast.Call) for node in ast.walk(tree)):
+            assert {name.id for name in names} <= known, block
 
 
 def test_readme_counts_the_stock_nodes():

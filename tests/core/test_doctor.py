@@ -195,6 +195,13 @@ def doctor(checkpoint: Path, out: Path, *options: str) -> int:
     return main([*map(str, arguments), *options])
 
 
+def test_a_hub_that_cannot_be_asked_is_told_and_not_how_to_download(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    assert doctor(CHECKPOINT, tmp_path / "out", "--ask-hub") == 2
+    said = capsys.readouterr().err
+    assert "the hub cannot be asked (" in said and "offline" in said and "By hand" not in said
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_device_that_is_missing_is_told(tmp_path, capsys):
     assert doctor(CHECKPOINT, tmp_path / "out", "--device", "cuda") == 2

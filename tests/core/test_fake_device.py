@@ -1,5 +1,7 @@
 """All that a GPU is asked to do, on one that is not there: see tests/support/fake_device.py."""
 
+import weakref
+
 import pytest
 import torch
 from PIL import Image
@@ -10,6 +12,7 @@ from benchmarks import counts, memory
 from internvlu_core import InternVLU
 from internvlu_core.offload import WORKING_MEMORY, Offload
 from internvlu_core.quantization import WEIGHT_FORMATS
+from internvlu_core.quantization.formats import WORKING_BYTES
 from internvlu_core.quantization.gguf import TYPES
 from internvlu_core.sampling import flow_sigmas
 from support.checkpoints import merge_json
@@ -151,17 +154,56 @@ def test_flops_are_those_of_torch_and_of_the_benchmarks(folder):
 # The model
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float8_e4m3fn], ids=str)
-def test_loading(folder, dtype):
-    """No more than the weights, and for a moment one tensor twice."""
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, *WEIGHT_FORMATS], ids=str)
+def test_loading(folder, dtype, monkeypatch):
+    """No more than the weights, and for a moment one tensor twice, or what quantising a part of one takes."""
+    seen = watch_quantising(monkeypatch)
     with FakeDevice() as gpu:
         with gpu.watch() as record:
             model = InternVLU.from_pretrained(folder, device=gpu.device, dtype=dtype)
         weights = [p for network in (model.vlm, model.mmdit, model.vae) for p in network.parameters()]
         assert all(p.device == gpu.device for p in weights)
         assert gpu.live == sum(p.nbytes for p in weights)
-        assert record.peak <= gpu.live + 2 * max(p.nbytes for p in weights)
-        assert model.generate("a boat", [PHOTO], height=256, width=256, steps=1).images[0].size == (256, 256)
+        assert record.peak <= gpu.live + 2 * max(p.nbytes for p in weights) + (2 * WORKING_BYTES if seen else 0)
+        assert bool(seen) == isinstance(dtype, str) and set(seen) <= {gpu.device}
+        assert not record.downloads
+        if dtype in (torch.bfloat16, torch.float16, "fp8"):
+            assert model.generate("a boat", [PHOTO], height=256, width=256, steps=1).images[0].size == (256, 256)
+
+
+def watch_quantising(monkeypatch) -> list[torch.device]:
+    """A list of the devices of all weights that are quantised from now on. Two are never there at once."""
+    devices, last = [], lambda: None
+
+    def watched(quantise):
+        def run(weight_format, weight):
+            nonlocal last
+            assert last() is None, "the weight before is still there"
+            last = weakref.ref(weight)
+            if not weight.is_meta:
+                devices.append(weight.device)
+            return quantise(weight_format, weight)
+
+        return run
+
+    for kind in {type(weight_format) for weight_format in WEIGHT_FORMATS.values()}:
+        monkeypatch.setattr(kind, "quantise", watched(kind.quantise))
+    return devices
+
+
+@pytest.mark.parametrize("name", ["fp8", "int8_tensorwise"])
+def test_quantised_on_the_device_for_main_memory(folder, name, monkeypatch):
+    """Where weights wait in main memory, they come back from the device, which then has nothing of them."""
+    seen = watch_quantising(monkeypatch)
+    with FakeDevice() as gpu:
+        with gpu.watch() as record:
+            model = InternVLU.from_pretrained(folder, gpu.device, name, device_map="auto", max_memory="8GB")
+        assert set(seen) == {gpu.device}
+        waiting = [tensor for state in model.offload.resident.values() for tensor in state.values()]
+        assert {tensor.device.type for tensor in waiting} == {"cpu"} and gpu.live == 0
+        assert record.peak <= 2 * max(tensor.nbytes for tensor in waiting if tensor.itemsize == 1) + 2 * WORKING_BYTES
+        assert len(record.downloads) == len(record.waits) > 0
+        model.generate("a boat", height=256, width=256, steps=1)
 
 
 # Kernels of a step: beside the blocks, and of a block. Each bound is what there was when it was set.

@@ -94,6 +94,15 @@ def test_requirements_agree_and_have_floors_only():
         assert requirement.specifier.contains(metadata.version(requirement.name), prereleases=True), requirement
 
 
+def test_extras_are_installed_from_the_folder():
+    """No package index has this program: pip would refuse its name, or fetch a stranger's package of that name."""
+    told = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("internvlu_*/**/*.py"), *ROOT.glob("nodes/**/*.py")]
+    texts = [path.read_text(encoding="utf-8") for path in told]
+    assert not any(f"{PROJECT['name']}[" in text for text in texts)
+    extras = {name for text in texts for name in re.findall(r'pip install "\.\[(\w+)\]"', text)}
+    assert {"batch", "synthesis"} <= extras <= PROJECT["optional-dependencies"].keys()
+
+
 def test_floors_are_those_that_are_tested():
     assert COMFY["requires-comfyui"] == f">={COMFYUI.name.removeprefix('ComfyUI-')}"
     assert PROJECT["requires-python"].replace(">=3.", "py3") == CONFIG["tool"]["ruff"]["target-version"]

@@ -5,25 +5,27 @@ import json
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from internvlu_core import InternVLU
 from internvlu_core.checkpoints.config import Config
 from internvlu_core.checkpoints.files import COMPONENTS
-from internvlu_core.checkpoints.load import build_on_meta
+from internvlu_core.checkpoints.load import build_on_meta, load_networks
 from internvlu_core.quantization import (
     WEIGHT_FORMATS,
     FileFormat,
     QuantisedLinear,
+    exact,
     find_format,
     formats,
     layer_formats,
-    quantise_network,
+    quantise_for,
     repeated_blocks,
 )
 from internvlu_core.quantization.float8 import DTYPE, quantise
 from internvlu_core.quantization.formats import is_block_matrix
 from support.checkpoints import CHECKPOINT
-from support.networks import randomise
+from support.networks import quantise_network, randomise
 from support.tensors import noise, relative
 
 # By format: the largest relative error of a product with a random matrix.
@@ -53,6 +55,67 @@ def test_product(weight_format, dtype, bias):
     ours = network.layers[0]["proj"](x)
     assert ours.dtype == dtype
     assert 0 < relative(ours.float(), exact.float()) < ERRORS[weight_format.name]
+
+
+# The bits of another device
+
+
+def test_exact_arithmetic():
+    powers = torch.exp2(torch.arange(-126, 128).double()).float()
+    around = torch.cat(
+        [powers, powers[1:].nextafter(torch.tensor(0.0)), powers[:-1].nextafter(torch.tensor(torch.inf))]
+    )
+    exponents = exact.ceil_log2(around)
+    assert (torch.exp2(exponents.double()) >= around.double()).all()
+    assert (torch.exp2(exponents.double() - 1) < around.double()).all()
+    assert torch.equal(exact.exp2(torch.arange(-126, 128, dtype=torch.int32)), powers)
+    for number in (127, 448.0):
+        assert torch.equal(exact.divide(around, number), (around.double() / number).float())
+
+
+MOVING = {"_to_copy", "_unsafe_view", "clone", "constant_pad_nd", "copy_", "detach", "full", "lift_fresh", "permute"}
+MOVING |= {"scalar_tensor", "slice", "unsqueeze", "view", "where"}
+BITS = {"__lshift__", "__rshift__", "bitwise_or", "nextafter", "signbit"}
+# One rounding each, by IEEE 754, or none.
+ROUNDED_ONCE = {"abs", "add", "amax", "bucketize", "clamp", "div", "eq", "mul", "reciprocal", "round", "sub"}
+
+
+class Inexact(TorchDispatchMode):
+    """Refuses what CUDA may round otherwise than a CPU: sums, functions such as log2, division by Python's numbers."""
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        name = operation._schema.name.removeprefix("aten::")
+        assert name in MOVING | BITS | ROUNDED_ONCE
+        assert name != "div" or isinstance(args[1], torch.Tensor), "on CUDA a product with the reciprocal"
+        return operation(*args, **(kwargs or {}))
+
+
+def test_quantising_has_the_same_bits_on_cuda(weight_format):
+    weight = noise(100, 64)
+    with Inexact():
+        weight_format.quantise(weight)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_loading_quantises_what_a_whole_matrix_gives(weight_format, dtype, monkeypatch):
+    """However few rows are quantised at once."""
+    config = Config.read(CHECKPOINT)
+    expected = load_networks(CHECKPOINT, config, dtype=dtype)
+    monkeypatch.setattr(formats, "CHUNK", 64 * 33)
+    loaded = load_networks(CHECKPOINT, config, dtype=dtype, weight_format=weight_format)
+    for network, plain in zip(loaded, expected, strict=True):
+        state = dict(plain.state_dict())
+        quantise_network(plain, state, weight_format)
+        found = network.state_dict()
+        assert found.keys() == state.keys()
+        for name, tensor in state.items():
+            assert found[name].dtype == tensor.dtype
+            assert torch.equal(found[name].float(), tensor.float()), name
+
+
+def test_other_devices_quantise_on_the_cpu(weight_format):
+    quantised = quantise_for(torch.device("mps"), weight_format, noise(40, 64))
+    assert {tensor.device.type for tensor in quantised.stored.values()} == {"cpu"}
 
 
 @pytest.mark.parametrize("name", ["int8_tensorwise", "float8_e4m3fn"])

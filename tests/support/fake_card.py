@@ -92,6 +92,8 @@ def _state(host, config, component: str, name: str) -> tuple[dict, dict]:
     for path, of_layer in kinds.network_formats(network, weight_format).items():
         stored = of_layer.quantise(torch.empty(state.pop(f"{path}.weight").shape, device="meta"))
         stored = {key: _hollow(tensor) for key, tensor in stored.items()}
+        if of_layer.name == "mxfp8":  # a row whose blocks have different scales: else it is Float8Linear's form
+            stored["weight_scale"].view(-1)[1] = 1
         if own:  # a weight that is float8 already is not rounded again, which would take minutes
             state[f"{path}.weight"] = stored["weight"]
         elif isinstance(of_layer, kinds.Gguf):

@@ -33,9 +33,10 @@ from internvlu_core.checkpoints.config import Config
 from internvlu_core.checkpoints.files import COMPONENTS
 from internvlu_core.checkpoints.load import build_on_meta
 from internvlu_core.prompt import Tokenizer
-from internvlu_core.quantization import WEIGHT_FORMATS, Gguf, quantise_network
+from internvlu_core.quantization import WEIGHT_FORMATS, Gguf
 
 from .checkpoints import copy_json
+from .networks import quantise_network
 from .scaled_checkpoints import stored_shapes
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -217,6 +218,8 @@ class FakeDevice(TorchDispatchMode):
 
     def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
         kwargs = kwargs or {}
+        if any(map(_is_made_of_others, types)):
+            return NotImplemented  # their class says what is done with these others
         if operation is torch.ops.prim.device.default:
             return torch.device("meta") if self.hidden else args[0].fake_device
         hidden, self.hidden = self.hidden, False
@@ -338,6 +341,9 @@ class Hiding(TorchFunctionMode):
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
+        if function == Tensor.copy_ and _is_made_of_others(type(args[0])):
+            with self:
+                return type(args[0]).__torch_dispatch__(aten.copy_.default, types, args, kwargs)
         if function not in self.METHODS or not isinstance(args[0], FakeTensor):
             return function(*args, **kwargs)
         if function == Tensor.__setitem__ and not isinstance(args[2], Tensor):
@@ -398,6 +404,11 @@ def attention_kernel(q, k, v, attn_mask=None, dropout_p=0.0, is_causal=False, sc
         attn_mask = attn_mask.expand(*q.shape[:-1], k.shape[-2])
     operation = aten._scaled_dot_product_efficient_attention.default
     return operation, (q, k, v, attn_mask, False, 0.0, is_causal), {"scale": scale}
+
+
+def _is_made_of_others(kind: type) -> bool:
+    """Whether tensors of a class are made of other tensors, as ComfyUI's QuantizedTensor is."""
+    return hasattr(kind, "__tensor_flatten__")
 
 
 @cache

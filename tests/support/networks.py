@@ -7,6 +7,7 @@ from torch import nn
 
 from internvlu_core.checkpoints.config import LanguageConfig
 from internvlu_core.models.language import Qwen3
+from internvlu_core.quantization import QuantisedWeight, WeightFormat, hold_quantised, network_formats
 
 
 def randomise(network: nn.Module, seed: int = 0) -> nn.Module:
@@ -50,3 +51,11 @@ def tiny_language(*, seed: int = 0, **changes) -> SimpleNamespace:
         layer.self_attn.q_norm.weight.mul_(3)
         layer.self_attn.o_proj.weight.mul_(4)
     return SimpleNamespace(language_model=network, embed_generated=network.model["embed_tokens"])
+
+
+def quantise_network(network: nn.Module, state: dict[str, torch.Tensor], weight_format: WeightFormat):
+    """Replace a network's layers, and their weights in its state dict, as loading in a weight format does."""
+    for path, of_layer in network_formats(network, weight_format).items():
+        weight = state[f"{path}.weight"]
+        state[f"{path}.weight"] = QuantisedWeight(of_layer, of_layer.quantise(weight))
+        hold_quantised(network, state, weight.dtype)

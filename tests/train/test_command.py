@@ -1,5 +1,6 @@
 """The command line of training."""
 
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -7,12 +8,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from internvlu_core import InternVLU
+from internvlu_core import InputError, InternVLU
 from internvlu_train import __main__ as command
 from internvlu_train.loop import Run
+from internvlu_train.settings import changed
 from internvlu_train.toy import chain, presets
 from internvlu_train.toy import fresh as toy_fresh
-from support.training import TINY
+from support.training import TINY, entries
+
+SMALL = ["samples=8", "batch=2", "warmup=0", "muon=false"]
 
 
 @pytest.mark.parametrize(
@@ -58,7 +62,7 @@ def test_one_command_trains_a_chain_and_scores_what_it_writes(fresh, tmp_path, m
     """A second one goes on where the first was stopped, and takes no step of a stage that is finished."""
     scored = []
     monkeypatch.setattr("internvlu_train.evaluation.__main__.main", lambda arguments: scored.append(arguments) or 0)
-    arguments = ["toy", str(tmp_path), "--base", str(fresh), "--preset", preset, "--count", "3"]
+    arguments = ["toy", str(tmp_path), "--base", str(fresh), "--preset", preset, "--count", "3", "--processes", "1"]
     arguments += [f"--set={change}" for change in ("steps=2", "samples=37", "batch=4", "warmup=0")]
     step, trained, stop = Run._take_step, [], [True]
 
@@ -85,9 +89,22 @@ def test_minutes_are_divided_between_stages_that_have_them(fresh, tmp_path, caps
     stages = chain.within(presets.WIDER["gpu"], 2.0)
     assert sum(stage.minutes for stage in stages.values()) == pytest.approx(2)
     assert stages["wide"].minutes / stages["decoder"].minutes == pytest.approx(3.2 / 0.7)
-    assert sum(stage.minutes for stage in presets.PRESETS["gpu"].values()) == pytest.approx(20)
-    assert command.main(["toy", str(tmp_path), "--base", str(fresh), "--minutes", "2"]) == 2
+    totals = {name: sum(stage.minutes for stage in stages.values()) for name, stages in presets.PRESETS.items()}
+    assert totals == pytest.approx({"cpu": 720, "gpu": 20})
+    assert command.main(["toy", str(tmp_path), "--base", str(fresh), "--minutes", "-2"]) == 2
     assert "--minutes" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_processes_train_a_chain_together(fresh, tmp_path):
+    """They share each step's samples and end at the same step, and a stage that fails in them ends the chain."""
+    timed = changed(presets.WIDER["cpu"]["wide"], [*SMALL, "steps=1000000", "minutes=0.005"])
+    stages = {"timed": timed, "bad": replace(timed, kinds=("word",))}
+    with pytest.raises(InputError, match="bad failed"):
+        chain.train_all(tmp_path, stages, fresh, resident=False, processes=2)
+    state = torch.load(tmp_path / "timed" / "state.pt", weights_only=True)
+    assert state["together"] == 2 and state["step"] == len(entries(tmp_path / "timed")) < 1000
+    assert (tmp_path / "timed" / "checkpoint").is_dir() and not (tmp_path / "bad" / "checkpoint").exists()
 
 
 @pytest.mark.parametrize("preset", presets.PRESETS)

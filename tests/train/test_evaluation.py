@@ -373,6 +373,15 @@ def test_broken_files_are_named(tmp_path, name, text, message):
         Fake()(BENCHMARKS[name](Run(tmp_path / "file.json", tmp_path / "out")))
 
 
+def test_cancelled_in_one_line(monkeypatch, capsys):
+    def cancel(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("internvlu_train.evaluation.__main__.evaluate_toy", cancel)
+    assert main([str(CHECKPOINT), "--device", "cpu"]) == 130
+    assert capsys.readouterr().err == "internvlu_train.evaluation: cancelled\n"
+
+
 def test_missing_files_are_named(tmp_path, capsys):
     for name in BENCHMARKS:
         with pytest.raises(InputError, match="nowhere"):

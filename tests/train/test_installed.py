@@ -24,7 +24,7 @@ def installed(tmp_path_factory) -> Path:
 
 
 def train(installed: Path, *arguments: str) -> subprocess.CompletedProcess:
-    environment = {**os.environ, "PYTHONPATH": "", "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    environment = {**os.environ, "PYTHONPATH": "", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "internvlu_train", *arguments]
     return subprocess.run(command, cwd=installed, env=environment, capture_output=True, text=True)
 
@@ -43,6 +43,7 @@ def test_a_stage_of_the_toy_model_says_that_it_needs_the_repository(installed, f
     done = train(installed, stage, str(tmp_path), "--base", str(fresh))
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert f"error: the stage '{stage}' needs internvlu_train/toy, which only the repository has" in done.stderr
+    assert "--preset released" in done.stderr
 
 
 def test_lora_without_a_base_says_what_is_missing(installed, pictures, tmp_path):

@@ -183,7 +183,7 @@ def test_two_processes_equal_twice_the_accumulation(fresh, tmp_path):
     arguments = [flag for change in [*changes, "accumulate=2"] for flag in ("--set", change)]
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     module = ["-m", "internvlu_train", "stage3", str(tmp_path / "two"), "--base", str(fresh), *arguments]
-    environment = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "ACCELERATE_USE_CPU": "true"}
+    environment = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     if os.name == "nt":
         environment["USE_LIBUV"] = "0"  # torch for Windows may be built without it, and is then not told by itself
     done = subprocess.run(

@@ -43,7 +43,7 @@ def runs(awake_checkpoint, tmp_path_factory) -> Path:
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     script = [str(ROOT / "tests/support/sharded_runs.py"), str(folder / "runs.json"), str(awake_checkpoint)]
     path = os.pathsep.join((str(ROOT), str(ROOT / "tests")))
-    environment = {"OMP_NUM_THREADS": "1", "PYTHONPATH": path, "ACCELERATE_USE_CPU": "true"}
+    environment = {"OMP_NUM_THREADS": "1", "PYTHONPATH": path}
     if os.name == "nt":
         environment["USE_LIBUV"] = "0"  # torch for Windows may be built without it, and is then not told by itself
     command = [*launch, *script, str(folder / "divided")]

@@ -167,7 +167,7 @@ def test_a_missing_library_is_named_and_no_bad_sample(tmp_path, monkeypatch, cap
     monkeypatch.setattr(Plan, "sample", sample)
     arguments = [str(tmp_path), "--domain", "text", "--count", "3", "--skip-bad"]
     assert command.main(arguments) == 2
-    assert 'pip install "internvl-u[synthesis]"' in capsys.readouterr().err
+    assert 'pip install ".[synthesis]"' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("form", writer.FORMATS)

@@ -216,5 +216,5 @@ def test_a_missing_library_names_the_extra(monkeypatch):
     for name in [name for name in sys.modules if name.startswith("internvlu_train.synthesis.science")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "schemdraw", None)
-    with pytest.raises(InputError, match=r"schemdraw is missing.*internvl-u.synthesis"):
+    with pytest.raises(InputError, match=r'schemdraw is missing.*pip install "\.\[synthesis\]"'):
         make("science", "draw", 0)

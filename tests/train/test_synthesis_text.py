@@ -182,7 +182,7 @@ def test_a_folder_without_fonts_or_pictures_says_so(tmp_path):
 def test_a_missing_library_is_named(package, monkeypatch):
     monkeypatch.setitem(sys.modules, package, None)
     fonts._check_packages.cache_clear()
-    with pytest.raises(InputError, match=r'pip install "internvl-u\[synthesis\]"'):
+    with pytest.raises(InputError, match=r'pip install "\.\[synthesis\]"'):
         make("text", "draw", 2, SIZE, "card", "en")
 
 
