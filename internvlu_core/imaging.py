@@ -4,13 +4,14 @@ Source: docs/model.md, "Image preprocessing" and "VAE".
 """
 
 import math
+import struct
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from .checkpoints.config import ProcessorConfig
@@ -19,16 +20,29 @@ from .errors import InputError
 MAX_ASPECT_RATIO = 200
 
 
-def open_image(source: str | Path | BinaryIO) -> Image.Image:
+def open_image(source: str | Path | BinaryIO, still: bool = False, background: str | None = None) -> Image.Image:
     """Read an image file, or an open binary stream of one, as 8-bit RGB, upright as its EXIF orientation says.
 
-    Raises InputError naming the file if it is missing, damaged, or not an image that to_rgb can convert.
+    still: refuse an animation, of which only the first frame is read otherwise. background: the colour behind
+    transparent pixels; without it alpha is dropped. Raises InputError naming the file if it is missing, damaged, or not
+    an image that to_rgb can convert.
     """
+    name = f" {source}" if isinstance(source, str | Path) else ""  # an open stream has none that helps
     try:
         with Image.open(source) as image:
-            return to_rgb(ImageOps.exif_transpose(image))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise InputError(f"cannot read the image {source}: {error}") from error
+            # An MPO is a photo with a second view or a depth map behind it.
+            if still and getattr(image, "is_animated", False) and image.format != "MPO":
+                raise InputError(f"the image{name} is an animation of {image.n_frames} frames")
+            image = ImageOps.exif_transpose(image)
+            if background and image.has_transparency_data:
+                image = image.convert("RGBA")
+                image = Image.alpha_composite(Image.new("RGBA", image.size, background), image)
+            return to_rgb(image)
+    except (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError) as error:
+        if isinstance(error, InputError):
+            raise
+        why = {UnidentifiedImageError: "its format is not known", struct.error: "its EXIF data is damaged"}
+        raise InputError(f"cannot read the image{name}: {why.get(type(error), error)}") from error
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

@@ -195,7 +195,8 @@ class Run(Trainer):
         if self.main:
             self._cut_log()
         if self.stage.tracker:
-            self.accelerator.init_trackers("tracker")
+            # What a killed run wrote after the step that this one goes on from is not shown.
+            self.accelerator.init_trackers("tracker", init_kwargs={self.stage.tracker: {"purge_step": self.step + 1}})
         bar = tqdm(total=self.stage.steps, initial=self.step, disable=not self.main, mininterval=1)
         log = (self.folder / "log.jsonl").open("a", encoding="utf-8") if self.main else None
         every = 1 if self.device.type == "cpu" else LOG_EVERY
@@ -238,7 +239,8 @@ class Run(Trainer):
             if file:
                 file.write(json.dumps(values) + "\n")
             if self.stage.tracker:
-                self.accelerator.log(values, step=entry["step"])
+                shown = {name: value for name, value in values.items() if name != "step"}
+                self.accelerator.log(shown, step=entry["step"])
         if file:
             file.flush()
         self.unlogged.clear()

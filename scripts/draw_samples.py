@@ -1,16 +1,25 @@
 #!/usr/bin/env python3
-"""Draws the sample pictures that the workflows name: workflows/input/internvlu_{landscape,house_mask,poster}.png.
+"""Draws the sample pictures that the workflows name: workflows/input/internvlu_{landscape,house_mask,poster}.png, and
+ten moons with captions, workflows/input/internvlu_moons/.
 
     .cache/venv/bin/python scripts/draw_samples.py
 
-Flat shapes and gradients, so that what a prompt names is there: a sky with a sun, hills, a house, a tree, a pond.
+Flat shapes and gradients, so that what a prompt names is there: a sky with a sun, hills, a house, a tree, a pond. The
+moons are a shape of the toy's world that the toy checkpoint has not seen.
 """
 
+import sys
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFilter
 
-FOLDER = Path(__file__).resolve().parents[1] / "workflows" / "input"
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from internvlu_train.toy.world import NEW_SHAPES, Choices  # noqa: E402
+from internvlu_train.toy.world.objects import single  # noqa: E402
+
+FOLDER = ROOT / "workflows" / "input"
 FINE = 3  # drawn so many times larger, then made smaller, for smooth edges
 HOUSE = (548, 288, 832, 576)  # where it stands in the landscape, with some room around
 
@@ -134,11 +143,25 @@ def poster() -> Image.Image:
     return canvas.finished()
 
 
+def write_moons(folder: Path, count: int = 10):
+    """64 × 64 pixels, each with its caption, all captions different."""
+    folder.mkdir(parents=True, exist_ok=True)
+    plans, seed = {}, 0
+    while len(plans) < count:
+        plan = single(Choices("moons", seed, (64, 64)), NEW_SHAPES)
+        plans.setdefault(plan.prompt, plan)
+        seed += 2  # odd ones are for evaluation
+    for number, plan in enumerate(plans.values(), 1):
+        Image.fromarray(plan.paint()[1]).save(folder / f"{number:02}.png", optimize=True)
+        (folder / f"{number:02}.txt").write_text(plan.prompt + "\n", encoding="utf-8")
+
+
 def main():
+    write_moons(FOLDER / "internvlu_moons")
     for name, draw in {"landscape": landscape, "house_mask": house_mask, "poster": poster}.items():
         path = FOLDER / f"internvlu_{name}.png"
         draw().save(path, optimize=True)
-        print(path.relative_to(FOLDER.parents[1]), path.stat().st_size)
+        print(path.relative_to(ROOT), path.stat().st_size)
 
 
 if __name__ == "__main__":

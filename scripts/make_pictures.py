@@ -23,6 +23,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 from support import toy  # noqa: E402
 from support.described_workflows import WORKFLOWS, node  # noqa: E402
 from support.frontend import browser_page, open_prompt  # noqa: E402
+from support.workflows import is_for_this, picture_of  # noqa: E402
 
 # What a help page shows: the nodes of a workflow around its own, from left to right.
 HELP = {
@@ -251,6 +252,15 @@ def card_of(server, name: str) -> Image.Image:
         whole.paste(card)
         write(whole, [("describe the picture", "#1f6fd0"), (answer, INK)], 220)
         return whole
+    if name.startswith("train_an_adapter"):
+        prompt = json.loads((ROOT / "workflows" / "api" / f"{name}.json").read_text(encoding="utf-8"))
+        toy.fit(prompt, name)
+        done = finished(server, prompt)
+        card = Image.new("RGB", (SIDE, SIDE), PAPER)
+        for row, (key, words) in enumerate({"18": "without it", "6": "with it"}.items()):
+            card.paste(tile(picture_of(server, done, key), 170), (16, 16 + row * 198))
+            ImageDraw.Draw(card).text((204, 86 + row * 198), words, fill=INK, font=letters(22))
+        return card
     # Of lora, whose adapter is the user's own, without one.
     pictures, texts = result(server, "text_to_image" if name == "lora" else name, CARD_TEXTS.get(name))
     card = tile(pictures[0], SIDE)
@@ -309,8 +319,9 @@ def main() -> None:
     parser.add_argument("names", nargs="*", metavar="NAME", help="workflows and node ids; default: all")
     args = parser.parse_args()
     with browser_page() as (page, server):
+        info = server.object_info()
         for name, spec in WORKFLOWS.items():
-            if not args.names or name in args.names:
+            if (not args.names or name in args.names) and is_for_this(name, info):
                 save(card_of(server, name), ROOT / "workflows" / f"{spec['title']}.jpg")
                 if name == "reason_then_edit":
                     run(page, name, plain=False)

@@ -21,6 +21,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 from internvlu_core.checkpoints import hub  # noqa: E402
 from support.described_workflows import SHOWN_ONLY, SUBGRAPHS, WORKFLOWS, subgraphs_in  # noqa: E402
 from support.frontend import browser_page, open_prompt  # noqa: E402
+from support.workflows import is_for_this  # noqa: E402
 
 # Nodes by id or, of a subgraph's own node, by title. The note stands left of them, or, if there are groups, above the
 # first one: what is opened is shown as a whole, and wide graphs so small that the frontend leaves their words out.
@@ -133,9 +134,13 @@ def steady(graph: dict, name: str) -> dict:
 
 
 def main(names: list[str]) -> None:
-    with browser_page() as (page, _):
+    with browser_page() as (page, server):
+        info = server.object_info()
         for name in names or WORKFLOWS:
             spec = WORKFLOWS[name]
+            if not is_for_this(name, info):
+                print(f"{name} is for another ComfyUI: name it by COMFYUI_PATH, and the workflow in the command")
+                continue
             api = build(page, spec)
             write(ROOT / "workflows" / f"{spec['title']}.json", steady(json.loads(page.evaluate(SAVE)), name))
             write(ROOT / "workflows" / "api" / f"{name}.json", api)

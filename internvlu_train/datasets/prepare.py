@@ -70,6 +70,7 @@ class Reader:
         """The target at the size that it is trained at: an edit's is that of its first input, as at inference."""
         picture = read_picture(row.picture, place)
         try:
+            reference_size(picture.height, picture.width, self.sizes)  # refuses what is too small, or a thin strip
             if images and not self.square:
                 size = reference_size(*images[0].shape[:2], self.sizes)
                 return np.array(picture.resize(size[::-1], Image.Resampling.BICUBIC))

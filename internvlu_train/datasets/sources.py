@@ -11,9 +11,8 @@ from pathlib import Path
 from PIL import Image
 
 from internvlu_core.errors import InputError
-from internvlu_core.imaging import open_image
 
-from ..folder import ENDINGS, folder_rows
+from ..folder import ENDINGS, folder_rows, open_picture
 
 TASKS = "draw", "edit", "ask", "caption", "reason"
 METADATA = "metadata.jsonl"
@@ -90,10 +89,13 @@ def _jsonl(index: int, file: Path) -> Iterator[Place]:
 
 
 def _tar(index: int, file: Path) -> Iterator[Place]:
-    """A row for each key. The members of a key lie one after another."""
+    """A row for each key. The members of a key lie one after another.
+
+    Where a file is damaged or ends too early, the row that lies there has the problem.
+    """
     key, members = None, []
     try:
-        with tarfile.open(file) as tar:
+        with tarfile.open(file, "r:") as tar:  # what is compressed cannot be read at an offset
             for member in tar:
                 if member.isfile():
                     stem, _, ending = member.name.rpartition("/")[2].partition(".")
@@ -103,8 +105,14 @@ def _tar(index: int, file: Path) -> Iterator[Place]:
                         members = []
                     key = found
                     members.append((ending.lower(), member.offset_data, member.size))
+            # The iteration takes a damaged header for the end, which is a block of zeros.
+            if _bytes(file, tar.offset, tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+                raise tarfile.ReadError(f"no valid header at byte {tar.offset}")
     except (OSError, tarfile.TarError) as error:
-        raise InputError(f"{file} cannot be read as a tar file: {error}") from error
+        where = f"from {key} on " if members else ""
+        problem = f"{file} cannot be read {where}as an uncompressed tar file: {error}"
+        yield Place(index, f"{file}, {key}" if members else str(file), file, row={"problem": problem})
+        return
     if members:
         yield _of_members(index, file, key, members)
 
@@ -137,7 +145,7 @@ def read_row(place: Place) -> Row:
         raise InputError(f"{place.name} has no text")
     picture, images = _pictures(place, row, texts["file_name"])
     task = texts["task"] or _task(picture, images, texts["words"])
-    _check(place, task, picture, texts["words"])
+    _check(place, task, picture, images, texts["words"])
     return Row(task, texts["domain"], texts["text"].strip(), texts["words"].strip(), picture, images)
 
 
@@ -146,15 +154,24 @@ def _pictures(place: Place, row: dict, file_name: str):
     if place.members:
         members = {ending.rpartition(".")[0]: (place.file, offset, size) for ending, offset, size in place.members}
         inputs = sorted((int(name[5:]), at) for name, at in members.items() if re.fullmatch(r"input\d+", name))
+        if missing := set(range(len(inputs))) - {number for number, _ in inputs}:
+            raise InputError(f"{place.name} has no picture input{min(missing)}, but a later one")
         return members.get(""), tuple(at for _, at in inputs)
     names = row.get("images") or []
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise InputError(f"{place.name}: images is {names!r}; it must be a list of file names")
     files = [place.file.parent / name for name in (*names, *([file_name] if file_name else []))]
     for file in files:
-        if not file.is_file():
+        if not _is_file(file):
             raise InputError(f"{place.name} names the picture {file}, which is not there")
     return (files.pop() if file_name else None), tuple(files)
+
+
+def _is_file(file: Path) -> bool:
+    try:
+        return file.is_file()
+    except (OSError, ValueError):  # a name that no file can have: too long, or with a zero in it
+        return False
 
 
 def _task(picture, images, words: str) -> str:
@@ -163,9 +180,13 @@ def _task(picture, images, words: str) -> str:
     return "reason" if words else "edit" if images else "draw"
 
 
-def _check(place: Place, task: str, picture, words: str):
+def _check(place: Place, task: str, picture, images: tuple, words: str):
     if task not in TASKS:
         raise InputError(f"{place.name}: task is {task!r}; there are {', '.join(TASKS)}")
+    if picture is None and not words:
+        raise InputError(f"{place.name} has neither a picture to draw, file_name, nor words, an answer")
+    if task == "edit" and not images:
+        raise InputError(f"{place.name}: edit needs images, the pictures before it")
     if task in ("ask", "caption") and (picture is not None or not words):
         raise InputError(f"{place.name}: {task} needs words, the answer, and no file_name; its picture is in images")
     if task in ("draw", "edit", "reason") and picture is None:
@@ -177,7 +198,10 @@ def _check(place: Place, task: str, picture, words: str):
 def read_picture(at: Path | tuple[Path, int, int], place: Place) -> Image.Image:
     """Raises InputError, naming the row, for a picture that cannot be read to its end."""
     try:
-        return open_image(at if isinstance(at, Path) else io.BytesIO(_bytes(*at)))
+        if isinstance(at, Path):
+            return open_picture(at)
+        ending = next(ending for ending, offset, _ in place.members if offset == at[1])
+        return open_picture(io.BytesIO(_bytes(*at)), f"its {ending}")
     except InputError as error:
         raise InputError(f"{place.name}: {error}") from error
 

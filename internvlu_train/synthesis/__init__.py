@@ -33,7 +33,8 @@ class Resources:
 class LanguageChoices(Choices):
     """language: of prompts and answers, one of LANGUAGES. resources: the user's fonts and pictures.
 
-    marks: the quotation marks of the prompt, once they are chosen.
+    marks: the quotation marks of the prompt, once they are chosen. is_apart: whether what was chosen is already told
+    apart from what is for training, or for evaluation, see figures.keep_apart.
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class LanguageChoices(Choices):
         super().__init__(name, seed, size)
         chosen = self.pick(LANGUAGES)  # drawn in any case, so that all else is the same in both languages
         self.language, self.resources, self.marks = language or chosen, resources, ""
+        self.is_apart = True
 
 
 def kinds(domain: str) -> dict[str, dict]:

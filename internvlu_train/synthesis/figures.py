@@ -1,5 +1,7 @@
 """What the domains of drawn figures share: samples from specs, and their check."""
 
+import hashlib
+import json
 import re
 from dataclasses import dataclass, field
 
@@ -15,6 +17,9 @@ SOFTENED = 1.0  # pixels: the blur before
 # Levels: the largest mean difference in a block, of brightness and of colour. JPEG at quality 70 makes up to 3.6 and
 # 7.7, one other digit in a label 11 of brightness and more.
 FARTHEST = 6.0, 12.0
+# What a spec has about looks and language alone. Figures that differ in nothing else are the same one.
+LOOKS = {"style", "language", "colours", "mark", "marked", "hue", "room", "frame", "order"}
+TRIES = 200  # that find a figure for evaluation but for one in 10^19 times
 
 
 @dataclass(frozen=True)
@@ -40,10 +45,12 @@ class Figures:
 
     def to_draw(self, choices, spec: dict, prompt: str, words: str = "", **truth) -> Sample:
         """words: the reasoning before the picture, which makes the task "reason". truth: what else is known."""
+        keep_apart(choices, spec)
         task = "reason" if words else "draw"
         return Sample(task, self.domain, prompt, (), self.picture(spec, choices.size), words, {"spec": spec} | truth)
 
     def to_edit(self, choices, before: dict, after: dict, prompt: str, words: str = "", **truth) -> Sample:
+        keep_apart(choices, before)
         pictures = [self.picture(spec, choices.size) for spec in (before, after)]
         task, truth = "reason" if words else "edit", {"before": before, "spec": after} | truth
         return Sample(task, self.domain, prompt, (pictures[0],), pictures[1], words, truth)
@@ -51,6 +58,7 @@ class Figures:
     def to_ask(self, choices, specs, prompt: str, answer: str, others=()) -> Sample:
         """specs: of one picture, or a list. others: answers that are right too."""
         specs = specs if isinstance(specs, list) else [specs]
+        keep_apart(choices, specs[0])
         pictures = tuple(self.picture(spec, choices.size) for spec in specs)
         truth = {"before": specs[0], "answers": [str(answer), *others]}
         return Sample("ask", self.domain, prompt, pictures, None, str(answer), truth)
@@ -116,4 +124,44 @@ def pieces(mask: np.ndarray, smallest: int = 12) -> list[np.ndarray]:
 
 def held_out(choices, items) -> list:
     """The items for training, or for evaluation: every fifth is evaluation's alone."""
+    choices.is_apart = True
     return [item for i, item in enumerate(items) if (i % 5 == 4) == choices.evaluates]
+
+
+class WrongSide(Exception):
+    """The figure is for evaluation and the sample for training, or the other way round."""
+
+
+def keep_apart(choices, spec: dict):
+    """Raise WrongSide for the figure of a sample that is not to start from it: a fifth of them are evaluation's alone.
+
+    Which ones follows from what they show, so that it is the same for all tasks and seeds. Figures of items of
+    held_out are told apart by the items.
+    """
+    if not choices.is_apart and is_evaluations(spec) != choices.evaluates:
+        raise WrongSide
+
+
+def is_evaluations(spec: dict) -> bool:
+    return hashlib.sha256(content(spec).encode()).digest()[0] % 5 == 4
+
+
+def content(spec: dict) -> str:
+    """What a figure shows, without its looks."""
+    shown = {key: value for key, value in spec.items() if key not in LOOKS}
+    return json.dumps(shown, sort_keys=True, ensure_ascii=False)
+
+
+def apart(function):
+    """A function from choices to a sample, which goes on choosing until the figure is on the right side."""
+
+    def sample(choices) -> Sample:
+        for _ in range(TRIES):
+            choices.is_apart = False
+            try:
+                return function(choices)
+            except WrongSide:
+                continue
+        raise ValueError(f"{TRIES} figures are all for {'training' if choices.evaluates else 'evaluation'}")
+
+    return sample

@@ -8,6 +8,7 @@ import folder_paths
 
 FOLDER = Path(__file__).parents[2] / "workflows" / "input"
 CAPTION = "internvlu_captions"  # a folder of pictures, for the workflow that captions one
+MOONS = "internvlu_moons"  # ten pictures with captions, for the workflow that trains an adapter
 
 
 def install():
@@ -16,6 +17,7 @@ def install():
     pictures = {picture.name: picture for picture in sorted(FOLDER.glob("internvlu_*.png"))}
     for name in ("landscape", "poster"):
         pictures[f"{CAPTION}/{name}.png"] = FOLDER / f"internvlu_{name}.png"
+    pictures |= {f"{MOONS}/{file.name}": file for file in sorted((FOLDER / MOONS).iterdir())}
     try:
         missing = [name for name in pictures if not (target / name).exists()]
         for name in missing:

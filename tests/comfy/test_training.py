@@ -1,75 +1,63 @@
-"""Training an adapter in ComfyUI as docs/training.md tells it: from a folder of pictures and texts to a used file."""
+"""Training an adapter by the template for this ComfyUI: from a folder of pictures and texts to a used file."""
 
 import re
 
-import torch
+import numpy as np
+import pytest
 from PIL import Image
 from safetensors import safe_open
 
-from support.bench import SHAPE, difference
+from support.described_workflows import WORKFLOWS
 from support.pack import ROOT
+from support.workflows import change, is_for_this, picture_of, shipped
 
-SIDE = 64
-TRAINING = {
-    "batch_size": 1,
-    "grad_accumulation_steps": 1,
-    "steps": 4,
-    "learning_rate": 0.003,
-    "rank": 4,
-    "optimizer": "AdamW",
-    "loss_function": "MSE",
-    "seed": 0,
-    "training_dtype": "fp32",
-    "lora_dtype": "fp32",
-    "algorithm": "LoRA",
-    "gradient_checkpointing": True,
-    "existing_lora": "[None]",
-}
+SMALL = {"width": 64, "height": 64, "rank": 4, "learning_rate": 0.03, "training_dtype": "fp32", "lora_dtype": "fp32"}
 
 
-def test_from_a_folder_of_pictures_to_a_used_adapter(bench):
-    folder = bench.server.base_dir / "input" / "ten"
+@pytest.fixture
+def template(server) -> dict:
+    """In API format, with small pictures and few steps."""
+    info = server.object_info()
+    (name,) = [name for name, spec in WORKFLOWS.items() if "versions" in spec and is_for_this(name, info)]
+    prompt = shipped(name)
+    change(prompt, **SMALL, steps=4)
+    return prompt
+
+
+def test_from_a_folder_of_pictures_to_a_used_adapter(server, template):
+    folder = server.base_dir / "input" / "ten"
     folder.mkdir()
     for number, size in enumerate(((80, 64), (64, 90), (100, 100))):
         Image.new("RGB", size, (80 * number, 40, 200)).save(folder / f"{number}.png")
         (folder / f"{number}.txt").write_text(f"a photo of zorbl {number}", encoding="utf-8")
-    s = bench.graph()
-    data = s.g.LoadImageTextDataSetFromFolder(folder="ten")
-    shorter = s.g.ResizeImagesByShorterEdge(images=data[0], shorter_edge=SIDE)
-    cut = s.g.CenterCropImages(images=shorter, width=SIDE, height=SIDE)
-    latents = s.g.VAEEncode(pixels=cut, vae=s.vae)
-    texts = s.g.InternVLUEncode(vlm=s.vlm, prompt=data[1])
-    trained = s.g.TrainLoraNode(model=s.model, latents=latents, positive=texts[0], **TRAINING)
-    outputs = bench.info["TrainLoraNode"]["output"]  # newer ones have no MODEL before it
-    lora = trained[outputs.index("LORA_MODEL")]
-    s.g.SaveLoRA(lora=lora, prefix="loras/zorbl", steps=TRAINING["steps"])
-    taught, _ = bench.sampled(s, model=s.g.LoraModelLoader(model=s.model, lora=lora, strength_model=1.0))
-    plain, _ = bench.sampled(s)
-    out = bench.run(s.g, taught=taught, plain=plain)
-    assert out.taught["samples"].shape == torch.Size(SHAPE)
-    assert difference(out.taught["samples"], out.plain["samples"]) > 1e-4
-    (file,) = (bench.server.base_dir / "output" / "loras").glob("zorbl*.safetensors")
+    change(template, folder="ten")
+    result = server.run(template)
+    without, taught = (np.array(picture_of(server, result, node), int) for node in ("18", "6"))
+    assert without.shape == taught.shape == (64, 64, 3)
+    assert np.abs(without - taught).max() > 2
+    assert picture_of(server, result, "16").width > 500  # the plot of the losses
+    (file,) = (server.base_dir / "output" / "loras").glob("internvl_u_4_steps_*.safetensors")
     # The saved file, by the loader that a person uses.
-    target = bench.server.base_dir / "models" / "loras" / "zorbl.safetensors"
+    target = server.base_dir / "models" / "loras" / "zorbl.safetensors"
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_bytes(file.read_bytes())
     with safe_open(target, "pt") as stored:
         assert len(stored.keys()) > 10
-    s = bench.graph()
-    loaded = s.g.LoraLoaderModelOnly(model=s.model, lora_name=target.name, strength_model=1.0)
-    again, _ = bench.ksample(s, model=loaded)
-    assert difference(again, out.taught["samples"]) < 1e-4
+    loaded = {key: template[key] for key in ("1", "12", "13", "4", "5", "6")}
+    values = {"model": ["1", 0], "lora_name": target.name, "strength_model": 1.0}
+    loaded["14"] = {"class_type": "LoraLoaderModelOnly", "inputs": values}
+    again = np.array(picture_of(server, server.run(loaded), "6"), int)
+    assert np.abs(again - taught).max() <= 1
 
 
-def test_nodes_have_the_names_that_the_document_says(bench):
-    """Of stock nodes: those for all ComfyUIs, and of one column of the table all, without (DEPRECATED) and the like."""
-    shown = {node["display_name"] for node in bench.info.values()}
+def test_nodes_have_the_names_that_the_document_says(server):
+    """Of stock nodes, in every ComfyUI."""
+    shown = {node["display_name"] for node in server.object_info().values()}
     text = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
     text = text.split("### In ComfyUI")[1].split("\n## ")[0]
-    steps, table = text.split("Newer ComfyUIs")
-    columns = zip(*re.findall(r"^\| \*([^*]+)\* \| \*([^*]+)\*", table, re.MULTILINE), strict=True)
-    older, newer = map(set, columns)
-    assert len(older) == len(newer) == 4 and (older <= shown or newer <= shown)
-    # What is left are names of our sockets and of what is typed.
-    stock = {name for name in re.findall(r"\*([^*\n]+)\*", steps) if name[0].isupper()} - {"Sample"}
-    assert len(stock) > 8 and stock - older <= shown
+    ours = {"Encode", "Run", "Load", "Empty Latent", "InternVL-U-toy"}  # and templates, which have numbers
+    stock = {name for name in re.findall(r"\*([^*\n]+)\*", text) if not name[0].isdigit()} - ours
+    assert len(stock) > 4 and stock <= shown
+    page = (ROOT / "js" / "docs" / "InternVLUAsk.md").read_text(encoding="utf-8")
+    named = re.search(r"as \*(Load [^*]+)\* gives it \(in older ComfyUIs \*(Load [^*]+)\*\)", page)
+    assert shown & set(named.groups())

@@ -102,6 +102,69 @@ VLM 4.7 GB, image generator 3.6 GB, VAE 0.1 GB, one at a time: by computation 6 
 """
 
 
+def training(title: str, versions: str, outputs: tuple[int, int, int], more: dict, bypass: dict) -> dict:
+    """The workflow that trains an adapter. ComfyUI's own training nodes differ from version to version.
+
+    outputs: which of Train LoRA's are the adapter, the losses and the number of steps. more: its other inputs.
+    bypass: other inputs of Load LoRA Model.
+    """
+    lora, losses, steps = outputs
+    described = {"full": ["12", 0], "partial": ["12", 1], "unconditional": ["12", 2]}
+    settings = {
+        "batch_size": 1,
+        "grad_accumulation_steps": 1,
+        "steps": 1000,
+        "learning_rate": 0.0003,
+        "rank": 16,
+        "optimizer": "AdamW",
+        "loss_function": "MSE",
+        "seed": 0,
+        "training_dtype": "bf16",
+        "lora_dtype": "bf16",
+        "algorithm": "LoRA",
+        "gradient_checkpointing": True,
+        "existing_lora": "[None]",
+    }
+    return {
+        "title": title,
+        "prompt": {
+            "1": loader(),
+            "7": node("LoadImageTextDataSetFromFolder", folder="internvlu_moons"),
+            "8": node("ImageScale", image=["7", 0], upscale_method="lanczos", width=512, height=512, crop="center"),
+            "9": node("VAEEncode", pixels=["8", 0], vae=["1", 2]),
+            "2": encode(["7", 1]),
+            "10": node("TrainLoraNode", model=["1", 0], latents=["9", 0], positive=["2", 0], **settings, **more),
+            "11": node("SaveLoRA", lora=["10", lora], prefix="loras/internvl_u", steps=["10", steps]),
+            "16": node("LossGraphNode", loss=["10", losses], filename_prefix="loss_graph"),
+            "12": encode("a yellow moon in the top left"),
+            "13": empty(512, 512),
+            "14": node("LoraModelLoader", model=["1", 0], lora=["10", lora], strength_model=1.0, **bypass),
+            "15": sampler(["13", 0], **described),
+            "17": node("VAEDecode", samples=["15", 0], vae=["1", 2]),
+            "18": node("PreviewImage", images=["17", 0]),
+            "4": sampler(["13", 0], model=["14", 0], **described),
+            **decoded("InternVL-U trained"),
+        },
+        "columns": [
+            ["1", "7"],
+            ["8", "9", "2"],
+            ["10", "11", "16"],
+            ["12", "13", "14"],
+            ["15", "17", "18"],
+            ["4", "5", "6"],
+        ],
+        "groups": ["Load", "Prepare", "Train", "Describe", "Draw without it", "Draw with it"],
+        "versions": "training",
+        "note": f"# Train an adapter\n\n{versions}\n\n"
+        "1. Put ten pictures of one thing into a folder in ComfyUI's `input` folder, each with its caption in a text "
+        "file of the same name. Call what is new by one rare word. Press R and choose the folder. The ten moons are "
+        "for the toy: 64 × 64, 200 steps at 0.003.\n"
+        "2. Write the word into the second **Encode** and press *Run*. The same seed draws without the adapter and "
+        "with it.\n"
+        "3. The adapter is in `output/loras`. Move it to `models/loras` and use it in *13 InternVL-U LoRA*.",
+    }
+
+
 def inputs(**exposed: tuple) -> dict:
     """Of a subgraph: {name: (label for people, *(node id, input))}."""
     return exposed
@@ -186,7 +249,8 @@ SUBGRAPHS = {
 
 # Each is "workflows/TITLE.json", the titles being what the template browser shows, and "workflows/api/NAME.json".
 # prompt: API format by node id. columns: node ids from left to right; an entry of SUBGRAPHS stands for its nodes.
-# groups: titles of the columns, in graphs that show all their nodes.
+# groups: titles of the columns, in graphs that show all their nodes. versions: of those with the same word here, one
+# fits a ComfyUI, see support.workflows.is_for_this.
 WORKFLOWS = {
     "toy_world": {
         "title": "01 InternVL-U Toy without a download",
@@ -455,6 +519,26 @@ WORKFLOWS = {
         "note": "# The sampler in its parts\n\nThe same as **InternVL-U Sample**, to be mixed with other samplers, "
         "schedules and guiders.",
     },
+    "train_an_adapter": training(
+        "16 InternVL-U Train an adapter",
+        "For ComfyUI 0.33. In 0.3.75 open *17*.",
+        (0, 1, 2),
+        {
+            "quantized_backward": False,
+            "checkpoint_depth": 1,
+            "offloading": False,
+            "bucket_mode": False,
+            "bypass_mode": False,
+        },
+        {"bypass": False},
+    ),
+    "train_an_adapter_0_3_75": training(
+        "17 InternVL-U Train an adapter in ComfyUI 0.3.75",
+        "For ComfyUI 0.3.75. In 0.33 open *16*.",
+        (1, 2, 3),
+        {},
+        {},
+    ),
 }
 SHOWN_ONLY = {"PreviewAny"}  # what the graph has for people; the API's answer holds the text anyway
 

@@ -20,15 +20,16 @@ OPEN = """async ([prompt, bypassed]) => {
   await new Promise((done) => setTimeout(done, 500));
   for (const node of app.graph.nodes) {
     const size = node.computeSize();
-    const pictured = /^(SaveImage|LoadImage|LoadImageMask|PreviewImage|MaskPreview)$/.test(node.type);
+    const pictured = /^(SaveImage|LoadImage|LoadImageMask|PreviewImage|MaskPreview|LossGraphNode)$/.test(node.type);
     const worded = ["InternVLUEncode", "InternVLUReason", "InternVLUAsk", "CLIPTextEncode"].includes(node.type);
     const previewed = /^(InternVLUSampler|KSampler|SamplerCustomAdvanced)$/.test(node.type);
     const height = pictured ? Math.max(size[1], 320)
       : size[1] + (previewed ? 200 : worded ? 100 : node.type === "PreviewAny" ? 120 : 0);
     node.setSize([Math.max(size[0], worded ? 340 : 290), height]);
-    // Another seed changes nothing in greedy text, but would make the node think again at every run.
+    // Another seed changes nothing in greedy text, but would make the node think again at every run; or train again.
     const control = node.widgets?.find((widget) => widget.name === "control_after_generate");
-    if (worded && control) control.value = "fixed";
+    const trains = app.graph.nodes.some(({ type }) => type === "TrainLoraNode");
+    if ((worded || trains) && control) control.value = "fixed";
   }
   const api = (await app.graphToPrompt()).output;
   for (const node of Object.values(api)) delete node._meta;
@@ -60,6 +61,7 @@ def browser_page() -> Iterator[tuple[Page, ComfyServer]]:
         )
         with ComfyServer(find_comfyui(), base, ROOT) as server:
             page = browser.new_page(viewport={"width": 2560, "height": 1440})
+            page.set_default_timeout(180_000)  # milliseconds, for a machine that is busy
             page.goto(server.url)
             page.wait_for_function("() => !!window.LiteGraph?.registered_node_types?.InternVLULoader")
             page.wait_for_timeout(2000)

@@ -12,6 +12,8 @@ _COMMON = {
     "InternVLUEmptyLatent": SIZE,
     "EmptySD3LatentImage": SIZE,
     "InternVLUSampler": {"seed": SEED},
+    "ImageScale": SIZE,
+    "TrainLoraNode": {"steps": 200, "learning_rate": 0.003, "training_dtype": "fp32", "lora_dtype": "fp32"},
     "RandomNoise": {"noise_seed": SEED},
     "KSampler": {"cfg": 2.5, "seed": SEED},  # which it does not damp where it is largest
     "LoadImage": {"image": "internvlu_toy.png"},

@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from .described_workflows import WORKFLOWS as DESCRIBED
+
 WORKFLOWS = Path(__file__).resolve().parents[2] / "workflows"
 
 VIRTUAL = {"MarkdownNote", "Note"}
@@ -24,6 +26,29 @@ PICTURES = {
 def shipped(name: str) -> dict:
     """A shipped workflow in API format, as it is."""
     return json.loads((WORKFLOWS / "api" / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def fits(prompt: dict, object_info: dict) -> bool:
+    """Whether each of ComfyUI's own nodes has all inputs that this ComfyUI requires of it, and no other ones.
+
+    object_info: the server's /object_info.
+    """
+    for node in prompt.values():
+        known = object_info[node["class_type"]]["input"]
+        required, given = set(known.get("required", ())), set(node["inputs"])
+        ours = node["class_type"].startswith("InternVLU")  # whose inputs a description may leave at their defaults
+        if not (ours or required <= given <= required | set(known.get("optional", ()))):
+            return False
+    return True
+
+
+def is_for_this(name: str, object_info: dict) -> bool:
+    """Whether a shipped workflow is for this ComfyUI. If it is not, another version of it must be."""
+    versions = DESCRIBED[name].get("versions")
+    same = [other for other, spec in DESCRIBED.items() if versions and spec.get("versions") == versions] or [name]
+    fitting = [other for other in same if fits(DESCRIBED[other]["prompt"], object_info)]
+    assert len(fitting) == 1, f"of {same}, {fitting} fit this ComfyUI"
+    return fitting == [name]
 
 
 def workflow(name: str, /, **inputs) -> dict:
@@ -137,7 +162,7 @@ def widget_values(node: dict, info: dict) -> tuple[list[str], list]:
                 continue
             names.append(name)
             kept.append(values.pop(0))
-            if options.get("control_after_generate"):
+            if options.get("control_after_generate") or name in ("seed", "noise_seed"):  # as the frontend does
                 values.pop(0)
             if options.get("image_upload"):
                 values.pop()  # the upload button comes last

@@ -67,6 +67,19 @@ def spoil_row(folder: Path, number: int, **changes):
     file.write_text("\n".join(lines), encoding="utf-8")
 
 
+def animate(file: Path):
+    frames = [Image.new("RGB", (48, 48), colour) for colour in ("red", "blue")]
+    frames[0].save(file, save_all=True, append_images=frames[1:])
+
+
+def spoil_exif(file: Path):
+    """It says to turn the picture, and has a text where a number belongs, which cannot be written again."""
+    exif = Image.Exif()
+    exif[0x0112], exif[0x0132] = 6, "a date"
+    data = exif.tobytes().replace(b"\x01\x32\0\x02", b"\x01\x07\0\x02")
+    Image.new("RGB", (48, 48)).save(file, "JPEG", exif=data)
+
+
 def stage_on(*sources: tuple[Path, int], **changes):
     data = tuple((str(path), share) for path, share in sources)
     return picture_stage(data=data, **{"tasks": (), "area": (32, 128), **changes})
@@ -81,7 +94,13 @@ def stage_on(*sources: tuple[Path, int], **changes):
         (lambda folder: spoil_row(folder, 1, text="star " * 300), "line 2 is .* tokens long; max_tokens is 200"),
         (lambda folder: spoil_row(folder, 1, task="sing"), "task is 'sing'; there are draw, edit"),
         (lambda folder: spoil_row(folder, 1, images="a.png"), "must be a list"),
-        (lambda folder: spoil_row(folder, 1, file_name=None), "line 2: ask needs words"),
+        (lambda folder: spoil_row(folder, 1, file_name=None), "line 2 has neither a picture to draw"),
+        (lambda folder: spoil_row(folder, 1, task="edit"), "line 2: edit needs images"),
+        (lambda folder: spoil_row(folder, 1, file_name="x" * 3000), "line 2 names the picture .*, which is not there"),
+        (lambda folder: (folder / "1.png").write_bytes(b""), r"line 2: cannot read the image .*1\.png: its format"),
+        (lambda folder: Image.new("RGB", (400, 9)).save(folder / "1.png"), r"line 2: .* 400 × 9 pixels is too small"),
+        (lambda folder: animate(folder / "1.png"), r"line 2: the image .*1\.png is an animation of 2 frames"),
+        (lambda folder: spoil_exif(folder / "1.png"), r"line 2: .*1\.png: its EXIF data is damaged"),
     ],
 )
 def test_a_bad_sample_is_an_error_or_left_out_and_listed(fresh, tmp_path, spoil, words, capsys):
@@ -102,8 +121,89 @@ def test_a_source_that_is_none_is_named(tmp_path):
         with pytest.raises(InputError, match=words):
             list(find_places(0, str(path)))
     (tmp_path / "a.tar").write_text("no tar")
-    with pytest.raises(InputError, match=r"a\.tar cannot be read"):
-        list(find_places(0, str(tmp_path)))
+    (place,) = find_places(0, str(tmp_path))
+    with pytest.raises(InputError, match=r"a\.tar cannot be read as an uncompressed tar"):
+        read_row(place)
+
+
+def test_pictures_are_read_as_they_are_seen(tmp_path):
+    """Turned as EXIF says, on white where they are transparent, in 8 bits; by names of all kinds."""
+    seen = {}
+
+    def add(name: str, picture: Image.Image, expected: tuple[int, int, int], **options):
+        picture.save(tmp_path / name, **options)
+        seen[name] = expected
+
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn by a quarter
+    add("turned.jpg", Image.new("RGB", (64, 32), "white"), (255, 255, 255), exif=exif)
+    add("transparent.png", Image.new("RGBA", (32, 64), (0, 0, 0, 0)), (255, 255, 255))
+    add("half.png", Image.new("LA", (32, 64), (0, 51)), (204, 204, 204))
+    palette = Image.new("P", (32, 64), 1)
+    palette.putpalette([0, 0, 0, 255, 0, 0])
+    add("palette.png", palette, (255, 255, 255), transparency=1)
+    add("cmyk.jpg", Image.new("CMYK", (32, 64), (0, 255, 255, 0)), (254, 0, 0))
+    add("deep.png", Image.fromarray(np.full((64, 32), 32768, np.uint16)), (128, 128, 128))
+    add("红色 的 月亮.png", Image.new("1", (32, 64), 1), (255, 255, 255))
+    lines = [{"file_name": name, "text": name, "author": "a user", "extra": {"score": 1}} for name in seen]
+    lines[0]["file_name"] = str(tmp_path / "turned.jpg")  # absolute
+    text = "\r\n".join(json.dumps(line, ensure_ascii=False) for line in lines)
+    (tmp_path / "metadata.jsonl").write_bytes(b"\xef\xbb\xbf" + text.encode())
+    for place, (name, expected) in zip(find_places(0, str(tmp_path)), seen.items(), strict=True):
+        row = read_row(place)
+        picture = read_picture(row.picture, place)
+        assert (row.prompt, picture.size) == (name, (32, 64))
+        assert np.abs(np.array(picture, int) - expected).max() <= 3, name
+
+
+def test_a_folder_says_what_is_left_over(tmp_path):
+    """A picture without a text, and two pictures for one."""
+    for name in ("a.png", "b.png", "b.jpg", "c.png"):
+        Image.new("RGB", (48, 48)).save(tmp_path / name)
+    for name in ("b", "c"):
+        (tmp_path / f"{name}.txt").write_text(name)
+    places = {place.name: place for place in find_places(0, str(tmp_path))}
+    assert read_row(places.pop("c")).prompt == "c" and set(places) == {"a", "b"}
+    for name, words in (("a", r"a\.png has no a\.txt"), ("b", r"b\.txt needs one picture .*, not 2")):
+        with pytest.raises(InputError, match=words):
+            read_row(places[name])
+
+
+def test_what_is_before_the_damage_in_a_shard_is_used(fresh, tmp_path):
+    file = write_shards(tmp_path / "data", rows("draw", 4)) / "part-000000.tar"
+    places = list(find_places(0, str(file)))
+    whole, last = file.read_bytes(), places[2].members[0]
+    for damaged in (
+        whole[: last[1] - 1],
+        whole[: last[1] - 512],
+        whole[: last[1] - 500] + b"x" + whole[last[1] - 499 :],
+    ):
+        file.write_bytes(damaged)
+        found = list(find_places(0, str(file)))
+        assert len(found) == 3 and "from 00000002 on" in found[2].row["problem"]
+    file.write_bytes(whole[: last[1] + 100])
+    (tmp_path / "data" / "part-000001.tar").touch()
+    stage = stage_on((tmp_path / "data", 1), steps=1, skip_bad=True)
+    assert len(Run(stage, fresh, tmp_path / "run").feed.prepared.facts) == 2
+    listed = (tmp_path / "run" / "bad.jsonl").read_text("utf-8").splitlines()
+    assert [json.loads(line)["sample"].rpartition("/")[2] for line in listed] == [
+        "part-000000.tar, 00000002",
+        "part-000001.tar",
+    ]
+    assert "from 00000002 on" in listed[0]
+
+
+def test_a_picture_in_a_shard_is_named(tmp_path):
+    file = write_shards(tmp_path / "data", rows("two", 1)) / "part-000000.tar"
+    content = file.read_bytes()
+    (place,) = find_places(0, str(file))
+    offset = dict((ending, at) for ending, at, _ in place.members)["input1.png"]
+    file.write_bytes(content[:offset] + bytes(60) + content[offset + 60 :])
+    with pytest.raises(InputError, match=r"part-000000\.tar, 00000000: its input1\.png: cannot read .* not known"):
+        read_picture(read_row(place).images[1], place)
+    members = tuple(member for member in place.members if member[0] != "input0.png")
+    with pytest.raises(InputError, match="no picture input0, but a later one"):
+        read_row(replace(place, members=members))
 
 
 # Ratios
@@ -283,6 +383,32 @@ def test_a_full_disk_is_an_error_that_loses_nothing(fresh, tmp_path, monkeypatch
     assert not [file for file in (tmp_path / "run").iterdir() if file.name.startswith(".")]
     Run(stage, fresh, tmp_path / "run").train()
     assert len(entries(tmp_path / "run")) == 4
+
+
+def test_tensorboard_shows_what_the_log_says(fresh, tmp_path, monkeypatch):
+    """Also of a run that was killed, of whose steps some were taken twice."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    stage, original, killed = picture_stage(tracker="tensorboard", steps=4, save_every=2), objectives.losses, []
+
+    def losses(networks, batch, stage, step):
+        if step == 3 and not killed:
+            killed.append(step)
+            raise Killed
+        return original(networks, batch, stage, step)
+
+    monkeypatch.setattr(objectives, "losses", losses)
+    with pytest.raises(Killed):
+        Run(stage, fresh, tmp_path / "run").train()
+    Run(stage, fresh, tmp_path / "run").train()
+    logged, shown = entries(tmp_path / "run"), EventAccumulator(str(tmp_path / "run" / "tracker"))
+    shown.Reload()
+    names = set(logged[0]) - {"step"}
+    assert killed and names >= {"loss", "flow"} and set(shown.Tags()["scalars"]) == names
+    for name in names:
+        events = [(event.step, event.value) for event in shown.Scalars(name)]
+        assert [step for step, _ in events] == [1, 2, 3, 4] == [entry["step"] for entry in logged]
+        assert [value for _, value in events] == pytest.approx([entry[name] for entry in logged], rel=1e-6)
 
 
 def test_a_tracker_that_is_not_installed_is_named(fresh, tmp_path, monkeypatch):

@@ -328,13 +328,31 @@ def draw_graph(paper, spec):
         labels.append((ax + share * (bx - ax), ay + share * (by - ay), str(weight), share, (ax, ay, bx, by)))
     if spec["weighted"]:
         taken = []
-        for x, y, label, _, (ax, ay, bx, by) in labels:
-            options = [(ax + s * (bx - ax), ay + s * (by - ay)) for s in (0.5, 0.36, 0.64, 0.28, 0.72)]
-            x, y = max(options, key=lambda at: round(min([math.dist(at, other) for other in taken] or [0]), 3))
+        edges = [ends for *_, ends in labels]
+        for *_, label, _, ends in labels:
+            ax, ay, bx, by = ends
+            options = [(ax + s * (bx - ax), ay + s * (by - ay)) for s in (0.5, 0.42, 0.58, 0.36, 0.64, 0.28, 0.72)]
+            others = [edge for edge in edges if edge != ends]
+            away = [room_around(at, taken, others, 1.6 * paper.unit) for at in options]
+            x, y = options[away.index(max(away))]
             taken.append((x, y))
             paper.text(x, y, label, 0.95, halo=True)
     for name in spec["nodes"]:
         node(paper, *places[name], radius, name, spec["mark"] if name in spec["marked"] else spec["style"]["fill"])
+
+
+def room_around(at, points, edges, enough: float) -> float:
+    """How far the nearest of these is, at most `enough`."""
+    distances = [math.dist(at, point) for point in points] + [from_edge(at, edge) for edge in edges]
+    return round(min([enough, *distances]), 3)
+
+
+def from_edge(at, edge) -> float:
+    """The distance of a point from a line between two points, (x, y, x, y)."""
+    ax, ay, bx, by = edge
+    share = ((at[0] - ax) * (bx - ax) + (at[1] - ay) * (by - ay)) / ((bx - ax) ** 2 + (by - ay) ** 2)
+    share = min(1.0, max(0.0, share))
+    return math.dist(at, (ax + share * (bx - ax), ay + share * (by - ay)))
 
 
 @science.reader("graph")
@@ -800,7 +818,8 @@ def draw_cells(paper, spec):
     end = x0 + spaced * side * len(values)
     if kind == "list":
         word = in_language(("null", "空"), language)
-        paper.text(end + 0.2 * paper.unit, y + side / 2, word, paper.fit(word, 0.9 * side), ha="left")
+        room = min(0.9 * side, paper.width - end - 0.5 * paper.unit)
+        paper.text(end + 0.2 * paper.unit, y + side / 2, word, paper.fit(word, room), ha="left")
         word = in_language(("head", "头"), language)
         paper.text(x0 + side / 2, y + side + 0.9 * paper.unit, word, 0.95)
     if kind == "queue":

@@ -154,32 +154,42 @@ def draw_plot(paper, spec):
     step = 1 if scale > 2.2 * paper.unit else 2
     tick = 0.25 * paper.unit
     faint = blend(paper.ink, paper.back, 0.25)
+    numbers = []  # (x, y, text, ha)
     for i in range(-half_x, half_x + 1):
         if i and i % step == 0 and abs(i) * scale < w / 2 - 0.8 * paper.unit:
             x, y = at(i, 0)
             paper.path([(x, y - tick), (x, y + tick)], width=0.9)
-            paper.text(x, y - 1.05 * paper.unit, str(i).replace("-", "−"), 0.8, colour=faint)
+            numbers.append((x, y - 1.05 * paper.unit, str(i).replace("-", "−"), "center"))
     for i in range(-half_y, half_y + 1):
         if i and i % step == 0 and abs(i) * scale < h / 2 - 0.8 * paper.unit:
             x, y = at(0, i)
             paper.path([(x - tick, y), (x + tick, y)], width=0.9)
-            paper.text(x - 0.55 * paper.unit, y, str(i).replace("-", "−"), 0.8, colour=faint, ha="right")
+            numbers.append((x - 0.55 * paper.unit, y, str(i).replace("-", "−"), "right"))
     xs = np.linspace(-w / scale / 2, w / scale / 2, 801)
     for colour, function in zip(spec["colours"], spec["functions"], strict=True):
         draw_curve(paper, plane, xs, values_of(function, xs), h / scale / 2, HEX[colour])
+    taken = []  # (left, bottom, right, top) of the points and their labels
     for x, y, label, up in spec["points"]:
         px, py = at(x, y)
         paper.disc(px, py, 0.28 * paper.unit, paper.ink)
+        taken.append(around(paper, px, py, 0.7 * paper.unit))
         if label:
-            side = 1 if px < paper.width - paper.measure(label, 0.9) - 2 * paper.unit else -1
-            paper.text(
-                px + side * 0.5 * paper.unit,
-                py + up * 0.9 * paper.unit,
-                label,
-                0.9,
-                ha="left" if side > 0 else "right",
-                halo=True,
-            )
+            long = paper.measure(label, 0.9)
+            side = 1 if px < paper.width - long - 2 * paper.unit else -1
+            px, py = px + side * 0.5 * paper.unit, py + up * 0.9 * paper.unit
+            paper.text(px, py, label, 0.9, ha="left" if side > 0 else "right", halo=True)
+            taken.append(around(paper, px + side * long / 2, py, long))
+    for x, y, text, ha in numbers:  # on the curves, and where no point is, which says as much
+        long = paper.measure(text, 0.8)
+        left, bottom, right, top = around(paper, x - long / 2 if ha == "right" else x, y, long)
+        if not any(left < box[2] and box[0] < right and bottom < box[3] and box[1] < top for box in taken):
+            paper.text(x, y, text, 0.8, colour=faint, ha=ha)
+
+
+def around(paper, x, y, long) -> tuple[float, float, float, float]:
+    """(left, bottom, right, top) of a text of a line, or a disc, of this width around (x, y), and a little more."""
+    wide, high = long / 2 + 0.15 * paper.unit, 0.6 * paper.unit
+    return x - wide, y - high, x + wide, y + high
 
 
 def draw_curve(paper, plane, xs, ys, limit, colour):
@@ -420,6 +430,7 @@ def draw_triangle(paper, spec):
                 spec["angles"][i],
                 "?" if i == spec["asked"] else f"{spec['angles'][i]}°",
                 hue,
+                toward(points, corners, spec, plane) if i == 0 else None,
             )
         out = corner - middle
         x, y = corner + out / np.hypot(*out) * 1.1 * paper.unit
@@ -428,8 +439,18 @@ def draw_triangle(paper, spec):
         draw_special_line(paper, plane, points, spec)
 
 
-def mark_angle(paper, corner, start, end, angle, label, hue):
-    """An arc with a label; two strokes for a right angle."""
+def toward(points, corners, spec, plane) -> float | None:
+    """The direction, in degrees, of a line through the first corner."""
+    if spec["line"] not in ("altitude", "median", "bisector"):
+        return None
+    foot = np.array(plane.at(*foot_of(points, spec["line"])))
+    return math.degrees(math.atan2(*(foot - corners[0])[::-1]))
+
+
+def mark_angle(paper, corner, start, end, angle, label, hue, line=None):
+    """An arc with a label; two strokes for a right angle. line: the direction of a line through it, which the label
+    does not touch.
+    """
     radius = 1.9 * paper.unit if angle > 40 else 2.6 * paper.unit
     way = math.radians((start + end) / 2)
     if angle == 90:
@@ -442,6 +463,11 @@ def mark_angle(paper, corner, start, end, angle, label, hue):
     else:
         paper.arc(*corner, radius, start, end, hue, 1.4, fill=hue)
         reach = radius + 0.9 * paper.unit + 0.012 * paper.unit * max(0, 60 - angle) * 2
+    if line is not None:
+        line = start + (line - start) % 360
+        low, high = max((start, line), (line, end), key=lambda part: part[1] - part[0])
+        way, half = math.radians((low + high) / 2), math.radians((high - low) / 2)
+        reach = max(reach, 1.2 * paper.unit / math.sin(half))
     paper.text(corner[0] + reach * math.cos(way), corner[1] + reach * math.sin(way), label, 0.9)
 
 
@@ -458,15 +484,21 @@ def draw_special_line(paper, plane, points, spec):
         area = abs((b - a)[0] * (c - a)[1] - (b - a)[1] * (c - a)[0]) / 2
         paper.disc(*plane.at(*centre), plane.scale * 2 * area / sum(lengths), None, colour, 1.2)
         return
-    along = c - b
+    foot = foot_of(points, spec["line"])
+    paper.path(plane.all([a, foot]), colour, 1.3, dash=dash)
+    paper.disc(*plane.at(*foot), 0.22 * paper.unit, colour)
+
+
+def foot_of(points, line: str) -> np.ndarray:
+    """Where a line from the first corner meets the opposite side."""
+    a, b, c = points
+    along, beside, opposite = c - b, np.hypot(*(c - a)), np.hypot(*(a - b))
     share = {
         "altitude": float((a - b) @ along / (along @ along)),
         "median": 0.5,
-        "bisector": lengths[2] / (lengths[1] + lengths[2]),
-    }[spec["line"]]
-    foot = b + share * along
-    paper.path(plane.all([a, foot]), colour, 1.3, dash=dash)
-    paper.disc(*plane.at(*foot), 0.22 * paper.unit, colour)
+        "bisector": opposite / (beside + opposite),
+    }[line]
+    return b + share * along
 
 
 def told_angles(choices, spec) -> str:

@@ -69,7 +69,8 @@ def draw_slope(paper, spec):
     corners = [place(-1.05, -0.75), place(1.05, -0.75), place(1.05, 0.75), place(-1.05, 0.75)]
     paper.path(plane.all(corners), fill=blend(HEX[spec["style"]["fill"]], paper.back, 0.55), closed=True, width=1.3)
     mass = f"{spec['mass']} kg"
-    paper.text(*at(*place(-0.55, -0.3)), mass, paper.fit(mass, 0.82 * plane.scale, 0.95), turn=spec["angle"])
+    # Above the arrow of the weight, and left of that of the normal force.
+    paper.text(*at(*place(-0.57, 0.42)), mass, paper.fit(mass, 0.82 * plane.scale, 0.95), turn=spec["angle"])
     ways = {
         "weight": ((0, 0), (0, -1), 3.0),
         "normal": ((0, 0), up, 3.0 * math.cos(angle)),
@@ -93,6 +94,8 @@ def draw_slope(paper, spec):
         px, py = px + shift * reach * way[0] * (1 - aside), py + shift * reach * way[1] * (1 - aside)
         if aside:
             px, py = px + gap * up[0], py + gap * up[1]
+        if force == "weight" and abs(py - at(0, 0)[1]) < paper.unit:
+            py = at(0, 0)[1] - paper.unit  # below the line of the ground
         half = 0.5 * paper.measure(word, bold=True)
         px = min(max(px, half + 0.3 * paper.unit), paper.width - half - 0.3 * paper.unit)
         paper.text(px, py, word, bold=True, colour=HEX[colour])
