@@ -409,7 +409,8 @@ def worker_arguments(sub):
 
 def _device_arguments(sub: argparse.ArgumentParser):
     sub.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    sub.add_argument("--dtype", choices=RUN_DTYPES, default="auto", help="fp8: matrices in 8 bits, for less memory")
+    fewer = "fp8 and those after it: large matrices in fewer bits"
+    sub.add_argument("--dtype", choices=RUN_DTYPES, default="auto", help=fewer)
 
 
 def _sampling_arguments(sub: argparse.ArgumentParser):
@@ -426,7 +427,7 @@ def _answer_arguments(sub: argparse.ArgumentParser):
         "--history",
         type=Path,
         metavar="FILE",
-        help="a conversation as JSON to go on with, made if not there; the images are those of its first turn",
+        help="a conversation as JSON to go on with, made if not there; give the images of its first turn each time",
     )
 
 

@@ -137,10 +137,11 @@ class InternVLU:
             return cls(config, tokenizer, *networks)
         from .offload import Offload, memory_limit  # imports accelerate, which takes a second
 
+        limit = memory_limit(max_memory, device)  # before quantising, whose memory torch may keep for later
         networks, states = weights.stage_networks(source, config, **asked)
         networks.mmdit.use_attention(attention)
         staged = dict(zip(("VLM", "MMDiT", "VAE"), zip(networks, states, strict=True), strict=True))
-        return cls(config, tokenizer, *networks, Offload(staged, device, memory_limit(max_memory, device)))
+        return cls(config, tokenizer, *networks, Offload(staged, device, limit))
 
     def compile(self, *, text: bool = False, **options) -> None:
         """Compile the MMDiT's blocks with torch.compile, which takes effect with the next picture.

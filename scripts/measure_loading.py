@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Loads a checkpoint and prints, as JSON, how long it took and how much memory. Linux only.
 
-    python scripts/measure_loading.py CHECKPOINT [--dtype auto|bf16|fp16|fp32] [--step HEIGHTxWIDTH]
+    python scripts/measure_loading.py CHECKPOINT [--dtype auto|bf16|fp16|fp32|fp8|…] [--step HEIGHTxWIDTH]
 
 peak is the greatest resident memory of the process (VmHWM, reset before loading) less what was resident after all
 imports. Pages of a mapped file count once they have been read, so weights that are loaded in their own dtype count only
@@ -21,7 +21,7 @@ import torch  # noqa: E402
 import transformers  # noqa: E402
 
 from internvlu_core import InternVLU  # noqa: E402
-from internvlu_core.cli import DTYPES  # noqa: E402
+from internvlu_core.cli import RUN_DTYPES  # noqa: E402
 from support.live_tensors import resident  # noqa: E402
 
 
@@ -31,7 +31,7 @@ def main(options):
     Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
 
     start = time.perf_counter()
-    model = InternVLU.from_pretrained(options.checkpoint, "cpu", DTYPES[options.dtype])
+    model = InternVLU.from_pretrained(options.checkpoint, "cpu", RUN_DTYPES[options.dtype])
     seconds = time.perf_counter() - start
     networks = {"vlm": model.vlm, "mmdit": model.mmdit, "vae": model.vae}
     sizes = {name: sum(p.nbytes for p in network.parameters()) for name, network in networks.items()}
@@ -56,6 +56,6 @@ def main(options):
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
     parser.add_argument("checkpoint", type=Path)
-    parser.add_argument("--dtype", choices=DTYPES, default="auto")
+    parser.add_argument("--dtype", choices=RUN_DTYPES, default="auto")
     parser.add_argument("--step", metavar="HEIGHTxWIDTH", help="also make one denoising step, from prompt to picture")
     main(parser.parse_args())

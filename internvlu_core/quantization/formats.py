@@ -14,7 +14,7 @@ from torch import Tensor, nn
 _BLOCK_LISTS = ("transformer_blocks", "layers")
 # Values that are quantised or dequantised at once, if rows can be apart. The VLM's head has 311 million.
 CHUNK = 2**24
-WORKING_BYTES = 16 * CHUNK  # that this takes beside the weights; without apart rows up to twice as many
+WORKING_BYTES = 16 * CHUNK  # that this takes beside the weights; up to twice as many for a matrix in one piece
 _IN_A_BLOCK = re.compile(rf"(?:.*\.)?(?:{'|'.join(_BLOCK_LISTS)})\.\d+\..*")
 
 
@@ -66,9 +66,16 @@ class WeightFormat(ABC):
 
         rows(start, stop) → [stop - start, in].
         """
-        count = max(1, CHUNK // shape[1]) if self.by_rows else shape[0]
-        pieces = [self.quantise(rows(start, min(start + count, shape[0]))) for start in range(0, shape[0], count)]
-        return {name: torch.cat([p[name] for p in pieces]) for name in pieces[0]} if len(pieces) > 1 else pieces[0]
+        count = max(1, CHUNK // shape[1])
+        if not self.by_rows or count >= shape[0]:
+            return self.quantise(rows(0, shape[0]))
+        whole: dict[str, Tensor] = {}
+        for start in range(0, shape[0], count):
+            for name, part in self.quantise(rows(start, min(start + count, shape[0]))).items():
+                if not start:
+                    whole[name] = part.new_empty(shape[0], *part.shape[1:])
+                whole[name][start : start + count] = part
+        return whole
 
     @abstractmethod
     def dequantise(self, stored: Mapping[str, Tensor], dtype: torch.dtype) -> Tensor:

@@ -148,7 +148,7 @@ def test_every_help_page_is_translated(language, page):
 @pytest.mark.parametrize("page", PAGES)
 @pytest.mark.parametrize("language", ["en", *LANGUAGES])
 def test_help_pages_call_things_as_the_nodes_do(server, language, page):
-    """Where a name stands before an id, it is the one on the node."""
+    """Where a name stands before an id, it is the one on the node; an id that the node does not show has one."""
     named = read(language, "nodeDefs")
     shown = {}
     for (node, part, *key), text in leaves(english(server.object_info())).items():
@@ -158,6 +158,18 @@ def test_help_pages_call_things_as_the_nodes_do(server, language, page):
     text = (ROOT / "js" / "docs" / page / f"{language}.md").read_text(encoding="utf-8")
     for name, socket in re.findall(r"\*\*([^*]+)\*\*\s*[(（]`(\w+)`", text):
         assert name == shown.get(socket, name)
+    for socket in re.findall(r"\*\*(\w+)\*\*(?!\s*[(（]`)", text):
+        assert shown.get(socket, socket) == socket
+
+
+def test_help_pages_call_stock_nodes_as_this_comfyui_does(server):
+    shown, found = {node["display_name"] for node in server.object_info().values()}, 0
+    for page in PAGES:
+        text = " ".join((ROOT / "js" / "docs" / f"{page}.md").read_text(encoding="utf-8").split())
+        for names in re.findall(r"\*([A-Z][^*]*)\*[^*]{0,15}\(in (?:older|newer) ComfyUIs \*([^*]+)\*\)", text):
+            assert shown & set(names), page
+            found += 1
+    assert found == 2
 
 
 @pytest.mark.parametrize("page", PAGES)

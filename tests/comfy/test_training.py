@@ -73,6 +73,3 @@ def test_nodes_have_the_names_that_the_document_says(bench):
     # What is left are names of our sockets and of what is typed.
     stock = {name for name in re.findall(r"\*([^*\n]+)\*", steps) if name[0].isupper()} - {"Sample"}
     assert len(stock) > 8 and stock - older <= shown
-    page = (ROOT / "js" / "docs" / "InternVLUAsk.md").read_text(encoding="utf-8")
-    named = re.search(r"as \*(Load [^*]+)\* gives it \(in older ComfyUIs \*(Load [^*]+)\*\)", page)
-    assert shown & set(named.groups())
