@@ -33,7 +33,7 @@ from support.environment import (  # noqa: E402
     set_up_venv,
 )
 
-# Two processes, each with whole files (see tests/conftest.py), in the order of the folders: slow files first.
+# Two processes, each with whole files (group in tests/conftest.py), in the order of the folders: slow ones first.
 WORKERS = ["-n", "2", "--dist", "loadscope", "--no-loadscope-reorder"]
 
 

@@ -1,6 +1,5 @@
 """Fixtures that every test may use, and which tests run: the flags that add some, and what stays in one process."""
 
-import re
 import zlib
 from collections import Counter, defaultdict
 
@@ -76,15 +75,13 @@ def needed_flag(item, turns: dict) -> str | None:
 
 
 def group(nodeid: str) -> str:
-    """Tests of one group run in one process, one after the other: a file's, and in the browser a frontend's.
+    """Tests of one group run in one process, one after the other: a file's, and all in the browser.
 
-    They share what is slow to start: fixtures, servers, pages.
+    They share what is slow to start: fixtures, servers, pages. A browser is several processes already, with pauses
+    between them, and so goes better beside tests that compute than beside a second one.
     """
     path = nodeid.partition("::")[0]
-    if "/browser/" not in path:
-        return path
-    frontend = re.search(rf"[\[-]({'|'.join(FRONTENDS)})[]-]", nodeid)
-    return f"browser, {frontend[1]}" if frontend else "browser"
+    return "browser" if "/browser/" in path else path
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -62,7 +62,7 @@ def test_each_picture_has_its_own_conditioning(makers, awake, monkeypatch):
     assert sorted(seen) == list(range(40)) and branches == {"full", "partial", "unconditional"}
 
 
-@pytest.mark.parametrize("kind", ["pictures", "both networks", "words", "vae"])
+@pytest.mark.parametrize("kind", [pytest.param("pictures", marks=pytest.mark.slow), "both networks", "words", "vae"])
 def test_a_stage_is_trained_from_the_device(makers, fresh, tmp_path, kind):
     """And goes on from where it was saved with the batches that would have come."""
     settings = {"samples": 24, "steps": 6, "batch": 6, "save_every": 3}
