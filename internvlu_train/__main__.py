@@ -1,4 +1,4 @@
-"""Training. In an installed pack LoRA adapters, in the repository also every stage of the toy model.
+"""Training: LoRA adapters, the released model on real data, and in the repository also every stage of the toy model.
 
 LoRA:
 
@@ -74,6 +74,9 @@ def main(arguments: list[str] | None = None) -> int:
     except (CheckpointError, InputError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print(f"stopped; the same command goes on from the last saved step in {options.runs}", file=sys.stderr)
+        return 130
     return 0
 
 

@@ -58,7 +58,7 @@ def test_one_command_per_stage_and_what_it_writes_draws(fresh, tmp_path, monkeyp
 
 
 @pytest.mark.parametrize("preset", ["cpu", "gpu"])
-def test_one_command_trains_a_chain_and_scores_what_it_writes(fresh, tmp_path, monkeypatch, preset):
+def test_one_command_trains_a_chain_and_scores_what_it_writes(fresh, tmp_path, monkeypatch, capsys, preset):
     """A second one goes on where the first was stopped, and takes no step of a stage that is finished."""
     scored = []
     monkeypatch.setattr("internvlu_train.evaluation.__main__.main", lambda arguments: scored.append(arguments) or 0)
@@ -73,8 +73,7 @@ def test_one_command_trains_a_chain_and_scores_what_it_writes(fresh, tmp_path, m
         return step(run)
 
     monkeypatch.setattr(Run, "_take_step", counted)
-    with pytest.raises(KeyboardInterrupt):
-        command.main(arguments)
+    assert command.main(arguments) == 130 and "same command" in capsys.readouterr().err
     stop.clear()
     assert command.main(arguments) == 0 and trained == ["decoder"] * 2 + ["wide"] * 2
     assert command.main(arguments) == 0 and len(trained) == 4
