@@ -25,7 +25,8 @@ from support.workflows import is_for_this  # noqa: E402
 
 # Nodes by id or, of a subgraph's own node, by title. The note stands left of them, or, if there are groups, above the
 # first one: what is opened is shown as a whole, and wide graphs so small that the frontend leaves their words out.
-PLACE = """([columns, groups, words]) => {
+# shown: height of nodes that show a picture, if there is not room for all of it.
+PLACE = """([columns, groups, words, shown]) => {
   const TITLE = 30, PAD = 15, HEAD = TITLE + PAD + 35, GAP = groups ? 55 : 40;
   const found = (key) =>
     app.graph.nodes.find((node) => String(node.id) === key || (node.subgraph && node.title === key));
@@ -45,6 +46,7 @@ PLACE = """([columns, groups, words]) => {
     let y = top, width = 0;
     for (const node of keys.map(found)) {
       node.pos = [x, y];
+      if (shown && ["PreviewImage", "SaveImage"].includes(node.type)) node.setSize([node.size[0], shown]);
       y += node.size[1] + TITLE + 20;
       width = Math.max(width, node.size[0]);
     }
@@ -102,14 +104,14 @@ def build(page, spec: dict) -> dict:
         subgraph = SUBGRAPHS[title]
         renamed = spec.get("renamed", {}).get(title, {})
         columns = [[renamed.get(key, key) for key in column] for column in subgraph["columns"]]
-        page.evaluate(PLACE, [columns, None, None])
+        page.evaluate(PLACE, [columns, None, None, None])
         exposed = {
             name: [label, *([renamed.get(key, key), widget] for key, widget in targets)]
             for name, (label, *targets) in subgraph["inputs"].items()
         }
         own = [[renamed.get(key, key), widget] for key, widget in subgraph["own"]]
         page.evaluate(WRAP, [title, [*chain.from_iterable(columns)], exposed, own])
-    page.evaluate(PLACE, [spec["columns"], spec.get("groups"), spec["note"]])
+    page.evaluate(PLACE, [spec["columns"], spec.get("groups"), spec["note"], spec.get("shown")])
     return {key: value for key, value in api.items() if value["class_type"] not in SHOWN_ONLY}
 
 

@@ -358,7 +358,7 @@ class Ui:
         self.settle()
 
     def press(self, keys: str, pause: float = 700):
-        """pause: ms that Control with a key has for what the page cannot see: a copy and a paste wait for the clipboard."""
+        """pause: ms after Control and a key, for what the page does not show: a paste waits for the clipboard."""
         self.page.keyboard.press(keys)
         if "Control" in keys:
             self.page.wait_for_timeout(pause)

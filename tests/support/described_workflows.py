@@ -146,14 +146,14 @@ def training(title: str, versions: str, outputs: tuple[int, int, int], more: dic
             **decoded("InternVL-U trained"),
         },
         "columns": [
-            ["1", "7"],
-            ["8", "9", "2"],
+            ["1", "12"],
+            ["7", "8", "9", "2"],
             ["10", "11", "16"],
-            ["12", "13", "14"],
-            ["15", "17", "18"],
-            ["4", "5", "6"],
+            ["13", "15", "17", "18"],
+            ["14", "4", "5", "6"],
         ],
-        "groups": ["Load", "Prepare", "Train", "Describe", "Draw without it", "Draw with it"],
+        "groups": ["Load, and say what to draw", "Prepare", "Train", "Draw without it", "Draw with it"],
+        "shown": 170,
         "versions": "training",
         "note": f"# Train an adapter\n\n{versions}\n\n"
         "1. Put ten pictures of one thing into a folder in ComfyUI's `input` folder, each with its caption in a text "
