@@ -357,11 +357,10 @@ class Ui:
         self.page.mouse.move(400, 640)
         self.settle()
 
-    def press(self, keys: str, pause: float = 700):
-        """pause: ms after Control and a key, for what the page does not show: a paste waits for the clipboard."""
+    def press(self, keys: str):
         self.page.keyboard.press(keys)
-        if "Control" in keys:
-            self.page.wait_for_timeout(pause)
+        if "Control" in keys:  # undo and redo, and what waits for the clipboard, are under way unseen by the page
+            self.page.wait_for_timeout(700)
         self.settle()
 
     def type(self, words: str):
@@ -376,16 +375,11 @@ class Ui:
             self.page.wait_for_timeout(200)
 
     def undo_until(self, reached, keys: str = "Control+z"):
-        """Press undo, or redo, until a function says so: some frontends count an arrangement as a change of its own.
-
-        After each press there is time for what it begins unseen by the page: a second one would go too far.
-        """
+        """Press undo, or redo, until a function says so: some frontends count an arrangement as a change of its own."""
         for _ in range(3):
-            self.press(keys, pause=0)
-            for _ in range(5):
-                if reached():
-                    return
-                self.page.wait_for_timeout(200)
+            self.press(keys)
+            if reached():
+                return
         raise AssertionError(f"{keys} does not lead there")
 
     def copied(self) -> str:
