@@ -22,7 +22,7 @@ CARDS = (4, 6, 8, 12)  # GiB
 # Of a card, assumed: CUDA itself, kernels, the desktop, and what the allocator cannot use.
 TAKEN = 3 * 2**28
 # The loader's own 8 bits, files in ComfyUI's formats, and GGUF files.
-FORMATS = ("bf16", "fp16", NODES_FP8, *(QUANTS[name].name for name in QUANTS), "Q8_0", "Q5_0", "Q4_0")
+FORMATS = ("bf16", "fp16", NODES_FP8, *(quant.name for quant in QUANTS.values()), "Q8_0", "Q5_0", "Q4_0")
 TASKS = ("draw", "edit")
 PARTS = ("VLM", "MODEL", "VAE")
 

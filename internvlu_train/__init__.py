@@ -4,7 +4,7 @@ The way of a sample: folder or synthesis → data (tokens) → feed (micro-batch
 moving average, resuming) → storage or lora (the result). settings has what can be configured. Run
 `python -m internvlu_train --help`.
 
-Only the repository has synthesis/, evaluation/ and toy/; the pack for ComfyUI has the rest, for LoRA
-and the released model.
+Only the repository has synthesis/, evaluation/ and toy/; the pack for ComfyUI has the rest, for LoRA and
+the released model.
 No module outside these folders imports one of them at import time (see repository.py).
 """

@@ -57,7 +57,7 @@ class Trainer:
         if self.device.type == "cuda":
             torch.set_float32_matmul_precision("high")
             torch.backends.cuda.enable_cudnn_sdp(False)  # it plans anew for each shape, of which there are many
-        check_processes(stage, accelerator.num_processes)
+        check_sharding(stage)
         lora = isinstance(stage, LoraStage)
         self.trained = add_adapters(networks, stage) if lora else freeze(networks, stage.trained)
         if self.autocast and self.device.type == "cuda":
@@ -383,8 +383,8 @@ def started_on_cpus() -> bool:
     return several and not (torch.cuda.is_available() or torch.xpu.is_available())
 
 
-def check_processes(stage: Stage, processes: int):
-    """Raises InputError for settings that cannot be used with several processes, or together with sharded."""
+def check_sharding(stage: Stage):
+    """Raises InputError for settings that cannot be used together with sharded."""
     if not stage.sharded:
         return
     if isinstance(stage, LoraStage):
