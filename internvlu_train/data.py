@@ -73,13 +73,21 @@ def make_example(sample: Sample, conditioner: Conditioner, stage: Stage) -> Exam
     """
     if isinstance(stage, TextStage):
         return Example(text_row(sample, conditioner), {}, sample.images, None)
-    text = text_row(sample, conditioner) if sample.words and stage.learns("vlm") else None
-    if text is None and sample.picture is None:
+    if not is_of_use(sample, stage):
         raise InputError(f"tasks has {sample.task!r}, from which a stage that trains {stage.trained} learns nothing")
+    text = text_row(sample, conditioner) if sample.words and stage.learns("vlm") else None
     if isinstance(stage, VAEStage):
         return Example(None, {}, (), sample.picture)
     branches = {} if sample.picture is None else branch_rows(sample, conditioner)
     return Example(text, branches, sample.images, sample.picture)
+
+
+def is_of_use(sample, stage: Stage) -> bool:
+    """Whether the stage learns anything from a sample. sample: a Sample, or another object with `picture` and `words`.
+
+    Only a stage that trains the language model learns from a question, which has no picture to draw.
+    """
+    return isinstance(stage, TextStage) or sample.picture is not None or bool(sample.words and stage.learns("vlm"))
 
 
 def text_row(sample: Sample, conditioner: Conditioner) -> TokenRow:

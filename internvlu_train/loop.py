@@ -32,7 +32,7 @@ from .muon import Muon
 from .plot import write_plot
 from .progress import check_tracker, drawings, write_sheet
 from .settings import HIDDEN_LAYERS, LoraStage, Stage, as_json
-from .sharding import blocks, load, local, moments, save, shard, touch, whole
+from .sharding import average, blocks, load, local, moments, save, shard, touch, whole
 from .storage import Networks, gathered, replaced, write_checkpoint
 
 EMA_WARMUP = 10  # steps, after which the decay of the moving average is no longer reduced by much
@@ -97,8 +97,7 @@ class Trainer:
             group["lr"] = rate
         parts = self._accumulate()
         if self.accelerator.num_processes > 1 and not self.sharded:
-            for gradient in (parameter.grad for parameter in self.trained.values()):
-                gradient.copy_(self.accelerator.reduce(gradient, "mean"))
+            average([parameter.grad for parameter in self.trained.values()], self.accelerator)
         norm = whole(nn.utils.clip_grad_norm_(self.trained.values(), stage.clip))
         entry = {"step": self.step + 1, **parts, "lr": rate, "norm": norm}
         if self.device.type == "cpu":  # before the weights become NaN; elsewhere before they are saved

@@ -7,18 +7,22 @@ Checkpoints are torch.distributed.checkpoint's: each process writes its part, an
 """
 
 import shutil
+from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
+from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 
 from internvlu_core.errors import InputError
 
 from .storage import Networks, disk_space
+
+BUCKET = 2**22  # values of the gradients that processes exchange in one message
 
 
 def blocks(networks: Networks) -> list[nn.Module]:
@@ -56,6 +60,30 @@ def touch(networks: Networks) -> Tensor:
     inside = {parameter for block in blocks(networks) for parameter in block.parameters()}
     outside = [p for p in networks.parameters() if p.requires_grad and p not in inside]
     return sum((0 * parameter.flatten()[0].float() for parameter in outside), torch.zeros(()))
+
+
+@torch.no_grad()
+def average(gradients: list[Tensor], accelerator: Accelerator):
+    """Replace gradients by their means over all processes, in messages of many gradients each.
+
+    With one message for each of the toy's 250 gradients, these took a quarter of a step of two processes.
+    """
+    for bucket in buckets(gradients):
+        means = accelerator.reduce(torch.cat([gradient.flatten() for gradient in bucket]), "mean")
+        for gradient, mean in zip(bucket, means.split([gradient.numel() for gradient in bucket]), strict=True):
+            gradient.copy_(mean.view_as(gradient))
+
+
+def buckets(tensors: list[Tensor]) -> Iterator[list[Tensor]]:
+    """The tensors in their order, in groups of one dtype with at most BUCKET values, or with one tensor."""
+    bucket: list[Tensor] = []
+    for tensor in tensors:
+        if bucket and (tensor.dtype != bucket[0].dtype or sum(map(torch.numel, (*bucket, tensor))) > BUCKET):
+            yield bucket
+            bucket = []
+        bucket.append(tensor)
+    if bucket:
+        yield bucket
 
 
 def local(tensor: Tensor) -> Tensor:

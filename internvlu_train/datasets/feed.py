@@ -32,14 +32,20 @@ class DataFeed(Feed):
         self.prepared.make(accelerator.process_index, accelerator.num_processes)
         accelerator.wait_for_everyone()
         self.prepared.load()
-        if accelerator.is_main_process and self.prepared.bad:
-            with replaced(folder / "bad.jsonl") as new:
-                new.write_text("".join(listed(self.prepared.bad)), encoding="utf-8")
-            count, total = len(self.prepared.bad), len(self.prepared.all)
-            print(f"{count} of {total} samples are left out: {folder / 'bad.jsonl'} lists them", file=sys.stderr)
+        if accelerator.is_main_process:
+            self._say_what_is_not_used(folder / "bad.jsonl")
         self.groups = make_groups(self.prepared.facts, stage)
         self.examples = Examples(self.prepared)
         self._start()
+
+    def _say_what_is_not_used(self, file: Path):
+        bad, total = self.prepared.bad, len(self.prepared.all)
+        if bad:
+            with replaced(file) as new:
+                new.write_text("".join(listed(bad)), encoding="utf-8")
+            print(f"{len(bad)} of {total} samples are left out: {file} lists them", file=sys.stderr)
+        if others := total - len(bad) - len(self.prepared.places):
+            print(f"{others} of {total} samples have a task that this stage does not learn", file=sys.stderr)
 
     @property
     def cached(self) -> bool:

@@ -24,7 +24,7 @@ from internvlu_core.errors import InputError
 from internvlu_core.imaging import reference_size
 
 from .. import objectives
-from ..data import Example, TokenRow, make_example, make_token_batch, to_pixels
+from ..data import Example, TokenRow, is_of_use, make_example, make_token_batch, to_pixels
 from ..sample import Sample
 from ..settings import PictureStage, Stage
 from ..storage import Networks, replaced
@@ -161,9 +161,14 @@ class Prepared:
             new.write_text(json.dumps({"facts": facts, "bad": bad}), encoding="utf-8")
 
     def _is_wanted(self, place: Place) -> bool:
-        """Whether the ratio of tasks has this one. Other samples are passed over: they are not bad."""
-        task = read_row(place).task
-        return not self.stage.tasks or any(task in name.split("+") for name, _ in self.stage.tasks)
+        """Whether the ratio of tasks has this one; without a ratio, whether the stage learns anything from it.
+
+        Other samples are passed over: they are not bad.
+        """
+        row = read_row(place)
+        if not self.stage.tasks:
+            return is_of_use(row, self.stage)
+        return any(row.task in name.split("+") for name, _ in self.stage.tasks)
 
     def _sample(self, number: int, place: Place, row: Row, example: Example) -> tuple[Facts, dict[str, Tensor]]:
         kept, references = {}, []

@@ -332,12 +332,18 @@ def test_the_cache_on_disk_is_what_the_networks_compute(awake_checkpoint, tmp_pa
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
-def test_samples_of_other_tasks_are_passed_over(fresh, tmp_path):
+def test_samples_of_other_tasks_are_passed_over(fresh, tmp_path, capsys):
+    """Those that the ratio leaves out; without a ratio, those from which the stage learns nothing."""
     folder = write_jsonl(tmp_path / "data", rows("draw", 2) + rows("ask", 2))
-    run = Run(stage_on((folder, 1), tasks=(("draw+reason", 1),)), fresh, tmp_path / "run")
-    assert [each.task for each in run.feed.prepared.facts] == ["draw", "draw"]
+    for name, tasks in {"named": (("draw+reason", 1),), "all": ()}.items():
+        run = Run(stage_on((folder, 1), tasks=tasks), fresh, tmp_path / name)
+        assert [each.task for each in run.feed.prepared.facts] == ["draw", "draw"]
+        assert "2 of 4 samples have a task that this stage does not learn" in capsys.readouterr().err
+        assert not (tmp_path / name / "bad.jsonl").exists()
+    both = Run(stage_on((folder, 1), trained=("mmdit.", "vlm.")), fresh, tmp_path / "both")
+    assert len(both.feed.prepared.facts) == 4 and "does not learn" not in capsys.readouterr().err
     with pytest.raises(InputError, match="'ask', from which a stage that trains"):
-        Run(stage_on((folder, 1)), fresh, tmp_path / "other")
+        Run(stage_on((folder, 1), tasks=(("ask", 1),)), fresh, tmp_path / "other")
     with pytest.raises(InputError, match="none of 4 samples can be used; none has a task"):
         Run(stage_on((folder, 1), tasks=(("edit", 1),)), fresh, tmp_path / "none")
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from internvlu_core import InputError
+from internvlu_train import sharding
 from internvlu_train.loop import Run, share_of
 from internvlu_train.settings import LoraStage, changed
 from internvlu_train.storage import Networks
@@ -73,6 +74,28 @@ def test_one_process_goes_on_with_a_killed_run_of_two(runs, awake_checkpoint):
     assert [entry["loss"] for entry in resumed] == pytest.approx([entry["loss"] for entry in alone], rel=1e-5)
     ends = [Networks(end / "checkpoint").state_dict() for end in (runs / "alone" / "stage3", folder)]
     assert all(torch.allclose(ends[0][key], ends[1][key], atol=1e-5) for key in ends[0])
+
+
+def test_gradients_are_averaged_in_few_messages(monkeypatch):
+    class Doubling:
+        """In place of an accelerator: another process with three times the gradients of this one."""
+
+        messages = 0
+
+        def reduce(self, tensor, reduction):
+            assert reduction == "mean"
+            self.messages += 1
+            return (tensor + 3 * tensor) / 2
+
+    monkeypatch.setattr(sharding, "BUCKET", 8)
+    shapes = [(2, 3), (2,), (3, 4), (), (5,)]  # the third alone is too large for a message
+    gradients = [torch.randn(shape, generator=torch.Generator().manual_seed(7)) for shape in shapes]
+    gradients.append(torch.ones(2, dtype=torch.bfloat16))
+    before = [gradient.clone() for gradient in gradients]
+    accelerator = Doubling()
+    sharding.average(gradients, accelerator)
+    assert accelerator.messages == 4
+    assert all(torch.equal(after, 2 * one) for after, one in zip(gradients, before, strict=True))
 
 
 def test_a_number_of_processes_that_cannot_share_a_step_is_refused():
