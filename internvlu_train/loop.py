@@ -345,7 +345,9 @@ class Run(Trainer):
         if folder.exists():
             state = load(folder, self.trained, self.ema, self.optimizers)
         elif file.exists():
-            state = torch.load(file, map_location=self.device, weights_only=True)
+            # accelerate's name for the CPU of one of several processes, cpu:0, is none that torch.load knows.
+            place = "cpu" if self.device.type == "cpu" else self.device
+            state = torch.load(file, map_location=place, weights_only=True)
             assign(self.trained, state["model"])
             assign(self.ema, state["ema"])
             for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):

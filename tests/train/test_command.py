@@ -1,5 +1,6 @@
 """The command line of training."""
 
+import shutil
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -103,7 +104,11 @@ def test_processes_train_a_chain_together(fresh, tmp_path):
         chain.train_all(tmp_path, stages, fresh, resident=False, processes=2)
     state = torch.load(tmp_path / "timed" / "state.pt", weights_only=True)
     assert state["together"] == 2 and state["step"] == len(entries(tmp_path / "timed")) < 1000
-    assert (tmp_path / "timed" / "checkpoint").is_dir() and not (tmp_path / "bad" / "checkpoint").exists()
+    checkpoint = tmp_path / "timed" / "checkpoint"
+    assert checkpoint.is_dir() and not (tmp_path / "bad" / "checkpoint").exists()
+    shutil.rmtree(checkpoint)
+    chain.train_together(2, timed, fresh, tmp_path / "timed")  # as if it had been killed after its last step
+    assert checkpoint.is_dir() and state["step"] == len(entries(tmp_path / "timed"))
 
 
 @pytest.mark.parametrize("preset", presets.PRESETS)

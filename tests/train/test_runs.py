@@ -9,6 +9,7 @@ from datetime import timedelta
 
 import pytest
 import torch
+from accelerate import Accelerator
 
 from internvlu_core import CheckpointError, InputError, InternVLU
 from internvlu_core.checkpoints.convert import convert
@@ -119,6 +120,14 @@ def test_a_killed_run_goes_on_as_if_nothing_had_been(fresh, tmp_path, monkeypatc
     for network in ("vlm", "mmdit"):
         pairs = zip(*(getattr(end, network).parameters() for end in ends), strict=True)
         assert all(torch.allclose(a, b, atol=1e-5) for a, b in pairs)
+
+
+def test_a_run_of_several_processes_on_a_cpu_goes_on(fresh, tmp_path, monkeypatch):
+    """accelerate calls the CPU cpu:0 in each of them, and torch.load does not know this name."""
+    stage = picture_stage(steps=1)
+    Run(stage, fresh, tmp_path).train()
+    monkeypatch.setattr(Accelerator, "device", torch.device("cpu", 0))
+    assert Run(stage, fresh, tmp_path).step == 1
 
 
 def test_what_is_written_is_the_average_of_the_weights(fresh, tmp_path):
