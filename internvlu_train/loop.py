@@ -32,7 +32,7 @@ from .muon import Muon
 from .plot import write_plot
 from .progress import check_tracker, drawings, write_sheet
 from .settings import HIDDEN_LAYERS, LoraStage, Stage, as_json
-from .sharding import average, blocks, load, local, moments, save, shard, touch, whole
+from .sharding import average_gradients, blocks, load, local, moments, save, shard, touch, whole
 from .storage import Networks, gathered, replaced, write_checkpoint
 
 EMA_WARMUP = 10  # steps, after which the decay of the moving average is no longer reduced by much
@@ -97,7 +97,7 @@ class Trainer:
             group["lr"] = rate
         parts = self._accumulate()
         if self.accelerator.num_processes > 1 and not self.sharded:
-            average([parameter.grad for parameter in self.trained.values()], self.accelerator)
+            average_gradients([parameter.grad for parameter in self.trained.values()], self.accelerator)
         norm = whole(nn.utils.clip_grad_norm_(self.trained.values(), stage.clip))
         entry = {"step": self.step + 1, **parts, "lr": rate, "norm": norm}
         if self.device.type == "cpu":  # before the weights become NaN; elsewhere before they are saved
@@ -345,9 +345,8 @@ class Run(Trainer):
         if folder.exists():
             state = load(folder, self.trained, self.ema, self.optimizers)
         elif file.exists():
-            # accelerate's name for the CPU of one of several processes, cpu:0, is none that torch.load knows.
-            place = "cpu" if self.device.type == "cpu" else self.device
-            state = torch.load(file, map_location=place, weights_only=True)
+            # Each value is copied to its place from there; torch.load does not know cpu:0, the name of some devices.
+            state = torch.load(file, map_location="cpu", weights_only=True)
             assign(self.trained, state["model"])
             assign(self.ema, state["ema"])
             for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):

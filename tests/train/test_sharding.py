@@ -93,7 +93,7 @@ def test_gradients_are_averaged_in_few_messages(monkeypatch):
     gradients.append(torch.ones(2, dtype=torch.bfloat16))
     before = [gradient.clone() for gradient in gradients]
     accelerator = Doubling()
-    sharding.average(gradients, accelerator)
+    sharding.average_gradients(gradients, accelerator)
     assert accelerator.messages == 4
     assert all(torch.equal(after, 2 * one) for after, one in zip(gradients, before, strict=True))
 
