@@ -26,11 +26,12 @@ class Stage:
 
     Synthetic samples: tasks has pairs (task, share), domains pairs (domain, share), shares being whole numbers. A task
     takes its samples from the domains that have it, or from the one it names, as in "edit/objects". kinds: kinds of
-    samples, taken in turn; "" for any. sides: picture sizes (width, height), taken in turn. samples: how many are made;
-    an epoch is one pass over them.
+    samples, taken in turn; "" for any. sides: picture sizes (width, height), taken in turn; sides_of: the domains that
+    take all of them, where the others take the first; () for all domains. samples: how many are made; an epoch is one
+    pass over them.
 
     Real data: data has pairs (source, share); then tasks is the ratio of tasks over all sources, of which "draw+reason"
-    is one, and () means any task as it comes, and domains, kinds, sides and samples have no effect. area: least and
+    is one, and () means any task as it comes, and the settings of synthetic samples have no effect. area: least and
     largest sides of squares whose areas pictures are brought to. max_tokens: of a prompt with its pictures and words.
     skip_bad: leave out samples that cannot be used, and list them in bad.jsonl. cache_hidden: keep the conditionings of
     a frozen language model on disk, not latents alone. held_out: samples of each task and source that are not trained.
@@ -50,6 +51,7 @@ class Stage:
     domains: tuple[tuple[str, int], ...] = DOMAINS
     kinds: tuple[str, ...] = ()
     sides: tuple[tuple[int, int], ...] = ((64, 64),)
+    sides_of: tuple[str, ...] = ()
     samples: int = 24_000
     steps: int = 4000
     minutes: float = 0.0
@@ -137,7 +139,7 @@ class LoraStage(PictureStage):
     """Velocity loss on a user's pictures, training adapters beside frozen layers (lora.add_adapters).
 
     pictures: the folder (folder.read_folder). trained: prefixes of the names of layers that get an adapter. layers:
-    parts of names, of which a layer must have one. tasks, domains, kinds, sides and samples have no effect.
+    parts of names, of which a layer must have one. tasks and the settings of synthetic samples have no effect.
     """
 
     tasks: tuple[tuple[str, int], ...] = ()

@@ -54,6 +54,18 @@ def test_sizes_are_one_in_stage_1_and_many_in_stage_2():
     assert {one.picture.shape for one in made} == {(64, 64, 3), (80, 48, 3)}
 
 
+def test_other_sizes_can_be_those_of_some_domains_alone():
+    stage = picture_stage(domains=(("objects", 1), ("text", 1)), sides=((64, 64), (48, 80)), samples=8)
+    every = {("objects", (64, 64)), ("objects", (48, 80)), ("text", (64, 64)), ("text", (48, 80))}
+    sizes = [
+        {(domain, size) for domain, _, _, size, _ in mixture.orders(each)}
+        for each in (stage, replace(stage, sides_of=("objects",)))
+    ]
+    assert sizes == [every, every - {("text", (48, 80))}]
+    with pytest.raises(InputError, match="sides_of has 'things'"):
+        list(mixture.orders(replace(stage, sides_of=("things",))))
+
+
 def test_samples_are_the_same_from_several_processes(monkeypatch):
     stage = picture_stage(samples=6)
     alone = list(mixture.samples(stage))

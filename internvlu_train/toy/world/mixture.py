@@ -37,8 +37,10 @@ def make_ordered(order: tuple) -> Sample:
 
 def orders(stage: Stage) -> Iterator[tuple]:
     """The arguments of world.make for each sample. Raises InputError for unknown domains and tasks."""
-    if unknown := [domain for domain, _ in stage.domains if domain not in DOMAINS]:
-        raise InputError(f"domains has {unknown[0]!r}; there are {', '.join(DOMAINS)}")
+    named = {"domains": [domain for domain, _ in stage.domains], "sides_of": stage.sides_of}
+    for setting, those in named.items():
+        if unknown := [domain for domain in those if domain not in DOMAINS]:
+            raise InputError(f"{setting} has {unknown[0]!r}; there are {', '.join(DOMAINS)}")
     cycle = [task for task, share in stage.tasks for _ in range(share)]
     shares = [domain for domain, share in stage.domains for _ in range(share)]
     domains = {task: _domains(task, shares) for task in cycle}
@@ -51,7 +53,8 @@ def orders(stage: Stage) -> Iterator[tuple]:
         turn = seen[name]
         seen[name] += 1
         domain = domains[name][turn % len(domains[name])]
-        size = stage.sides[turn // len(domains[name]) % len(stage.sides)]
+        sides = stage.sides if not stage.sides_of or domain in stage.sides_of else stage.sides[:1]
+        size = sides[turn // len(domains[name]) % len(sides)]
         kind = stage.kinds[index % len(stage.kinds)] if stage.kinds else ""
         yield domain, task, 2 * (stage.seed * SEEDS_PER_RUN + index), size, kind or None  # even seeds are for training
 
