@@ -62,7 +62,7 @@ def measure(host, gpu, parts, task: str) -> dict:
     try:
         run(host, parts, task, stage)
         done = True
-    except torch.OutOfMemoryError:
+    except torch.cuda.OutOfMemoryError:
         done = False
     comfy.model_management.unload_all_models()
     return {"done": done, "memory": gpu.total, "peak": max(each["peak"] for each in found.values()), "stages": found}

@@ -11,6 +11,7 @@ import shutil
 import sys
 import warnings
 from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
 
 import torch
@@ -24,6 +25,7 @@ from .checkpoints.convert import CHECKPOINT_FORMATS, convert
 from .checkpoints.files import SPLIT_FILES, WAN_MARK, read_header
 from .conditioning import TextResult
 from .conversation import History, Turn, read_turns, write_turns
+from .decoding import TextSettings
 from .doctor.checkup import Checkup, examine
 from .doctor.report import MARKDOWN
 from .errors import CheckpointError, InputError
@@ -32,11 +34,12 @@ from .models import attention
 from .pipeline import InternVLU
 from .quantization import QUANTS, WEIGHT_FORMATS
 from .quantization.gguf import TYPES
+from .requests import ANSWER_TOKENS, REASON_TOKENS, DrawRequest
 from .to_transformers import to_transformers
 
 DTYPES = {"auto": "auto", "bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 RUN_DTYPES = DTYPES | {name: weight_format.torch_dtype or name for name, weight_format in WEIGHT_FORMATS.items()}
-ERRORS = CheckpointError, InputError, hub.DownloadError, FloatingPointError, torch.OutOfMemoryError
+ERRORS = CheckpointError, InputError, hub.DownloadError, FloatingPointError, torch.cuda.OutOfMemoryError, OSError
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -289,9 +292,20 @@ def output_paths(options) -> list[Path]:
             raise InputError(f"cannot write {path}: {path.suffix or 'no suffix'} is no picture format; try .png")
         if path.is_dir():
             raise InputError(f"cannot write {path}: it is a folder")
-        if path in paths[:index]:
+        if not os.access(path if path.exists() else path.parent, os.W_OK):
+            raise InputError(f"cannot write {path}: there is no permission")
+        _check_format(path)
+        if path.resolve() in [other.resolve() for other in paths[:index]]:
             raise InputError(f"cannot write {path} twice: give each picture its own --out")
     return paths
+
+
+def _check_format(path: Path):
+    """Raises InputError if pictures in colour cannot be written in the format that the suffix names."""
+    try:
+        Image.new("RGB", (16, 16)).save(BytesIO(), Image.registered_extensions()[path.suffix.lower()])
+    except Exception as error:  # each writer raises its own
+        raise InputError(f"cannot write {path}: {path.suffix} holds no picture in colour; try .png") from error
 
 
 # Arguments
@@ -303,9 +317,11 @@ def parser() -> argparse.ArgumentParser:
     called = "internvlu" if Path(sys.argv[0]).stem == "internvlu" else "python -m internvlu_core"
     root = argparse.ArgumentParser(prog=called, description="InternVL-U without ComfyUI.")
     commands = root.add_subparsers(dest="command", required=True)
-    _answer_arguments(_model_command(commands, answer, "answer a question, about images if any are given", 1024))
-    _sampling_arguments(_model_command(commands, reason, "think in words about the picture to draw", 200))
-    _generate_arguments(_model_command(commands, generate, "draw a picture, or edit images", 200))
+    _answer_arguments(
+        _model_command(commands, answer, "answer a question, about images if any are given", ANSWER_TOKENS)
+    )
+    _sampling_arguments(_model_command(commands, reason, "think in words about the picture to draw", REASON_TOKENS))
+    _generate_arguments(_model_command(commands, generate, "draw a picture, or edit images", REASON_TOKENS))
     _batch_arguments(commands)
 
     sub = commands.add_parser("convert", help="write a checkpoint as three files, as one file or as a folder")
@@ -390,8 +406,11 @@ def _batch_arguments(commands):
     _loading_arguments(sub)
     sub.set_defaults(device=None)  # the workers may be on other machines
     worker_arguments(sub)
-    sub.add_argument("--together", type=int, default=16, metavar="N", help="requests in one batch; 1: one by one")
-    sub.add_argument("--chunk", type=int, default=64, metavar="N", help="rows of a part, which one worker does at once")
+    sub.add_argument(
+        "--together", type=int, default=BatchOptions.together, metavar="N", help="requests in one batch; 1: one by one"
+    )
+    chunk = "rows of a part, which one worker does at once"
+    sub.add_argument("--chunk", type=int, default=BatchOptions.chunk, metavar="N", help=chunk)
     sub.add_argument("--format", choices=SUFFIXES, default="parquet", help="of the results")
     sub.add_argument("--picture-files", action="store_true", help="pictures as files in OUT/pictures, not in Parquet")
     sub.add_argument("--allow-urls", action="store_true", help="images may be http and https addresses")
@@ -414,10 +433,10 @@ def _device_arguments(sub: argparse.ArgumentParser):
 
 
 def _sampling_arguments(sub: argparse.ArgumentParser):
-    sub.add_argument("--beams", type=int, default=1)
-    sub.add_argument("--temperature", type=float, default=0.0)
-    sub.add_argument("--top-p", type=float, default=1.0)
-    sub.add_argument("--top-k", type=int, default=0)
+    sub.add_argument("--beams", type=int, default=TextSettings.num_beams)
+    sub.add_argument("--temperature", type=float, default=TextSettings.temperature)
+    sub.add_argument("--top-p", type=float, default=TextSettings.top_p)
+    sub.add_argument("--top-k", type=int, default=TextSettings.top_k)
 
 
 def _answer_arguments(sub: argparse.ArgumentParser):
@@ -436,11 +455,14 @@ def _generate_arguments(sub: argparse.ArgumentParser):
     sub.add_argument("--out", action="append", metavar="P", help=out)
     sub.add_argument("--height", type=int)
     sub.add_argument("--width", type=int)
-    sub.add_argument("--steps", type=int, default=20)
+    sub.add_argument("--steps", type=int, default=DrawRequest.steps)
     sub.add_argument("--all-scale", type=float)
     sub.add_argument("--partial-scale", type=float)
-    sub.add_argument("--guidance-start", type=float, default=0.0, metavar="F", help="guide from this fraction of steps")
-    sub.add_argument("--guidance-end", type=float, default=1.0, metavar="F", help="up to this one; less is faster")
+    start, end = DrawRequest.guidance_start, DrawRequest.guidance_end
+    sub.add_argument(
+        "--guidance-start", type=float, default=start, metavar="F", help="guide from this part of the steps"
+    )
+    sub.add_argument("--guidance-end", type=float, default=end, metavar="F", help="up to this one; less is faster")
     reasoning = sub.add_mutually_exclusive_group()
     reasoning.add_argument("--reason", action="store_true", help="think in words first")
     reasoning.add_argument("--reasoning", metavar="TEXT", help="draw from these words as well")

@@ -5,6 +5,7 @@ Source: docs/model.md, "Hidden states and conditioning" and "Prompt and chat tem
 
 import copy
 import hashlib
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
@@ -245,7 +246,7 @@ class Conditioner:
 
         start, longest = pads + prompt.start, self.config.mmdit.max_context
         kept = slice(start, None if longest is None else start + longest)
-        mask = torch.tensor(image_mask)[kept]
+        mask = torch.tensor(image_mask, device="cpu")[kept]
         tokens_per_image = self.prompts.tokens_per_tile
         if mask.sum() % tokens_per_image:
             raise InputError(f"the images do not fit into the {longest} tokens of context that this checkpoint reads")
@@ -273,13 +274,25 @@ def fingerprint(tiles: Tensor) -> tuple[bytes, torch.Size]:
 
 
 class _Weights:
-    """Identifies the weights of a network: its tensors, and how often each was changed in place.
+    """Identifies the weights of a network: an object that is another one after every change.
 
-    Changes through `.data` are not noticed, since torch does not count them.
+    Changes through `.data` are not noticed, nor those in place of tensors made in inference mode: torch counts neither.
     """
 
     def __init__(self, network: torch.nn.Module):
         self.network = network
+        self.seen: list[tuple[weakref.ref, int, int]] = []
+        self.identity = object()
 
     def __call__(self) -> Hashable:
-        return tuple((p.data_ptr(), 0 if p.is_inference() else p._version) for p in self.network.parameters())
+        parameters = list(self.network.parameters())
+        now = [(p.data_ptr(), 0 if p.is_inference() else p._version) for p in parameters]
+        # An address alone says little: the weights that take the place of others may get theirs.
+        same = len(parameters) == len(self.seen) and all(
+            known() is p and values == found
+            for p, found, (known, *values) in zip(parameters, map(list, now), self.seen, strict=True)
+        )
+        if not same:
+            self.seen = [(weakref.ref(p), *found) for p, found in zip(parameters, now, strict=True)]
+            self.identity = object()
+        return self.identity

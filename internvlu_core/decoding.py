@@ -209,7 +209,7 @@ def _one_sequence(session: DecodingSession, stop_ids, settings, on_tokens) -> li
             on_tokens(text.tokens)
         if text.ended:
             return text.tokens
-        logits = session(torch.tensor(text.tokens[-1:]))
+        logits = session(torch.tensor(text.tokens[-1:], device="cpu"))
 
 
 def next_tokens(logits: Tensor, texts: Sequence[Text]) -> list[int | None]:
@@ -249,7 +249,7 @@ def sample(logits: Tensor, settings: Sequence[TextSettings], generators: Sequenc
     """
 
     def each(values: Iterable[float]) -> Tensor:
-        return torch.tensor(list(values), dtype=torch.float64)[:, None]
+        return torch.tensor(list(values), dtype=torch.float64, device=logits.device)[:, None]
 
     # In float64 and with the maximum at 0, so that even the smallest temperature gives no infinity.
     logits = (logits.double() - logits.amax(-1, keepdim=True)) / each(one.temperature for one in settings)
@@ -274,9 +274,9 @@ def _beam_search(session: DecodingSession, stop_ids, settings, on_tokens) -> lis
     is among the first num_beams.
     """
     num_beams = settings.num_beams
-    stops = torch.tensor(stop_ids)
-    beams = torch.empty(1, 0, dtype=torch.long)  # running tokens [beams, length]
-    scores = torch.zeros(1)
+    stops = torch.tensor(stop_ids, device="cpu")
+    beams = torch.empty(1, 0, dtype=torch.long, device="cpu")  # running tokens [beams, length]
+    scores = torch.zeros(1, dtype=torch.float32, device="cpu")
     finished: list[tuple[float, list[int]]] = []
     logits = session.first
     for length in range(1, settings.max_new_tokens + 1):
@@ -287,7 +287,9 @@ def _beam_search(session: DecodingSession, stop_ids, settings, on_tokens) -> lis
         _check_finite(float(top_scores[0]))
         origins, tokens = top // vocabulary, top % vocabulary
         sequences = torch.cat([beams[origins], tokens[:, None]], dim=1)
-        stopped = torch.isin(tokens, stops) if length < settings.max_new_tokens else torch.ones(keep, dtype=torch.bool)
+        stopped = (
+            torch.isin(tokens, stops) if length < settings.max_new_tokens else torch.ones_like(tokens, dtype=torch.bool)
+        )
 
         for rank in range(min(num_beams, keep)):
             if stopped[rank]:

@@ -1,7 +1,7 @@
 """The two kinds of error that a user can cause, both ValueErrors, and the checks that raise them."""
 
 import importlib
-from numbers import Integral
+from numbers import Integral, Real
 
 MAX_SEED = 2**64 - 1  # torch's generators take no larger one
 MAX_BYTES = 2**63 - 1
@@ -26,7 +26,7 @@ def check_integer(name: str, value, least: int, most: int):
 
 def check_number(name: str, value, good, wanted: str):
     """Raise InputError unless value is a number for which good(value) holds. wanted: says what is good."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not good(value):
+    if isinstance(value, bool) or not isinstance(value, Real) or not good(value):
         raise InputError(f"{name} is {value!r}; it must be {wanted}")
 
 

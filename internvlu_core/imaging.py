@@ -94,7 +94,8 @@ def vit_tiles(image: Image.Image, config: ProcessorConfig, max_tiles: int = 1) -
         thumbnail = resize_bicubic(pixels, size, size)
         tiles = torch.cat([thumbnail, tiles] if config.thumbnail_first else [tiles, thumbnail])
     # (x − 255·mean) / (255·std) is what the official processor computes, to the bit.
-    mean, std = (torch.tensor(v)[:, None, None] * 255 for v in (config.vit_mean, config.vit_std))
+    statistics = torch.tensor([config.vit_mean, config.vit_std], dtype=torch.float32, device="cpu")
+    mean, std = statistics[..., None, None] * 255
     return (tiles.float() - mean) / std
 
 
@@ -137,6 +138,8 @@ def reference_size(height: int, width: int, config: ProcessorConfig) -> tuple[in
     if longest and max(height, width) > longest:
         scale = longest / max(height, width)
         height, width = int(height * scale), int(width * scale)
+        if min(height, width) < 1:
+            raise InputError(f"{this} is too narrow to be scaled down")
     new_height, new_width = round(height / factor) * factor, round(width / factor) * factor
     if new_height * new_width > config.reference_max_pixels:
         beta = math.sqrt(height * width / config.reference_max_pixels)

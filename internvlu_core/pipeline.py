@@ -70,7 +70,7 @@ class InternVLU:
 
     Calls do not change it: after an error or a cancelled call, the next call works as before. It caches the image
     features of the last pictures. Changes of the weights are noticed, in place or by assignment, except for changes
-    through a parameter's `.data`.
+    through a parameter's `.data`, or in place of a model that was loaded under torch.inference_mode().
 
     config, tokenizer: of the checkpoint. device, dtype: where and in which dtype it computes. conditioner: the stage
     between prompts and the MMDiT.
@@ -268,12 +268,17 @@ class InternVLU:
 
     def _write(self, to_write: ToWrite, on_token: OnToken | None, decode, keep=None) -> TextResult:
         """Continue a prompt. decode: token ids → text. keep: as in Conditioner.write."""
+
+        def told(token_ids: list[int]):
+            on_token(len(token_ids), decode(token_ids))
+            self._use(self.vlm)  # the caller may have used another network
+
         self._use(self.vlm)
         result = self.conditioner.write(
             *to_write,
             device=self.device,
             dtype=self.dtype,
-            on_tokens=on_token and (lambda token_ids: on_token(len(token_ids), decode(token_ids))),
+            on_tokens=on_token and told,
             keep=keep,
         )
         return replace(result, text=decode(result.token_ids))
@@ -289,14 +294,20 @@ class InternVLU:
                 while order.full:
                     yield None
                 given[index] = request
+                self._use(self.vlm)  # the iterable may have used another network
                 yield partial(to_write, request)
+            self._use(self.vlm)
+
+        def told(index: int, token_ids: list[int]):
+            on_token(index, len(token_ids), decode(token_ids))
+            self._use(self.vlm)  # the caller may have used another network
 
         written = self.conditioner.write_many(
             makers(),
             device=self.device,
             dtype=self.dtype,
             limits=limits,
-            on_tokens=on_token and (lambda index, token_ids: on_token(index, len(token_ids), decode(token_ids))),
+            on_tokens=on_token and told,
         )
         while True:
             self._use(self.vlm)  # the caller may have used another network since the last outcome
@@ -382,13 +393,13 @@ class InternVLU:
         order = Order(ordered)
         while group := pool.group(lambda key: max(1, pictures // key[0][0])):
             together = self._make_drawings(group, memory)
-            sampled = self._sample_entries([entry for entry in together if not entry.error], callback)
+            sampled = self._sample_what_fits([entry for entry in together if not entry.error], callback)
             pool.waiting = [entry for entry in pool.waiting if entry not in together]
             for entry in together:
                 result = None
                 try:
                     result = None if entry.error else self._finish(entry.drawing, sampled[entry.index])
-                except FloatingPointError as error:
+                except (FloatingPointError, torch.cuda.OutOfMemoryError) as error:
                     entry.error = error
                 yield from order.give(Outcome(entry.index, entry.given, result, entry.error))
 
@@ -424,6 +435,17 @@ class InternVLU:
             latents = sum(latent.shape[-2:].numel() for latent in (drawing.noise, *branch.references))
             tokens += len(drawing.noise) * (latents // patch**2 + branch.hidden.shape[-2])
         return working_bytes(self.config.mmdit, tokens, self.dtype)
+
+    def _sample_what_fits(self, entries: list[Entry], callback: OnStepOf | None) -> dict[int, Tensor]:
+        """As _sample_entries, in halves where memory runs out; an entry that does not fit alone gets the error."""
+        try:
+            return self._sample_entries(entries, callback)
+        except torch.cuda.OutOfMemoryError as error:
+            if len(entries) == 1:
+                entries[0].error = error
+                return {}
+        half = len(entries) // 2  # here the error holds no memory any more
+        return self._sample_what_fits(entries[:half], callback) | self._sample_what_fits(entries[half:], callback)
 
     def _sample_entries(self, entries: list[Entry], callback: OnStepOf | None) -> dict[int, Tensor]:
         """{index: latents} of entries of one key."""
@@ -541,8 +563,9 @@ class InternVLU:
     @torch.inference_mode()
     def _velocities(self, prepared: Prepared, latents: Sequence[Tensor], timestep: float) -> list[Tensor]:
         """latents: for all branches, or one for each."""
+        self._use(self.mmdit)  # a callback may have used another network
         latents = [x.to(self.device, self.dtype) for x in latents]
-        times = torch.full((len(latents[0]),), timestep, device=self.device)
+        times = torch.full((len(latents[0]),), timestep, dtype=torch.float32, device=self.device)
         return [v.float() for v in self.mmdit.velocities(latents, times, prepared)]
 
     @torch.inference_mode()

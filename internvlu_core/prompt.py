@@ -79,9 +79,11 @@ class Tokenizer:
             raise CheckpointError(f"{folder}: the tokenizer lacks the special tokens {', '.join(missing)}")
         if self.tokenizer.eos_token_id is None:
             raise CheckpointError(f"{folder}: the tokenizer names no eos_token, at which generated text would stop")
+        if not self.encode("a"):
+            raise CheckpointError(f"{folder}: the tokenizer has no tokens; is tokenizer.json, or vocab.json, missing?")
         self._known = known
         self.size = max(known.values()) + 1
-        self.special_ids = torch.tensor([known[token] for token in SPECIAL_TOKENS])
+        self.special_ids = torch.tensor([known[token] for token in SPECIAL_TOKENS], device="cpu")
         self.stop_ids = (self.tokenizer.eos_token_id, known[IMG])
 
     def id(self, token: str) -> int:
@@ -109,14 +111,14 @@ class Tokenizer:
         return self.tokenizer.decode(ids, skip_special_tokens=True)
 
 
-def user_content(prompt: str, num_images: int) -> str:
+def user_content(prompt: str, num_images: int, name: str = "the prompt") -> str:
     """The user turn: missing placeholders for images go in front, the first letter is capitalised, a mark ends it.
 
-    Raises InputError if the prompt has more `<image>` placeholders than there are images.
+    Raises InputError if the prompt has more `<image>` placeholders than there are images. name: of it, in the error.
     """
     placeholders = prompt.count(IMAGE)
     if placeholders > num_images:
-        raise InputError(f"the prompt has {placeholders} {IMAGE} placeholders, but {num_images} images are given")
+        raise InputError(f"{name} has {placeholders} {IMAGE} placeholders, but {num_images} images are given")
     text = (f"{IMAGE}\n" * (num_images - placeholders) + prompt).strip()
     if not text:
         return text
@@ -161,7 +163,7 @@ class PromptBuilder:
         """Neither images nor prompt, but a negative text if there is one. num_images only selects the system text."""
         user = ["Here is a random image ", [self.tokenizer.id(IMG_UNCOND)], ":"]
         if negative.strip():
-            user = self._user(negative, [])
+            user = self._fill(user_content(negative, 0, "the negative prompt, which takes no images,"), [])
         return self._build(self._draw_system(num_images, system_prompt), user)
 
     def _draw_system(self, num_images: int, system_prompt: str | None) -> str:

@@ -30,7 +30,7 @@ def flow_sigmas(steps: int, shift: float = 3.0) -> Tensor:
     wanted = np.trunc(exact * TIMESTEPS)
     while (crossed := sigma_to_timestep(torch.from_numpy(sigmas)).numpy() - wanted).any():
         sigmas = np.where(crossed, np.nextafter(sigmas, np.where(crossed > 0, 0, 1).astype(np.float32)), sigmas)
-    return torch.cat([torch.from_numpy(sigmas), torch.zeros(1)])
+    return torch.cat([torch.from_numpy(sigmas), torch.zeros(1, dtype=torch.float32, device="cpu")])
 
 
 def sigma_at(fraction: float, shift: float) -> float:
@@ -53,7 +53,8 @@ def initial_noise(shape: tuple[int, ...], seed: int) -> Tensor:
     No global random state is read or changed. Raises InputError unless seed is an integer from 0 to MAX_SEED.
     """
     check_integer("seed", seed, 0, MAX_SEED)
-    return torch.randn(shape, generator=torch.Generator().manual_seed(int(seed)))
+    generator = torch.Generator("cpu").manual_seed(int(seed))
+    return torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu")
 
 
 OnStep = Callable[[int, int, Tensor], None]  # (step from 0, steps, denoised latents [n, z, h, w])

@@ -18,6 +18,7 @@ from ..requests import DrawRequest, TextRequest
 
 SETTINGS = frozenset(f.name for kind in (TextRequest, DrawRequest) for f in fields(kind)) - {"prompt", "images"}
 KNOWN = SETTINGS | {"id", "task", "prompt", "images", "size", "n"}
+UNREADABLE = "unreadable row {}"  # the id of a row that has none: one that no number of another row equals
 RESULTS = ("text", "seconds", "error")  # columns of the output that no column of the requests may be called
 KINDS = ("bool", "int", "float", "text", "json")  # of carried columns; json: JSON as text
 INT64 = range(-(2**63), 2**63)
@@ -158,9 +159,10 @@ def _parse(index: int, line: bytes) -> Row:
     try:
         values = json.loads(line.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
-        return Row(index, str(index), error=f"the line is no JSON: {error}")
+        return Row(index, UNREADABLE.format(index), error=f"the line is no JSON: {error}")
     if not isinstance(values, dict):
-        return Row(index, str(index), error=f"the line must be a JSON object, not {type(values).__name__}")
+        error = f"the line must be a JSON object, not {type(values).__name__}"
+        return Row(index, UNREADABLE.format(index), error=error)
     return _row(index, {clean(name): value for name, value in values.items()})
 
 

@@ -178,9 +178,13 @@ def open_source(path: "str | Path | Source") -> Source:
         path = Path(path)
     except TypeError:
         raise CheckpointError(f"a checkpoint is a path, not {path!r}") from None
-    if not path.exists():
+    try:
+        there, is_folder = path.exists(), path.is_dir()
+    except OSError as error:  # no permission, or no name that a file can have
+        raise CheckpointError(f"checkpoint {str(path)!r} cannot be opened: {error.strerror or error}") from error
+    if not there:
         raise CheckpointError(f"checkpoint {str(path)!r} does not exist")
-    if not path.is_dir():
+    if not is_folder:
         return File(path)
     if not (path / "vlm").is_dir() and any(split_files(path, component) for component in SPLIT_FILES):
         return Split(path)
@@ -447,7 +451,7 @@ def read_text(path: Path) -> str:
 
 def open_safetensors(file: Path):
     """safetensors' own reader. Raises CheckpointError."""
-    check_regular(file)
+    open_file(file).close()  # it says less of a file that may not be read
     try:
         return safe_open(file, framework="pt")
     except (SafetensorError, OSError) as error:

@@ -190,8 +190,9 @@ class PackedPrompts(Cache):
         rows = range(first, first + len(self.prompts))
         for tensor in (*self.rows.keys, *self.rows.values):
             tensor[rows.start : rows.stop] = 0  # values behind the mask are multiplied by 0, so must be finite
-        self.index = torch.tensor(rows).repeat_interleave(torch.tensor(self.prompts)).to(device)
-        self.positions = torch.cat([torch.arange(length) for length in self.prompts]).to(device)
+        lengths = torch.tensor(self.prompts, device="cpu")
+        self.index = torch.tensor(rows, device="cpu").repeat_interleave(lengths).to(device)
+        self.positions = torch.cat([torch.arange(length, device="cpu") for length in self.prompts]).to(device)
         cos, sin = self.rows.rope
         return cos[self.positions], sin[self.positions]
 

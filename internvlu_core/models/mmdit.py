@@ -235,7 +235,7 @@ def rope_tables(
     config: MMDiTConfig, grids: tuple[Grid, ...], image_mask: tuple[bool, ...], image_grids: tuple[Grid, ...], device
 ) -> tuple[Tensor, Tensor]:
     """The rotary tables (img_rope, txt_rope) of one branch, see SequenceLayout. grids: those of its latents."""
-    mask = torch.tensor(image_mask, dtype=torch.bool)
+    mask = torch.tensor(image_mask, dtype=torch.bool, device="cpu")
     positions = joint_positions(grids, mask, image_grids, config.latent_scale, config.vit_scale)
     table = rope_table_3d(positions, config.rope_axes)
     return table.to(device).tensor_split([len(table) - len(mask)])

@@ -15,13 +15,13 @@ Grid = tuple[int, int, int]  # frames, rows, columns
 def grid_positions(grid: Grid, scale: float = 1.0, first_frame: int = 0) -> Tensor:
     """Positions [f·h·w, 3] of a grid, float32. Rows and columns are centred on 0 and stretched by 1 / scale."""
     frames, h, w = grid
-    axes = torch.arange(first_frame, first_frame + frames, dtype=torch.float32), _axis(h, scale), _axis(w, scale)
-    return torch.cartesian_prod(*axes).view(-1, 3)
+    times = torch.arange(first_frame, first_frame + frames, dtype=torch.float32, device="cpu")
+    return torch.cartesian_prod(times, _axis(h, scale), _axis(w, scale)).view(-1, 3)
 
 
 def _axis(count: int, scale: float) -> Tensor:
     first, last = -(count - count // 2), count // 2 - 1
-    index = torch.arange(first, last + 1, dtype=torch.float32)
+    index = torch.arange(first, last + 1, dtype=torch.float32, device="cpu")
     if scale == 1.0 or count == 1:
         return index
     new_first, new_last = -int(-first / scale), int((last + 1) / scale) - 1
@@ -55,7 +55,7 @@ def joint_positions(
             index += len(block)
         else:
             run = mask.index(True, index) - index if True in mask[index:] else len(mask) - index
-            parts.append(torch.arange(now, now + run, dtype=torch.float32)[:, None].expand(-1, 3))
+            parts.append(torch.arange(now, now + run, dtype=torch.float32, device="cpu")[:, None].expand(-1, 3))
             now += run
             index += run
     return torch.cat(parts)
@@ -89,13 +89,11 @@ def rope_table_3d(positions: Tensor, axes: tuple[int, int, int], theta: float = 
 
     axes: how many channels of a head belong to frame, row and column. Their sum is head_dim.
     """
-    angles = torch.cat(
-        [
-            torch.outer(positions[:, axis], 1.0 / theta ** (torch.arange(0, size, 2, dtype=torch.float32) / size))
-            for axis, size in enumerate(axes)
-        ],
-        dim=1,
-    )
+    angles = []
+    for axis, size in enumerate(axes):
+        channels = torch.arange(0, size, 2, dtype=torch.float32, device="cpu")
+        angles.append(torch.outer(positions[:, axis], 1.0 / theta ** (channels / size)))
+    angles = torch.cat(angles, dim=1)
     return torch.stack([angles.cos(), angles.sin()], dim=-1)
 
 

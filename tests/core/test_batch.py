@@ -123,6 +123,15 @@ def test_a_row_is_the_same_in_any_company(tmp_path):
                 assert np.abs(pixels(one) - pixels(two)).max() <= 1
 
 
+def test_a_damaged_line_takes_no_id_of_another_row(tmp_path):
+    lines = [json.dumps(ANSWER | {"prompt": "hi", "max_new_tokens": 1, "id": number}) for number in (1, 2)]
+    (tmp_path / "in.jsonl").write_text("\n".join([*lines, '{"id": "x"']))
+    run(tmp_path / "in.jsonl", tmp_path / "out")
+    errors = {name: row["error"] for name, row in read(tmp_path / "out").items()}
+    assert errors["1"] is None and errors["2"] is None
+    assert "no JSON" in errors["unreadable row 2"]
+
+
 BAD = {  # what is wrong with a row, and what its error says
     '{"id": "x"': "no JSON",
     "\\xff\x00[": "no JSON",
@@ -173,7 +182,9 @@ def test_a_bad_row_is_an_error_in_that_row(tmp_path, together):
     summary = run(write(tmp_path / "r.jsonl", rows), tmp_path / "out", chunk=50, together=together)
     found = read(tmp_path / "out")
     said = ["", "", *(text for _, text in BAD_ROWS), *BAD.values(), "", ""]
-    assert list(found) == [str(i) for i in range(len(said))]  # rows without an id; the blank line is none
+    # Rows without an id; the blank line is none.
+    unreadable = range(len(said) - 2 - len(BAD), len(said) - 2)
+    assert list(found) == [f"unreadable row {i}" if i in unreadable else str(i) for i in range(len(said))]
     for row, text in zip(found.values(), said, strict=True):
         assert bool(row["error"]) == bool(text), row
         assert text in (row["error"] or ""), row
@@ -209,7 +220,7 @@ def test_columns_of_json_lines(model, photo, tmp_path):
     ]
     run(write(tmp_path / "r.jsonl", rows), tmp_path / "out", chunk=1)
     found = read(tmp_path / "out")
-    assert list(found) == ["7", "1", "2", "3"]
+    assert list(found) == ["7", "1", "2", "unreadable row 3"]
     carried = [tuple(row[name] for name in "abcdefg") for row in found.values()]
     assert carried == [
         (1, 1.0, "1", True, '{"k": [1]}', "t", str(2**80)),

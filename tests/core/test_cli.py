@@ -1,5 +1,6 @@
 """The command line, as a shell runs it: what it writes where, and how it ends."""
 
+import io
 import os
 import re
 import subprocess
@@ -197,6 +198,14 @@ BAD = {
     "out suffix": ((*DRAW, "--out", "{out}/a.txt"), ["cannot write", "a.txt", ".txt is no picture format"]),
     "no out suffix": ((*DRAW, "--out", "{out}/a"), ["cannot write", "no suffix"]),
     "read-only format": ((*DRAW, "--out", "{out}/a.psd"), ["cannot write", ".psd is no picture format"]),
+    "black and white": ((*DRAW, "--out", "{out}/a.xbm"), ["cannot write", ".xbm holds no picture in colour"]),
+    "no writer": ((*DRAW, "--out", "{out}/a.h5"), ["cannot write", "a.h5"]),
+    "out twice in other words": (
+        (*DRAW, "--out", "{out}/a.png", "--out", "{out}/folder.png/../a.png"),
+        ["cannot write", "a.png", "twice"],
+    ),
+    "long name": (("answer", "x" * 300, "Hi"), ["xxx", "too long"]),
+    "long out": ((*DRAW, "--out", "{out}/" + "x" * 300 + ".png"), ["xxx", "too long"]),
     "out twice": ((*DRAW, "--out", "{out}/a.png", "--out", "{out}/a.png"), ["cannot write", "a.png", "twice"]),
 }
 
@@ -215,11 +224,10 @@ def test_result_that_is_not_finite(here, monkeypatch):
     assert_refused(here(*DRAW), "not finite")
 
 
-def test_file_that_cannot_be_written(here, tmp_path):
-    """Found out only after the run: one line all the same, behind the bar."""
-    result = here(*DRAW, "--out", tmp_path / "picture.xbm")  # black and white only
-    assert (result.returncode, result.stdout) == (2, "")
-    assert "cannot write" in result.stderr.splitlines()[-1]
+def test_file_that_may_not_be_written(here, tmp_path, monkeypatch):
+    """Found out before the run. Root may write everywhere, so the system's answer is given here."""
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path)
+    assert_refused(here(*DRAW, "--out", tmp_path / "picture.png"), "cannot write", "there is no permission")
 
 
 @pytest.mark.parametrize("cause", [KeyboardInterrupt, OSError])
@@ -231,7 +239,10 @@ def test_what_is_there_stays_until_what_replaces_it_is_whole(here, tmp_path, mon
         path.chmod(0o600)
 
     def half(self, *arguments, **options):
-        with open(self if isinstance(self, Path) else arguments[0], "wb") as file:
+        target = self if isinstance(self, Path) else arguments[0]
+        if isinstance(target, io.BytesIO):  # whether the format can be written is tried in memory
+            return
+        with open(target, "wb") as file:
             file.write(b"half")
         raise cause("no space left")
 

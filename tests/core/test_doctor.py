@@ -16,6 +16,7 @@ from PIL import Image
 from benchmarks import counts
 from internvlu_core import InternVLU
 from internvlu_core.checkpoints.config import Config
+from internvlu_core.checkpoints.convert import convert
 from internvlu_core.cli import main
 from internvlu_core.doctor import checkup, compare, measure, recording
 from internvlu_core.doctor.checkup import Checkup, examine
@@ -153,6 +154,11 @@ def test_nan_is_named(tmp_path, capsys):
     said = capsys.readouterr().out
     assert "weights that are not finite: decoder.proj_out.bias" in said
     assert "draw: FloatingPointError" in said
+
+
+def test_a_gguf_file_is_read_as_one(tmp_path):
+    (file,) = convert(CHECKPOINT, tmp_path / "q8.gguf", "single", quant="Q8_0")
+    assert check_files(file).problems == []
 
 
 def test_a_cut_file_is_named(tmp_path):

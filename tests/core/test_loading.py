@@ -478,6 +478,13 @@ def test_no_tokenizer(folder, capfd):
     assert capfd.readouterr() == ("", "")
 
 
+def test_tokenizer_without_its_vocabulary(folder):
+    """transformers makes an empty one of what is left."""
+    for name in ("tokenizer.json", "vocab.json", "merges.txt"):
+        (folder / "processor" / name).unlink(missing_ok=True)
+    assert_refused(folder, str(folder / "processor"), "tokenizer")
+
+
 def test_broken_tokenizer(folder):
     (folder / "processor" / "tokenizer.json").write_text('{"version": "1.0", "model')
     assert_refused(folder, str(folder / "processor"), "tokenizer")

@@ -452,6 +452,25 @@ def test_cancelling_pictures(model):
             model.generate_many([], **limits)
 
 
+def test_pictures_that_do_not_fit_into_memory_together_are_drawn_apart(model, monkeypatch):
+    """And one that does not fit alone is an error of its own."""
+    sample, tried = model._sample_entries, []
+
+    def little_memory(entries, callback):
+        tried.append([entry.index for entry in entries])
+        if len(entries) > 1 or entries[0].index == 2:
+            raise torch.cuda.OutOfMemoryError("out of memory")
+        return sample(entries, callback)
+
+    requests = [{"prompt": "cat", **SIZE, "seed": number} for number in range(4)]
+    monkeypatch.setattr(model, "_sample_entries", little_memory)
+    outcomes = list(model.generate_many(requests, ordered=True))
+    assert tried == [[0, 1, 2, 3], [0, 1], [0], [1], [2, 3], [2], [3]]
+    assert [type(outcome.error) for outcome in outcomes] == [type(None)] * 2 + [torch.cuda.OutOfMemoryError, type(None)]
+    monkeypatch.undo()
+    assert torch.allclose(outcomes[3].result.latents, model.generate(**requests[3]).latents, atol=1e-5)
+
+
 def test_latents_that_are_not_finite_are_an_error_of_their_picture_only(model, monkeypatch):
     requests = [{"prompt": prompt, **SIZE} for prompt in ("cat", "hat", "dog")]
     encode = model.encode

@@ -79,6 +79,25 @@ def test_results_are_the_same_within_the_budget(plain, expected, room):
     assert same(everything(model), expected), "the second time"
 
 
+def test_who_is_called_or_asked_in_between_may_use_the_model(plain):
+    """Previews in a callback, and pictures drawn for the next request, bring another network to the device."""
+    model = InternVLU.from_pretrained(CHECKPOINT, dtype=torch.float32, device_map="auto", max_memory=max(sizes(plain)))
+    small = {"height": 64, "width": 64, "steps": 2}
+
+    def mixed(model: InternVLU) -> list:
+        seen = []
+        drawn = model.generate("a boat", **small, callback=lambda step, steps, x: seen.append(model.decode(x)))
+        requests = (
+            {"prompt": "what is it?", "images": model.generate(prompt, **small).images, "max_new_tokens": 3}
+            for prompt in ("a boat", "a house")
+        )
+        answers = [outcome.unwrap().token_ids for outcome in model.answer_many(requests, ordered=True)]
+        said = model.answer("hi", max_new_tokens=3, on_token=lambda *_: model.generate("a boat", **small))
+        return [[answers, said.token_ids], drawn.latents, *seen]
+
+    assert same(mixed(model), mixed(plain))
+
+
 def least(model: InternVLU) -> int:
     """What the hungriest network needs: all but its blocks, and the largest of these."""
     needs = []

@@ -500,3 +500,26 @@ def test_vision_projector_by_hand(model):
     hidden = F.gelu(F.linear(hidden, stored["mlp1.1.weight"], stored["mlp1.1.bias"]))
     expected = F.linear(hidden, stored["mlp1.3.weight"], stored["mlp1.3.bias"])
     assert relative(model.vlm.image_features(pixels), expected) < 1e-6
+
+
+@pytest.mark.parametrize("default", [torch.float64, torch.bfloat16, "meta"], ids=str)
+def test_the_defaults_of_a_host_change_nothing(model, photo, default):
+    """Some programs set torch's default dtype or device for themselves."""
+
+    def everything():
+        drawn = model.generate("make it blue", [photo], height=64, width=64, steps=2, seed=3).latents
+        found = [model.answer("what is it?", [photo], max_new_tokens=3, **options).token_ids for options in TEXTS]
+        many = model.answer_many([{"prompt": prompt, "max_new_tokens": 2} for prompt in ("hi", "who are you?")])
+        return drawn, found, [outcome.unwrap().token_ids for outcome in many]
+
+    expected = everything()
+    try:
+        torch.set_default_device(default) if default == "meta" else torch.set_default_dtype(default)
+        found = everything()
+    finally:
+        torch.set_default_device(None)
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(found[0], expected[0]) and found[1:] == expected[1:]
+
+
+TEXTS = ({}, {"num_beams": 2}, {"temperature": 1.5, "top_p": 0.9, "seed": 1})

@@ -144,6 +144,18 @@ def test_other_weights_read_anew(fresh, model, monkeypatch, photo, change):
     assert read == assert_equal(conditioner, hidden, WORDS, [photo], reasoning=reasoning)
 
 
+def test_weights_that_take_the_place_of_others_are_noticed(fresh):
+    """Also those that get the address of the ones before, which the allocator gives out again at once."""
+    layer = fresh.vlm.language_model.model["layers"][0].self_attn.o_proj
+    original = layer.weight.detach().clone()
+    identities = [fresh.conditioner.weights()]
+    for factor in range(1, 12):
+        layer.weight = torch.nn.Parameter(original * factor, requires_grad=False)
+        identities.append(fresh.conditioner.weights())
+        assert fresh.conditioner.weights() is identities[-1]
+    assert len(set(identities)) == len(identities)
+
+
 def test_who_keeps_a_prefix_cache(model):
     """Only greedy or sampled reasoning; an answer is not drawn from. It is part of no comparison."""
     assert model.answer(**QUESTION).prefix_cache is None

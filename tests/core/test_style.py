@@ -98,7 +98,7 @@ def statements(name: str) -> int:
 
 def test_size_of_the_core():
     """In statements; wrapped as they are, these are a fifth more lines."""
-    assert sum(map(statements, CORE)) <= 3148
+    assert sum(map(statements, CORE)) <= 3200
 
 
 @pytest.mark.parametrize("name", FILES)

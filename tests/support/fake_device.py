@@ -105,7 +105,7 @@ class FakeDevice(TorchDispatchMode):
     """While it is entered, `device` is there. Raises where an operation mixes it with the CPU, as the device would.
 
     number: what every value is that the host reads from it; of a truth value, its truth. total: bytes of its memory.
-    enforced: an operation that needs more raises torch.OutOfMemoryError.
+    enforced: an operation that needs more raises torch.cuda.OutOfMemoryError.
     """
 
     def __init__(self, device: str = "cuda", number: float = 1, total: int = 80 * 2**30, enforced: bool = False):
@@ -212,7 +212,7 @@ class FakeDevice(TorchDispatchMode):
         for record in self.records:
             record.peak = max(record.peak, self.live)
         if self.enforced and self.live > self.total:
-            raise torch.OutOfMemoryError(f"{self.live} bytes on a device of {self.total}")
+            raise torch.cuda.OutOfMemoryError(f"{self.live} bytes on a device of {self.total}")
 
     # Operations
 
