@@ -87,6 +87,7 @@ class AnswerView extends View {
     super(node, {
       read: () => area.value,
       write: (text) => this.show(text),
+      restore: () => this.showSaved(),
       separator: RULE,
       // Not among the widgets' values: those are in the order of the schema's inputs, of which more may come. Of a
       // conversation that is not to be in the workflow, this is not either.
@@ -116,11 +117,7 @@ class AnswerView extends View {
     chain(node, "onConnectionsChange", () => this.refreshLog());
     // The switch may be in a subgraph's node.
     beforeDrawing(node, () => this.talk.isOn !== this.wasOn && this.refreshLog());
-    chain(node, "onConfigure", () => {
-      this.asked = undefined;
-      area.value = this.talk.isOn ? (this.talk.turns.at(-1)?.answer ?? "") : (node.properties.answers ?? []).join(RULE);
-      this.refreshLog();
-    });
+    chain(node, "onConfigure", () => this.showSaved());
     this.refreshLog();
   }
 
@@ -147,6 +144,13 @@ class AnswerView extends View {
   breakOff(how) {
     this.writes = false;
     super.breakOff(how);
+    this.refreshLog();
+  }
+
+  showSaved() {
+    const { answers } = this.node.properties;
+    this.asked = undefined;
+    this.area.value = this.talk.isOn ? (this.talk.turns.at(-1)?.answer ?? "") : (answers ?? []).join(RULE);
     this.refreshLog();
   }
 

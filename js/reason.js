@@ -40,6 +40,12 @@ function write(words, path, done) {
   noteChange(); // of its own, so that undoing the next one does not take the words away
 }
 
+function restore(path) {
+  const { widget } = holder(path, "text");
+  for (const area of areasOf(path, "text")) area.value = widget?.value ?? "";
+  before.delete(findWidget(path.at(-1), "text"));
+}
+
 function makeOwn(path, words) {
   const text = holder(path, "text");
   const pinned = holder(path, "pinned");
@@ -66,7 +72,8 @@ function decorate(path) {
 function addWords(node) {
   const text = findWidget(node, "text");
   if (!text || !findWidget(node, "pinned")) return;
-  const view = new View(node, { read: () => holder(view.path, "text").widget?.value ?? "", write, separator: "\n\n" });
+  const read = () => holder(view.path, "text").widget?.value ?? "";
+  const view = new View(node, { read, write, restore, separator: "\n\n" });
   view.pinned = () => isOwn(view.path);
 
   // Older frontends keep the value in the element.

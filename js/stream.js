@@ -11,10 +11,12 @@ let run = 0;
 
 // What a node shows. The bar says how many words there are; the words are put where they belong by
 // `write(text, path, done)`: for the node of this path (see instances.js), as far as they have come or whole.
+// `restore(path)` shows again what was there before the run.
 export class View {
-  constructor(node, { read, write, separator, keep }) {
+  constructor(node, { read, write, restore, separator, keep }) {
     this.node = node;
     this.write = write;
+    this.restore = restore;
     this.separator = separator;
     this.keep = keep ?? (() => {});
     this.texts = [];
@@ -56,10 +58,11 @@ export class View {
     this.keep(this.texts);
   }
 
-  // The run ended early: what is there stays.
+  // The run ended early: what has come stays, and if nothing has, what was there before.
   breakOff(how) {
-    this.write(this.texts.join(this.separator), this.path, true);
     this.say([words(how), this.counted].filter(Boolean).join(" · "));
+    if (!this.texts.some(Boolean)) return this.restore(this.path);
+    this.write(this.texts.join(this.separator), this.path, true);
     this.keep(this.texts);
   }
 

@@ -7,9 +7,9 @@ from comfy_api.latest import io
 from ..internvlu_core.conditioning import ToWrite
 from ..internvlu_core.conversation import Turn, as_history, pictures_of, read_turns, write_turns
 from ..internvlu_core.errors import InputError
-from ..internvlu_core.requests import TextRequest
+from ..internvlu_core.requests import ANSWER_TOKENS, TextRequest
 from .comfy.clip import as_vlm
-from .comfy.stream import TextStream, TextStreams, merge_ui
+from .comfy.stream import TextStream, TextStreams, ui_of
 from .comfy.vlm import ComfyVLM, write_each
 from .schema import (
     CATEGORY,
@@ -39,8 +39,11 @@ class InternVLUAsk(ListNode, io.ComfyNode):
             hidden=[io.Hidden.unique_id],
             inputs=[
                 vlm_input(),
-                prompt_input("question", "A question or an order. <image> marks where a picture belongs."),
-                *decoding_inputs(max_new_tokens=1024),
+                # As it is typed: a question may hold JSON or an address.
+                prompt_input(
+                    "question", "A question or an order. <image> marks where a picture belongs.", dynamic=False
+                ),
+                *decoding_inputs(max_new_tokens=ANSWER_TOKENS),
                 io.Int.Input(
                     "max_tiles",
                     default=1,
@@ -85,7 +88,7 @@ class InternVLUAsk(ListNode, io.ComfyNode):
         # What comes over a link is not there yet.
         try:
             for item in items_of({"go_on": go_on, "conversation": conversation}):
-                read_turns(item["conversation"] if item["go_on"] is True else "")
+                read_turns((item["conversation"] or "") if item["go_on"] is True else "")
         except InputError as error:
             return str(error)
         return True
@@ -93,14 +96,15 @@ class InternVLUAsk(ListNode, io.ComfyNode):
     @classmethod
     def execute(cls, **lists) -> io.NodeOutput:
         questions = [_read(**item) for item in items_of(lists)]
-        streams = [TextStream(cls.hidden.unique_id, shown=False, question=q.request.prompt) for q in questions]
+        streams = [TextStream(cls.hidden.unique_id, question=q.request.prompt) for q in questions]
         jobs = [(q.vlm, q.to_write, q.request.max_new_tokens) for q in questions]
         results = write_each(jobs, TextStreams(streams))
         answers = [q.vlm.decode(result.token_ids) for q, result in zip(questions, results, strict=True)]
         turns = [q.turn(answer) for q, answer in zip(questions, answers, strict=True)]
         said = [write_turns((*q.here, turn)) for q, turn in zip(questions, turns, strict=True)]
         histories = [(*q.request.history, turn) for q, turn in zip(questions, turns, strict=True)]
-        return io.NodeOutput(answers, histories, ui=merge_ui(streams, answers) | {"conversation": said})
+        ui = ui_of(answers, [stream.counted for stream in streams])
+        return io.NodeOutput(answers, histories, ui=ui | {"conversation": said})
 
 
 @dataclass(frozen=True)

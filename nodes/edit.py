@@ -66,10 +66,9 @@ class InternVLUEdit(io.ComfyNode):
             latent = empty_latent(width, height)
         else:
             mask = fit_mask(mask, image.shape[1:3])
-            latent = {
-                "samples": encode_reference(vae, picture, processor),
-                "noise_mask": fit_mask(mask, (height, width)),
-            }
+            samples = encode_reference(vae, picture, processor)
+            # Of the latent's own size: ComfyUI shrinks any other by interpolation, in which a thin stroke is lost.
+            latent = {"samples": samples, "noise_mask": fit_mask(mask, samples.shape[-2:])}
         edit = Edit(image[..., :3], mask)
         return io.NodeOutput(resized, latent, edit, width, height)
 
@@ -107,7 +106,7 @@ class InternVLUEditRestore(io.ComfyNode):
 
 
 def fit_mask(mask: torch.Tensor, size) -> torch.Tensor:
-    """A MASK [1 or none, h, w] → [1, *size]; any part of a masked pixel stays masked when it shrinks."""
+    """A MASK [h, w] or [1, h, w] → [1, *size]. Where it shrinks, a pixel is masked if any part of it was."""
     mask = mask.reshape(-1, 1, *mask.shape[-2:])
     if len(mask) != 1:
         raise InputError(f"{len(mask)} masks are connected for one picture")

@@ -5,6 +5,7 @@ from comfy_api.latest import io
 from ..internvlu_core.errors import InputError
 from .comfy.clip import as_vlm
 from .comfy.conditioning import conditionings
+from .comfy.notice import notify
 from .comfy.vae import encode_reference
 from .schema import CATEGORY, Reasoning, advanced, aliases, image_inputs, prompt_input, split, system_input, vlm_input
 
@@ -93,9 +94,13 @@ class InternVLUEncode(io.ComfyNode):
         if reasoning is not None:
             prompt, pictures = reasoning.complete(prompt, pictures)
             settings["reasoning"] = reasoning.result
-        elif reasoning_text is not None:
+        elif reasoning_text:  # an empty one is none, so that the scales are not those for reasoning
             settings["reasoning"] = reasoning_text
+        if not prompt.strip() and "reasoning" not in settings:
+            notify("the prompt is empty, and there is no reasoning that has one (is Reason bypassed?)", "no_prompt")
         if pictures and vae is None:
-            raise InputError("pictures are connected but no VAE; connect the VAE of InternVL-U Load")
+            raise InputError(
+                "there are pictures, connected or from the reasoning, but no VAE; connect the VAE of InternVL-U Load"
+            )
         references = [encode_reference(vae, picture, vlm.config.processor) for picture in pictures]
         return io.NodeOutput(*conditionings(vlm.context(prompt, pictures, references, **settings)))

@@ -3,6 +3,7 @@
 from comfy_api.latest import io
 
 from ..internvlu_core.pipeline import MAX_SIDE
+from ..internvlu_core.requests import MAX_IMAGES
 from .comfy.latents import GRID, check_side, empty_latent
 from .schema import CATEGORY, aliases
 
@@ -19,7 +20,7 @@ class InternVLUEmptyLatent(io.ComfyNode):
             inputs=[
                 io.Int.Input("width", default=1024, min=GRID, max=MAX_SIDE, step=GRID, tooltip="In pixels."),
                 io.Int.Input("height", default=1024, min=GRID, max=MAX_SIDE, step=GRID, tooltip="In pixels."),
-                io.Int.Input("batch_size", default=1, min=1, max=4096, tooltip="The number of pictures."),
+                io.Int.Input("batch_size", default=1, min=1, max=MAX_IMAGES, tooltip="The number of pictures."),
             ],
             outputs=[io.Latent.Output(tooltip="For InternVL-U Sample or a stock sampler.")],
         )

@@ -60,18 +60,19 @@ class InternVLULoader(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, checkpoint):
-        # Nothing else: ComfyUI marks every input that is an argument here.
+        # Nothing else: ComfyUI marks every input that is an argument here. One that comes over a link is None yet.
         try:
-            download.resolve(checkpoint)
+            if checkpoint is not None:
+                download.resolve(checkpoint)
         except ValueError as error:
             return str(error)
         return True
 
     @classmethod
     def fingerprint_inputs(cls, checkpoint, weight_dtype):
-        """Files replaced on disk are loaded anew."""
+        """Files replaced on disk are loaded anew, but for those that a link names: they are not known yet."""
         # What is downloaded is pinned: as a choice it means the same before and after.
-        return [] if checkpoint == download.CHOICE else folders.stamps(download.resolve(checkpoint))
+        return [] if checkpoint in (None, download.CHOICE) else folders.stamps(download.resolve(checkpoint))
 
     @classmethod
     def execute(cls, checkpoint, weight_dtype) -> io.NodeOutput:
@@ -94,10 +95,10 @@ class _FileLoader(io.ComfyNode):
         return [io.Combo.Input("file", options=folders.model_files(cls.KIND), tooltip=tooltip), dtype_input()]
 
     @classmethod
-    def validate_inputs(cls, file, weight_dtype):
+    def validate_inputs(cls, file):
         try:
-            check_dtype(weight_dtype)
-            cls.open(file)
+            if file is not None:  # a linked one, see InternVLULoader
+                cls.open(file)
         except ValueError as error:
             return str(error)
         return True
@@ -105,7 +106,7 @@ class _FileLoader(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, file, weight_dtype):
         """A file replaced on disk is loaded anew."""
-        return folders.stamps(folders.model_file(cls.KIND, file))
+        return [] if file is None else folders.stamps(folders.model_file(cls.KIND, file))
 
     @classmethod
     def open(cls, file: str) -> File:
@@ -134,6 +135,7 @@ class InternVLUModelLoader(_FileLoader):
 
     @classmethod
     def execute(cls, file, weight_dtype) -> io.NodeOutput:
+        check_dtype(weight_dtype)
         source = cls.open(file)
         return io.NodeOutput(load_model(source, Config.read(source), DTYPES[weight_dtype]))
 
@@ -155,5 +157,6 @@ class InternVLUVLMLoader(_FileLoader):
 
     @classmethod
     def execute(cls, file, weight_dtype) -> io.NodeOutput:
+        check_dtype(weight_dtype)
         source = cls.open(file)
         return io.NodeOutput(load_vlm(source, Config.read(source), DTYPES[weight_dtype]))

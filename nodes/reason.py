@@ -6,10 +6,10 @@ from comfy_api.latest import io
 
 from ..internvlu_core.conditioning import TextResult, ToWrite
 from ..internvlu_core.errors import InputError
-from ..internvlu_core.requests import TextRequest
+from ..internvlu_core.requests import REASON_TOKENS, TextRequest
 from .comfy import metadata
 from .comfy.clip import as_vlm
-from .comfy.stream import TextStream, TextStreams
+from .comfy.stream import TextStream, TextStreams, ui_of
 from .comfy.thought import Thought
 from .comfy.vlm import ComfyVLM, write_each
 from .schema import (
@@ -43,7 +43,7 @@ class InternVLUReason(ListNode, io.ComfyNode):
             inputs=[
                 vlm_input(),
                 prompt_input("prompt", "What to draw, or to change. Encode uses it too if its own prompt is empty."),
-                *decoding_inputs(max_new_tokens=200),
+                *decoding_inputs(max_new_tokens=REASON_TOKENS),
                 *image_inputs("A picture to edit. Encode uses it too if none is connected there."),
                 system_input(),
                 io.String.Input(
@@ -77,15 +77,20 @@ class InternVLUReason(ListNode, io.ComfyNode):
     def execute(cls, **lists) -> io.NodeOutput:
         items = [_read(**item) for item in items_of(lists)]
         written = [item for item in items if item.pinned is None]
-        streams = [TextStream(cls.hidden.unique_id, shown=False) for _ in written]
+        streams = [TextStream(cls.hidden.unique_id) for _ in written]
         jobs = [(item.vlm, item.to_write, item.request.max_new_tokens) for item in written]
         found = iter(write_each(jobs, TextStreams(streams), keep=len(items) == 1) if written else [])
-        results = [next(found) if item.pinned is None else item.vlm.as_generated(item.pinned) for item in items]
+        results = [next(found) if item.pinned is None else item.own() for item in items]
         texts = [result.text for result in results]
         for text in texts:
             metadata.add(cls.hidden.prompt, cls.hidden.extra_pnginfo, cls.hidden.unique_id, text)
         thoughts = [Thought(r, i.request.prompt, i.request.images) for r, i in zip(results, items, strict=True)]
-        return io.NodeOutput(thoughts, texts, ui=_ui(items, results, streams))
+        counted = iter(streams)
+        counts = [
+            next(counted).counted if item.pinned is None else item.counted(result)
+            for item, result in zip(items, results, strict=True)
+        ]
+        return io.NodeOutput(thoughts, texts, ui=ui_of(texts, counts))
 
 
 @dataclass(frozen=True)
@@ -95,6 +100,13 @@ class _Item:
     vlm: ComfyVLM
     request: TextRequest
     pinned: str | None
+
+    def own(self) -> TextResult:
+        return self.vlm.as_generated(self.pinned, self.request.max_new_tokens)
+
+    def counted(self, own: TextResult) -> tuple[int, float]:
+        """As TextStream.counted: the tokens, without the one that ends them, and no rate."""
+        return sum(token not in self.vlm.tokenizer.stop_ids for token in own.token_ids), 0.0
 
     def to_write(self) -> ToWrite:
         request = self.request
@@ -111,14 +123,3 @@ def _read(vlm, prompt, text="", pinned=False, **inputs) -> _Item:
         raise InputError(EMPTY_PIN)
     pictures, settings = split(inputs)
     return _Item(as_vlm(vlm), TextRequest(prompt, pictures, **settings), text if pinned else None)
-
-
-def _ui(items: list[_Item], results: list[TextResult], streams: list[TextStream]) -> dict:
-    """Own words have a number of tokens, without the one that ends them, and no rate."""
-    written = iter(streams)
-    counts = [
-        (len(result.token_ids) - 1, 0.0) if item.pinned is not None else next(written).counted
-        for item, result in zip(items, results, strict=True)
-    ]
-    ui = {"text": [result.text for result in results], "tokens": [tokens for tokens, _ in counts]}
-    return ui | ({"tokens_per_second": [rate for _, rate in counts]} if streams else {})

@@ -6,7 +6,7 @@ from comfy_api.latest import io
 from PIL import Image
 
 from ..internvlu_core.errors import MAX_SEED
-from .comfy.images import MAX_IMAGES, collect
+from .comfy.images import SOCKETS, collect
 
 CATEGORY = "InternVL-U"
 
@@ -38,12 +38,13 @@ def image_inputs(tooltip: str) -> list[io.Image.Input]:
     """Optional sockets image1 … image8. Plain sockets, so that saved workflows mean the same in every ComfyUI."""
     return [
         io.Image.Input(f"image{i}", optional=True, tooltip=f"{tooltip} A batch counts as several pictures.")
-        for i in range(1, MAX_IMAGES + 1)
+        for i in range(1, SOCKETS + 1)
     ]
 
 
-def prompt_input(name: str, tooltip: str) -> io.String.Input:
-    return io.String.Input(name, multiline=True, dynamic_prompts=True, default="", tooltip=tooltip)
+def prompt_input(name: str, tooltip: str, dynamic: bool = True) -> io.String.Input:
+    """dynamic: let the page replace {a|b} by one of the two, and remove // and what follows it, as in stock nodes."""
+    return io.String.Input(name, multiline=True, dynamic_prompts=dynamic, default="", tooltip=tooltip)
 
 
 def system_input() -> io.String.Input:
@@ -139,7 +140,7 @@ def items_of(inputs: dict[str, list]) -> list[dict]:
 
 
 def split(inputs: dict) -> tuple[list[Image.Image], dict]:
-    """The pictures of the image sockets, and the other inputs as settings of the core. No system prompt is None."""
+    """The pictures of the image sockets, and the other inputs as settings. An empty system prompt becomes None."""
     settings = {name: value for name, value in inputs.items() if not name.startswith("image")}
     if "system_prompt" in settings:
         settings["system_prompt"] = settings["system_prompt"] or None

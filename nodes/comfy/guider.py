@@ -17,7 +17,7 @@ from ...internvlu_core.sampling import sigma_to_timestep
 from .model import InternVLUModel
 
 AUTOMATIC = -1.0  # what a widget says for the checkpoint's own scale; so does every other negative value
-
+GUIDANCE = "internvl_u"  # the name of patch_model's wrapper
 
 # Names in a guider's conds of the branches that the core's `distinct` gives, in its order: the first two are the pair
 # that stock guiders have, and that hooks expect as cond and uncond.
@@ -172,7 +172,8 @@ def patch_model(model: comfy.model_patcher.ModelPatcher, partial: list, partial_
             del guider.predict_noise
 
     patched = model.clone()
-    patched.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, "internvl_u", guide_by_three)
+    patched.remove_wrappers_with_key(WrappersMP.OUTER_SAMPLE, GUIDANCE)  # of several such nodes the last counts
+    patched.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, GUIDANCE, guide_by_three)
     return patched
 
 

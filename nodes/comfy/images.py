@@ -3,12 +3,12 @@
 import torch
 from PIL import Image
 
-MAX_IMAGES = 8
+SOCKETS = 8  # image1 … image8
 
 
 def collect(inputs: dict) -> list[Image.Image]:
     """Pictures of all connected sockets in order, 8-bit RGB. inputs: {socket: IMAGE [B, H, W, C] in 0…1, or None}."""
-    batches = [inputs.get(f"image{i}") for i in range(1, MAX_IMAGES + 1)]
+    batches = [inputs.get(f"image{i}") for i in range(1, SOCKETS + 1)]
     return [to_pil(image) for batch in batches if batch is not None for image in batch]
 
 

@@ -12,7 +12,7 @@ from .vlm import ComfyVLM
 
 
 def load_model(source: Source, config: Config, dtype: torch.dtype | None, disable_dynamic: bool = False):
-    """A MODEL. disable_dynamic: newer versions of ComfyUI ask so for a patcher of the kind that this one always is."""
+    """A MODEL. disable_dynamic: newer versions of ComfyUI ask by it for a patcher of the kind that this always is."""
     formats = read_formats(source, config, "generation_decoder")
     model = build_model(config, read_weights(source, config, "generation_decoder"), dtype, formats)
     if hasattr(model, "cached_patcher_init"):  # for a copy with weights of its own: to train, for a second GPU

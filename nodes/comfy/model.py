@@ -211,7 +211,10 @@ class InternVLUModel(comfy.model_base.BaseModel):
         size = self.diffusion_model.config.context_size
         if context is None or context.shape[-1] != size:
             found = "none" if context is None else f"one of {context.shape[-1]} channels"
-            raise InputError(f"InternVL-U needs a conditioning of {size} channels, not {found}; use InternVL-U Encode")
+            raise InputError(
+                f"this InternVL-U MODEL needs a conditioning of {size} channels, not {found}; use InternVL-U Encode "
+                "with the VLM of the same checkpoint"
+            )
         references = kwargs.get("reference_latents") or ()
         mask = fit(kwargs.get("image_mask", ()), context.shape[1])
         form = Form(mask, tuple(map(tuple, kwargs.get("image_grids", ()))), len(references))

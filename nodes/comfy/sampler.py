@@ -1,5 +1,6 @@
 """The core's sampler and noise levels as a SAMPLER and SIGMAS of ComfyUI."""
 
+import inspect
 import math
 from itertools import count
 
@@ -14,6 +15,9 @@ from tqdm.auto import trange
 
 from ...internvlu_core.errors import InputError
 from ...internvlu_core.sampling import MAX_STEPS, dpmpp_2m, flow_sigmas
+
+# What a LATENT says, in newer versions of ComfyUI, of an empty one that was made for another model.
+RATIOS = {"downscale_ratio_spacial", "downscale_ratio_temporal"}
 
 
 def sample_dpmpp_2m(model, x, sigmas, extra_args=None, callback=None, disable=None):
@@ -33,7 +37,11 @@ def sample_dpmpp_2m(model, x, sigmas, extra_args=None, callback=None, disable=No
 
 def sample_latent(guider: comfy.samplers.CFGGuider, latent: dict, sigmas: torch.Tensor, seed: int) -> dict:
     """A LATENT drawn with the core's sampler, from noise as ComfyUI's samplers draw it."""
-    samples = comfy.sample.fix_empty_latent_channels(guider.model_patcher, latent["samples"])
+    # Newer versions of ComfyUI bring an empty latent of another model to this one's size by its ratios.
+    ratios = RATIOS & inspect.signature(comfy.sample.fix_empty_latent_channels).parameters.keys()
+    samples = comfy.sample.fix_empty_latent_channels(
+        guider.model_patcher, latent["samples"], **{name: latent.get(name) for name in ratios}
+    )
     noise = comfy.sample.prepare_noise(samples, seed, latent.get("batch_index"))
     result = guider.sample(
         noise,
@@ -45,7 +53,8 @@ def sample_latent(guider: comfy.samplers.CFGGuider, latent: dict, sigmas: torch.
         disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
         seed=seed,
     )
-    return {**latent, "samples": result.to(comfy.model_management.intermediate_device())}
+    rest = {name: value for name, value in latent.items() if name not in RATIOS}
+    return {**rest, "samples": result.to(comfy.model_management.intermediate_device())}
 
 
 def shift_of(model_sampling) -> float:

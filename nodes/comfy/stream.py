@@ -7,17 +7,15 @@ from server import PromptServer
 
 
 class TextStream:
-    """Sends growing text to its node in the browser, at most ten times a second, and times it."""
+    """Times growing text, and sends it to its node in the browser once it is shown, at most ten times a second."""
 
     EVENT = "internvlu.text"  # data: node, text, tokens, tokens_per_second, and what the node says about the text
     INTERVAL = 0.1  # seconds
 
-    def __init__(self, node_id: str | None, shown: bool = True, **about):
+    def __init__(self, node_id: str | None, **about):
         self.node_id, self.about, self.shown = node_id, about, False
         self.tokens, self.rate = 0, 0.0
         self.first = self.sent = self.text = None
-        if shown:
-            self.show()
 
     @property
     def counted(self) -> tuple[int, float]:
@@ -52,13 +50,10 @@ class TextStream:
             server.send_sync(self.EVENT, data, server.client_id)
 
 
-def merge_ui(streams: Sequence[TextStream], texts: Sequence[str]) -> dict:
-    """What a node's output says of its items in the browser and in the history."""
-    return {
-        "text": list(texts),
-        "tokens": [stream.counted[0] for stream in streams],
-        "tokens_per_second": [stream.counted[1] for stream in streams],
-    }
+def ui_of(texts: Sequence[str], counts: Sequence[tuple[int, float]]) -> dict:
+    """What a node's output says of its items in the browser and in the history. counts: see TextStream.counted."""
+    tokens, rates = zip(*counts, strict=True)
+    return {"text": list(texts), "tokens": list(tokens), "tokens_per_second": list(rates)}
 
 
 class TextStreams:

@@ -126,9 +126,13 @@ class ComfyVLM:
         """The text of an answer, with the markers of boxes that InternVL-U Boxes reads."""
         return answer_text(self.tokenizer, tokens)
 
-    def as_generated(self, text: str) -> TextResult:
-        """A text as the result of generating it, so that it gives the same picture as a generated one."""
-        return TextResult(text, (*self.tokenizer.encode(text), self.tokenizer.stop_ids[0]))
+    def as_generated(self, text: str, max_new_tokens: int) -> TextResult:
+        """A text as the result of generating it, so that it gives the same picture as a generated one.
+
+        One that has just so many tokens as the model may generate was cut off there, before the token that ends a text.
+        """
+        tokens = tuple(self.tokenizer.encode(text))
+        return TextResult(text, tokens if len(tokens) == max_new_tokens else (*tokens, self.tokenizer.stop_ids[0]))
 
     def generate(
         self,

@@ -116,6 +116,24 @@ def test_cancel(ui):
     assert ui.page.locator(ANSWER).input_value() == written
 
 
+def test_a_failed_run_leaves_the_answer_and_a_question_is_sent_as_it_is_typed(ui):
+    ui.load(saved_graph("ask"))
+    ui.look_at(ASK)
+    question = 'Answer as {"colour": …} | see http://example.com // not a comment'
+    ui.set(ASK, question=question, max_new_tokens=5)
+    ui.run()
+    assert ui.posted[-1]["8"]["inputs"]["question"] == question
+    answer = ui.page.locator(ANSWER).input_value()
+    assert answer
+    ui.set(ASK, question="<image> <image> <image>?")
+    ui.start()
+    assert ui.end() == "execution_error"
+    ui.settle()
+    assert ui.page.locator(ANSWER).input_value() == answer
+    assert ui.page.locator(STATUS).text_content() == "Failed"
+    ui.press("Escape")  # the frontend's own message
+
+
 def reasoning_box(ui):
     return ui.page.get_by_placeholder("The reasoning appears here.", exact=False)
 

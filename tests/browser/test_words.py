@@ -85,6 +85,18 @@ def test_half_written_words_are_on_the_page_only(ui, graph):
     assert shown(ui.get(REASON, "text")) == shown(words)
 
 
+def test_a_run_that_fails_before_its_first_word_leaves_the_words(ui, graph):
+    ui.look_at(REASON)
+    ui.run()
+    words = ui.get(REASON, "text")
+    ui.set(REASON, prompt="<image> without a picture")
+    ui.start()
+    assert ui.end() == "execution_error"
+    ui.settle()
+    assert ui.get(REASON, "text") == words and text_areas(ui) == [[shown(words), False]]
+    ui.press("Escape")  # the frontend's own message
+
+
 def test_undo_of_words_and_of_what_came_after_them(ui, graph):
     ui.run()
     words = ui.get(REASON, "text")

@@ -168,16 +168,16 @@ def own_graph(own, edit: bool, reasoning: str | None):
     s = own.graph(edit)
     inputs = {node["class_type"]: node["inputs"] for node in s.g.prompt.values()}
     inputs["InternVLULoader"]["checkpoint"] = "own"
-    if reasoning:
+    if reasoning is not None:
         inputs["InternVLUEncode"]["reasoning_text"] = [s.g.PrimitiveString(value=reasoning).id, 0]
     return s
 
 
 @pytest.mark.parametrize("edit", [False, True], ids=["t2i", "edit"])
-@pytest.mark.parametrize(("reasoning", "scales"), [(None, (2.0, 1.2)), ("A hat.", (1.8, 1.1))])
+@pytest.mark.parametrize(("reasoning", "scales"), [(None, (2.0, 1.2)), ("", (2.0, 1.2)), ("A hat.", (1.8, 1.1))])
 def test_automatic_scales_are_the_checkpoint_s(own, edit, reasoning, scales):
     """In the nodes as in InternVLU.generate: those for reasoning, if there was any. A number that is given wins."""
-    context = own.context(edit, reasoning=reasoning)
+    context = own.context(edit, reasoning=reasoning or None)
     s = own_graph(own, edit, reasoning)
     # Stock nodes that change a conditioning leave it the one of reasoning.
     changed = s.g.ConditioningCombine(
@@ -202,7 +202,7 @@ def test_automatic_scales_are_the_checkpoint_s(own, edit, reasoning, scales):
     drawn = own.core.generate(
         EDIT_PROMPT if edit else PROMPT,
         [own.photo] if edit else None,
-        reasoning=reasoning,
+        reasoning=reasoning or None,
         width=WIDTH,
         height=HEIGHT,
         steps=STEPS,
@@ -543,6 +543,14 @@ def test_zeros_of_four_channels_are_an_empty_latent(bench):
     latent = s.g.EmptyLatentImage(width=WIDTH, height=HEIGHT, batch_size=1)
     out = bench.run(s.g, latent=by_guider(s, s.model, latent=latent))
     assert_equal(out.latent["samples"], bench.official(bench.dual(bench.context())))
+
+
+@pytest.mark.parametrize("edit", [False, True], ids=["t2i", "edit"])
+def test_of_two_patches_the_last_counts(bench, edit):
+    s = bench.graph(edit)
+    first = s.g.InternVLUGuidance(model=s.model, partial=s.partial, partial_scale=7.0)
+    latents, _ = bench.ksample(s, model=s.g.InternVLUGuidance(model=first, partial=s.partial, partial_scale=2.0))
+    assert_equal(latents, bench.euler(bench.dual(bench.context(edit)), simple_sigmas()))
 
 
 def test_patch_under_other_guiders(bench):

@@ -197,6 +197,14 @@ def test_pinned_reasoning(server, model):
     expected = model.generate("hope", reasoning=thought, **size)
     assert_close_pictures(picture, np.asarray(expected.images[0]))
 
+    # Words of just so many tokens as may be written are like ones that were cut off there: none ends them.
+    tokens = tuple(model.tokenizer.encode(words))
+    reason["inputs"]["max_new_tokens"] = len(tokens)
+    (cut,) = server.images(server.run(prompt))
+    expected = model.generate("hope", reasoning=TextResult(words, tokens), **size)
+    assert_close_pictures(cut, np.asarray(expected.images[0]))
+    assert (np.asarray(cut) != np.asarray(picture)).any()
+
     reason["inputs"]["text"] = "  "
     with pytest.raises(ComfyError, match='"my own words" is on, but the text is empty'):
         server.run(prompt)
@@ -260,6 +268,23 @@ def test_errors_say_what_is_wrong(server, name, node, inputs, words):
         server.run(prompt)
     for word in words:
         assert word in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("node", "name"),
+    [("InternVLULoader", "checkpoint"), ("InternVLUModelLoader", "file"), ("InternVLUVLMLoader", "file")],
+)
+def test_what_a_link_brings_is_not_refused_before_it_is_there(node, name):
+    """ComfyUI validates a prompt with None in the place of every linked input."""
+    loader = getattr(importlib.import_module(f"{load_pack().__name__}.nodes.loader"), node)
+    assert loader.validate_inputs(**{name: None}) is True
+    assert loader.fingerprint_inputs(weight_dtype="auto", **{name: None}) == []
+
+
+def test_a_conversation_that_a_link_brings_is_not_refused():
+    ask = importlib.import_module(f"{load_pack().__name__}.nodes.ask").InternVLUAsk
+    assert ask.validate_inputs(go_on=[True], conversation=[None]) is True
+    assert ask.validate_inputs(go_on=[True], conversation=["no JSON"]) is not True
 
 
 def test_a_good_prompt_after_the_bad_ones(server):

@@ -65,6 +65,15 @@ def test_encode_takes_prompt_and_pictures_from_the_reasoning(run):
     assert notices(result) == [{"key": "other_pictures", "values": {"count": 1}}]
 
 
+def test_a_prompt_that_is_nowhere_is_said(run):
+    """As when Reason is bypassed, whose prompt an empty one takes."""
+    bypassed = edit()
+    bypassed["2"]["inputs"]["prompt"] = ""
+    del bypassed["2"]["inputs"]["reasoning"]
+    _, _, result = run(bypassed)
+    assert notices(result) == [{"key": "no_prompt", "values": {}}]
+
+
 def test_pictures_of_the_reasoning_need_a_vae_too(run):
     prompt = edit()
     del prompt["2"]["inputs"]["image1"], prompt["2"]["inputs"]["vae"]
