@@ -43,15 +43,17 @@ with one).
 import argparse
 import os
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
 import torch
 
+from internvlu_core.batch.results import locked
 from internvlu_core.errors import CheckpointError, InputError
 
-from .loop import Run
+from .loop import Run, check_saved
 from .released import BEFORE, STAGES
 from .repository import has_part, repository_module
 from .settings import LORA, LoraStage, Stage, changed
@@ -63,21 +65,50 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
     try:
+        check_options(options)
         if options.stage == NEW:
             write_new(options, options.set)
         elif options.stage == TOY:
             train_toy(options)
         else:
             stage = with_data(chosen_stage(options), options)
-            run = Run(stage, starting_point(options), options.runs / options.stage, DTYPES[options.dtype])
-            run.write() if options.write else run.train()
-    except (CheckpointError, InputError) as error:
+            arguments = stage, starting_point(options), options.runs / options.stage, DTYPES[options.dtype]
+            write(*arguments) if options.write else train(*arguments)
+    except (CheckpointError, InputError, FloatingPointError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"stopped; the same command goes on from the last saved step in {options.runs}", file=sys.stderr)
         return 130
     return 0
+
+
+def check_options(options):
+    """Raises InputError for an option that the stage would not heed."""
+    only = {"minutes": [TOY], "pictures": [LORA_STAGE]}
+    never = {"write": [TOY, NEW], "data": [TOY, NEW], "skip_bad": [TOY, NEW]}
+    for name, stages in only.items():
+        if getattr(options, name) is not None and options.stage not in stages:
+            raise InputError(f"--{name} is for {' and '.join(stages)}, not for {options.stage}")
+    for name, stages in never.items():
+        if getattr(options, name) and options.stage in stages:
+            raise InputError(f"{options.stage} has no --{name.replace('_', '-')}")
+
+
+def write(stage: Stage, base: Path, folder: Path, dtype: torch.dtype):
+    """Write the result of a run as it is, beside the run itself if it goes on. Raises InputError if it has none."""
+    check_saved(folder, stage)  # before all data is read
+    Run(stage, base, folder, dtype).write()
+
+
+def train(stage: Stage, base: Path, folder: Path, dtype: torch.dtype):
+    with alone(folder):
+        Run(stage, base, folder, dtype).train()
+
+
+def alone(folder: Path):
+    """A context in which no other command trains in this folder. Raises InputError if one does."""
+    return locked(folder, ()) if int(os.environ.get("RANK", 0)) == 0 else nullcontext()
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -125,6 +156,8 @@ def lora_stage(options) -> LoraStage:
         raise InputError("lora needs --pictures, a folder of pictures and texts, or --data")
     if options.pictures is not None and options.data:
         raise InputError("lora takes --pictures or --data, not both")
+    if options.pictures is not None and options.skip_bad:
+        raise InputError("--skip-bad is for --data: of --pictures every picture must be usable")
     preset = LORA["gpu" if options.preset == RELEASED else options.preset]
     return replace(changed(preset, options.set), pictures=str(options.pictures or ""))
 
@@ -193,9 +226,10 @@ def train_toy(options):
         if not base.is_dir():
             write_new(options, [])
     stages = {name: changed(stage, options.set) for name, stage in chains[options.preset].items()}
-    if options.minutes:
+    if options.minutes is not None:
         stages = chain.within(stages, options.minutes)
-    chain.train_all(options.runs, stages, base, options.preset == "gpu", options.processes)
+    with alone(options.runs):
+        chain.train_all(options.runs, stages, base, options.preset == "gpu", options.processes)
     last, result = options.runs / list(stages)[-1] / "checkpoint", options.runs / "checkpoint"
     chain.write_as(last, result, torch.bfloat16)
     arguments = ["--dtype", "fp32", "--count", str(options.count), "--processes", str(options.processes)]

@@ -86,6 +86,7 @@ class Feed:
 
         together: how many consecutive batches, from a multiple of it on, are brought to one form (see company.py).
         """
+        self._pass_over(number // together * together)
         for ahead in range(number, number + (AHEAD + 1) * stride, stride):
             if ahead not in self.pending:
                 form = self._form_of_round(ahead, together) if together > 1 else Form()
@@ -93,6 +94,12 @@ class Feed:
         for past in [each for each in self.plans if each <= number - stride]:
             del self.plans[past]
         return to_device(self.pending.pop(number).result(), self.device)
+
+    def _pass_over(self, number: int):
+        """Go on to the plan of this number, where a resumed run begins, and keep none of those before it."""
+        for _ in range(number - self.counted):
+            next(self.sequence)
+        self.counted = max(self.counted, number)
 
     def plan(self, number: int) -> list[Item]:
         """The items of a micro-batch. Numbers must be asked for in rising order, but for the last few."""

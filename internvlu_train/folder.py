@@ -52,12 +52,12 @@ def folder_rows(folder: Path) -> Iterator[tuple[Path, dict]]:
     """
     if not folder.is_dir():
         raise InputError(f"{folder} is not a folder")
-    texts = sorted(folder.glob("*.txt"))
+    texts = sorted(file for file in folder.glob("*.txt") if not file.name.startswith("."))
     if not texts:
         raise InputError(f"{folder} has no NAME.txt; each picture NAME.png needs one, with its caption or instruction")
     pictures: dict[str, list[Path]] = {}  # by the part of their names before the first dot, for large folders
     for file in sorted(folder.iterdir()):
-        if file.suffix.lower() in ENDINGS:
+        if file.suffix.lower() in ENDINGS and not file.name.startswith("."):
             pictures.setdefault(file.name.partition(".")[0], []).append(file)
     used = set()
     for text in texts:

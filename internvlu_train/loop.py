@@ -32,11 +32,14 @@ from .muon import Muon
 from .plot import write_plot
 from .progress import check_tracker, drawings, write_sheet
 from .settings import HIDDEN_LAYERS, LoraStage, Stage, as_json
-from .sharding import average_gradients, blocks, load, local, moments, save, shard, touch, whole
+from .sharding import average_gradients, blocks, load, local, moments, recover, save, shard, touch, whole
 from .storage import Networks, gathered, replaced, write_checkpoint
 
 EMA_WARMUP = 10  # steps, after which the decay of the moving average is no longer reduced by much
 LOG_EVERY = 50  # steps after which losses are read from a GPU, which has to have computed them by then
+SETTINGS = "settings.json"  # of a run
+# Settings that may change while a run goes on: no step depends on them. Without skip_bad a bad sample ends the run.
+FREE = {"skip_bad", "save_every", "evaluate_every", "drawings", "tracker"}
 STATISTICS_PICTURES = 1024  # pictures from which the mean and standard deviation of latents are computed
 
 
@@ -58,6 +61,7 @@ class Trainer:
             torch.set_float32_matmul_precision("high")
             torch.backends.cuda.enable_cudnn_sdp(False)  # it plans anew for each shape, of which there are many
         check_sharding(stage)
+        stage.check_trained()
         lora = isinstance(stage, LoraStage)
         self.trained = add_adapters(networks, stage) if lora else freeze(networks, stage.trained)
         if self.autocast and self.device.type == "cuda":
@@ -171,6 +175,7 @@ class Run(Trainer):
         """
         self.stage, self.base, self.folder, self.dtype = stage, base, folder, dtype
         check_tracker(stage.tracker)
+        check_evaluation(stage)
         # The others wait while the main process makes the cache; the default timeout on GPUs is 10 minutes.
         self.accelerator = Accelerator(
             cpu=started_on_cpus(),
@@ -247,8 +252,6 @@ class Run(Trainer):
 
     def _evaluate(self) -> dict[str, Tensor]:
         """The losses on what is held out, by the averaged weights; writes drawings of it to drawings/STEP.jpg."""
-        if not isinstance(self.feed, DataFeed) or not self.stage.held_out:
-            raise InputError("evaluate_every needs data and held_out: how many samples of each task are not trained")
         sums: dict[str, list] = {}
         with self.averaged(), torch.no_grad():
             for batch, counts in self.feed.held_out_batches(self.accelerator.num_processes if self.sharded else 1):
@@ -269,8 +272,7 @@ class Run(Trainer):
 
         Raises InputError if no step was saved yet.
         """
-        if not self.step:
-            raise InputError(f"{self.folder} has no saved step yet: the first is saved after {self.stage.save_every}")
+        check_saved(self.folder, self.stage)
         if self.main:
             write_plot(self.folder / "log.jsonl", self.folder / "loss.png")
         if isinstance(self.stage, LoraStage):
@@ -291,29 +293,16 @@ class Run(Trainer):
 
     def _claim_folder(self):
         """Write the settings, unless the folder has a run with other ones."""
-        file = self.folder / "settings.json"
-        files = [self.base] if self.base.is_file() else self.base.glob("*/*.safetensors")
-        settings = json.loads(as_json(self.stage)) | {"base": digest(files)}
+        if self.base.resolve() in (self.folder.resolve(), *self.folder.resolve().parents):
+            raise InputError(f"{self.folder} is inside {self.base}, of which a copy is written to it: choose another")
+        more = {}
         if self.stage.data:
             self.places = all_places(self.stage)
-            settings["files"] = fingerprint(self.places)
-        if isinstance(self.stage, LoraStage) and self.stage.pictures:
-            settings["pictures"] = digest(Path(self.stage.pictures).glob("*"))
-        # A run that failed before it made anything does not count.
-        begun = file.exists() and any(
-            (self.folder / name).exists() for name in ("cache.pt", "state.pt", "state", "cache")
-        )
-        found = json.loads(file.read_text(encoding="utf-8")) if begun else settings
-        for field in fields(self.stage):  # a run that is older than a setting has its default
-            if field.name not in found and field.default is not MISSING:
-                found[field.name] = json.loads(json.dumps(field.default))
-        if other := sorted(key for key in settings.keys() | found.keys() if settings.get(key) != found.get(key)):
-            raise InputError(
-                f"{self.folder} has a run with other settings ({', '.join(other)}): remove it, or choose another folder"
-            )
+            more["files"] = fingerprint(self.places)
+        settings = check_settings(self.folder, self.stage, self.base, **more)
         self.accelerator.wait_for_everyone()
         if self.main:
-            with replaced(file) as new:
+            with replaced(self.folder / SETTINGS) as new:
                 new.write_text(json.dumps(settings, indent=2), encoding="utf-8")
         self.accelerator.wait_for_everyone()
 
@@ -342,6 +331,8 @@ class Run(Trainer):
 
     def _resume(self):
         file, folder = self.folder / "state.pt", self.folder / "state"
+        if self.stage.sharded:
+            recover(folder)
         if folder.exists():
             state = load(folder, self.trained, self.ema, self.optimizers)
         elif file.exists():
@@ -372,6 +363,43 @@ class Run(Trainer):
         latents = torch.cat(latents, dim=1)  # [z, pixels]
         mean, deviation = latents.mean(1).tolist(), latents.std(1).clamp(min=1e-3).tolist()
         return replace(vae.config, latents_mean=tuple(mean), latents_std=tuple(deviation))
+
+
+def check_saved(folder: Path, stage: Stage):
+    """Raises InputError if a run has saved no step yet, whose result could be written."""
+    if not any((folder / name).exists() for name in ("state.pt", "state", ".state.old")):
+        raise InputError(f"{folder} has no saved step yet: the first is saved after {stage.save_every}")
+
+
+def check_settings(folder: Path, stage: Stage, base: Path, **more) -> dict:
+    """The settings of a run in this folder. Raises InputError if the folder has a run that began with other ones.
+
+    base: the checkpoint that it starts from. more: checksums of its data.
+    """
+    files = [base] if base.is_file() else base.glob("*/*.safetensors")
+    settings = json.loads(as_json(stage)) | {"base": digest(files)} | more
+    if isinstance(stage, LoraStage) and stage.pictures:
+        settings["pictures"] = digest(Path(stage.pictures).glob("*"))
+    file = folder / SETTINGS
+    # A run that failed before it made anything does not count.
+    if not file.exists() or not any((folder / name).exists() for name in ("cache.pt", "state.pt", "state", "cache")):
+        return settings
+    found = json.loads(file.read_text(encoding="utf-8"))
+    for field in fields(stage):  # a run that is older than a setting has its default
+        if field.name not in found and field.default is not MISSING:
+            found[field.name] = json.loads(json.dumps(field.default))
+    names = (settings.keys() | found.keys()) - FREE
+    if other := sorted(name for name in names if settings.get(name) != found.get(name)):
+        raise InputError(
+            f"{folder} has a run with other settings ({', '.join(other)}): remove it, or choose another folder"
+        )
+    return settings
+
+
+def check_evaluation(stage: Stage):
+    """Raises InputError for an evaluation without anything to evaluate."""
+    if stage.evaluate_every and not (stage.data and stage.held_out):
+        raise InputError("evaluate_every needs data and held_out: how many samples are not trained")
 
 
 def started_on_cpus() -> bool:

@@ -13,7 +13,9 @@ POINTS = 200  # per curve; each is the mean of several steps
 
 def write_plot(log: Path, file: Path):
     """Plot every loss of a JSON-lines log against the steps, on a logarithmic axis. The log must not be empty."""
-    entries = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+    # A line without an end is of a run that was killed while it wrote it.
+    lines = log.read_text(encoding="utf-8").splitlines(keepends=True)
+    entries = [json.loads(line) for line in lines if line.endswith("\n")]
     curves = {name: curve(entries, name) for name in COLOURS}
     curves = {name: points for name, points in curves.items() if points}
     values = [value for points in curves.values() for _, value in points]

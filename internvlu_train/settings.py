@@ -5,6 +5,7 @@ The presets of the toy model's stages are in toy/presets.py.
 
 import json
 from dataclasses import asdict, dataclass, fields, replace
+from typing import ClassVar
 
 from internvlu_core.errors import InputError
 
@@ -16,6 +17,16 @@ HIDDEN_LAYERS = (
     ".self_attn.",
     ".mlp.",
 )  # parts of parameter names: attention and MLPs of both networks
+# The least values of settings.
+LEAST = dict.fromkeys(("samples", "steps", "batch", "accumulate", "save_every", "max_tokens", "rank"), 1)
+LEAST |= dict.fromkeys(("warmup", "minutes", "learning_rate", "held_out", "evaluate_every", "drawings"), 0)
+
+
+def _check_share(name: str, pair):
+    if not isinstance(pair, tuple) or len(pair) != 2 or not isinstance(pair[0], str):
+        raise InputError(f"{name} has {pair!r}; it must have pairs of a name and a share")
+    if not isinstance(pair[1], int) or pair[1] < 1:
+        raise InputError(f"{name} has the share {pair[1]!r}; shares are whole numbers of at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,9 +45,9 @@ class Stage:
     is one, and () means any task as it comes, and the settings of synthetic samples have no effect. area: least and
     largest sides of squares whose areas pictures are brought to. max_tokens: of a prompt with its pictures and words.
     skip_bad: leave out samples that cannot be used, and list them in bad.jsonl. cache_hidden: keep the conditionings of
-    a frozen language model on disk, not latents alone. held_out: samples of each task and source that are not trained.
-    evaluate_every: steps between evaluations: the loss on what is held out, and drawings of its first `drawings`
-    prompts; 0: none. tracker: "" or "tensorboard".
+    a frozen language model on disk, not latents alone. held_out: samples of each source, or of each of its tasks if
+    `tasks` names them, that are not trained. evaluate_every: steps between evaluations: the loss on what is held out,
+    and drawings of its first `drawings` prompts; 0: none. tracker: "" or "tensorboard".
 
     batch: samples per micro-batch. accumulate: micro-batches per process and step. muon: optimise the matrices of
     attention and MLPs with Muon, everything else with AdamW. warmup: steps. decay: the final fraction of the run, in
@@ -80,12 +91,29 @@ class Stage:
     drawings: int = 4
     tracker: str = ""
 
+    # The networks of which a stage of this kind can train parameters.
+    NETWORKS: ClassVar[tuple[str, ...]] = ()
+
     def __post_init__(self):
-        if bad := [share for _, share in (*self.data, *self.tasks) if not isinstance(share, int) or share < 1]:
-            raise InputError(f"a ratio has the share {bad[0]}; shares are whole numbers of at least 1")
-        for name in ("samples", "steps", "batch", "accumulate", "save_every"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        for name in ("data", "tasks", "domains"):
+            for pair in getattr(self, name):
+                _check_share(name, pair)
+        for name, least in LEAST.items():
+            if getattr(self, name, least) < least:
+                raise InputError(f"{name} is {getattr(self, name)}; it must be at least {least}")
+        for name in ("decay", "ema"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise InputError(f"{name} is {getattr(self, name)}; it must be from 0 to 1")
+        if len(self.area) != 2 or not 0 < self.area[0] <= self.area[1]:
+            raise InputError(f"area is {list(self.area)}; it must be the least and the largest side of a square")
+
+    def check_trained(self):
+        """Raises InputError if nothing is trained, or something of which a stage of this kind learns nothing."""
+        known = " and ".join(self.NETWORKS)
+        if not self.trained:
+            raise InputError(f"trained is empty; this stage trains parameters of {known}")
+        if other := [prefix for prefix in self.trained if prefix.partition(".")[0] not in self.NETWORKS]:
+            raise InputError(f"trained has {other[0]!r}; this stage trains parameters of {known}")
 
     def learns(self, network: str) -> bool:
         """Whether any parameter of a network is trained. network: "vae", "vlm" or "mmdit"."""
@@ -103,6 +131,8 @@ class VAEStage(Stage):
     exact either.
     """
 
+    NETWORKS = ("vae",)
+
     mse: float = 10.0
     l1: float = 1.0
     l1_ramp: int = 500
@@ -115,6 +145,8 @@ class VAEStage(Stage):
 class TextStage(Stage):
     """Next-token loss on answers and reasoning; for samples without either, on the prompts."""
 
+    NETWORKS = ("vlm",)
+
 
 @dataclass(frozen=True, kw_only=True)
 class PictureStage(Stage):
@@ -125,6 +157,8 @@ class PictureStage(Stage):
     the first levels of a schedule. drop_prompt: the share of pictures that is trained with the partial branch.
     drop_all: with the unconditional branch.
     """
+
+    NETWORKS = ("vlm", "mmdit")
 
     text_weight: float = 1.0
     flow_weight: float = 20.0
@@ -139,7 +173,7 @@ class LoraStage(PictureStage):
     """Velocity loss on a user's pictures, training adapters beside frozen layers (lora.add_adapters).
 
     pictures: the folder (folder.read_folder). trained: prefixes of the names of layers that get an adapter. layers:
-    parts of names, of which a layer must have one. tasks and the settings of synthetic samples have no effect.
+    parts of names, of which a layer must have one. Without data, tasks has no effect; synthetic samples are not made.
     """
 
     tasks: tuple[tuple[str, int], ...] = ()

@@ -112,6 +112,14 @@ def moments(optimizers: list[torch.optim.Optimizer], weights: dict[str, nn.Param
     }
 
 
+def recover(folder: Path):
+    """Bring back the state that a run had when it was killed while `save` replaced it. All processes must call it."""
+    old = folder.with_name(f".{folder.name}.old")
+    if _is_main() and old.exists() and not folder.exists():
+        old.rename(folder)
+    _wait()
+
+
 def save(folder: Path, tensors: dict[str, dict[str, Tensor]], numbers: dict[str, int]):
     """Write named groups of tensors and some numbers. All processes must call it.
 
@@ -120,15 +128,14 @@ def save(folder: Path, tensors: dict[str, dict[str, Tensor]], numbers: dict[str,
     tensors: such as {"model": {name: tensor}}.
     """
     new, old = (folder.with_name(f".{folder.name}.{ending}") for ending in ("new", "old"))
-    main = not dist.is_initialized() or dist.get_rank() == 0
-    if main:
+    if _is_main():
         for stale in (new, old):
             shutil.rmtree(stale, ignore_errors=True)
     _wait()
     flat = {f"{group}/{name}": value for group, values in tensors.items() for name, value in values.items()}
     with disk_space(new):
         dcp.save(flat | dict(numbers), checkpoint_id=new, no_dist=not dist.is_initialized())
-    if main:
+    if _is_main():
         if folder.exists():
             folder.rename(old)
         new.rename(folder)
@@ -148,12 +155,18 @@ def load(
     }
     for key in (key for key in stored if key.startswith("moments/")):
         name, _, moment = key.removeprefix("moments/").rpartition("/")
-        weight, shape = weights[name], stored[key].size
-        value = torch.zeros_like(weight.detach()) if shape == weight.shape else torch.zeros(shape)
-        owner[id(weight)].state[weight][moment] = flat[key] = value
+        weight, shape, optimizer = weights[name], stored[key].size, owner[id(weights[name])]
+        # A fused optimizer has the number of its steps on the device, any other on the CPU.
+        device = local(weight).device if optimizer.defaults.get("fused") else None
+        value = torch.zeros_like(weight.detach()) if shape == weight.shape else torch.zeros(shape, device=device)
+        optimizer.state[weight][moment] = flat[key] = value
     flat |= {key: 0 for key in stored if "/" not in key}
     dcp.load(flat, checkpoint_id=folder, no_dist=not dist.is_initialized())
     return {key: value for key, value in flat.items() if "/" not in key}
+
+
+def _is_main() -> bool:
+    return not dist.is_initialized() or dist.get_rank() == 0
 
 
 def _wait():

@@ -152,18 +152,22 @@ class Output:
             yield
 
 
-def read_shards(folder: Path) -> Iterator[Result]:
-    """The results in the WebDataset shards of a folder, in the order of the rows, without carried columns."""
-    for part in sorted(folder.glob(f"part-*{SUFFIXES['webdataset']}")):
-        with tarfile.open(part) as tar:
-            for member in tar:
-                if not member.name.endswith(".json"):
-                    continue
-                columns = json.load(tar.extractfile(member))
-                images = [tar.extractfile(name).read() for name in columns["images"]]
-                texts = {name: columns[name] for name in ("id", "task", "prompt", "text", "reasoning", "error")}
-                index = int(member.name.partition(".")[0])
-                yield Result(index, images=images, seconds=columns["seconds"], **texts)
+def shards_in(folder: Path) -> list[Path]:
+    """The WebDataset shards of a folder, in the order of the rows. The rows of one that is deleted are done again."""
+    return sorted(folder.glob(f"part-*{SUFFIXES['webdataset']}"))
+
+
+def read_shard(part: Path) -> Iterator[Result]:
+    """The results in a WebDataset shard, in the order of the rows, without carried columns."""
+    with tarfile.open(part) as tar:
+        for member in tar:
+            if not member.name.endswith(".json"):
+                continue
+            columns = json.load(tar.extractfile(member))
+            images = [tar.extractfile(name).read() for name in columns["images"]]
+            texts = {name: columns[name] for name in ("id", "task", "prompt", "text", "reasoning", "error")}
+            index = int(member.name.partition(".")[0])
+            yield Result(index, images=images, seconds=columns["seconds"], **texts)
 
 
 def key(result: Result) -> str:

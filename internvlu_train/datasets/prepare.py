@@ -34,6 +34,7 @@ from .sources import Place, Row, find_places, read_picture, read_row
 
 CHUNK = 64  # samples
 OPEN_FILES = 64
+SKIP = "(--skip-bad leaves such samples out, and lists them)"
 NOTHING = np.zeros((0, 0, 3), dtype=np.uint8)  # in place of a picture that nobody looks at
 
 
@@ -114,6 +115,8 @@ class Prepared:
                 self.places.append(self.all[number])
                 self.facts.append(Facts(**values, branches=branches))
                 self.numbers.append(number)
+        if self.bad and not self.stage.skip_bad:  # a run that skipped them has listed them
+            raise InputError(f"{self.bad[0]['problem']} {SKIP}")
         if not self.places:
             why = f"the first: {self.bad[0]['problem']}" if self.bad else "none has a task that this stage learns"
             raise InputError(f"none of {len(self.all)} samples can be used; {why}")
@@ -150,7 +153,7 @@ class Prepared:
                 found, kept = self._sample(number, place, row, example)
             except InputError as error:
                 if not self.stage.skip_bad:
-                    raise InputError(f"{error} (--skip-bad leaves such samples out, and lists them)") from error
+                    raise InputError(f"{error} {SKIP}") from error
                 bad.append({"sample": place.name, "problem": str(error)})
                 continue
             facts.append((number, asdict(found)))
@@ -249,7 +252,10 @@ def fingerprint(places: list[Place]) -> str:
     for place in places:
         total.update(f"{place.name}/{place.offset}/{place.size}/{place.row}/{place.members}".encode())
     for file in dict.fromkeys(place.file for place in places):
-        total.update(file.read_bytes() if file.suffix != ".tar" else str(file.stat().st_size).encode())
+        try:
+            total.update(file.read_bytes() if file.suffix != ".tar" else str(file.stat().st_size).encode())
+        except OSError:  # the rows that lie there say so
+            total.update(b"unreadable")
     return total.hexdigest()
 
 

@@ -97,8 +97,9 @@ def _tar(index: int, file: Path) -> Iterator[Place]:
     try:
         with tarfile.open(file, "r:") as tar:  # what is compressed cannot be read at an offset
             for member in tar:
-                if member.isfile():
-                    stem, _, ending = member.name.rpartition("/")[2].partition(".")
+                name = member.name.rpartition("/")[2]
+                if member.isfile() and not name.startswith("."):  # macOS adds ._NAME
+                    stem, _, ending = name.partition(".")
                     found = member.name.removesuffix("." + ending) if ending else stem
                     if found != key and members:
                         yield _of_members(index, file, key, members)
@@ -142,7 +143,7 @@ def read_row(place: Place) -> Row:
         if not isinstance(texts[name], str):
             raise InputError(f"{place.name}: {name} is {texts[name]!r}; it must be a text")
     if not texts["text"].strip():
-        raise InputError(f"{place.name} has no text")
+        raise InputError(f"{place.name} has no text" + (", and no KEY.json to read it from" if row == {} else ""))
     picture, images = _pictures(place, row, texts["file_name"])
     task = texts["task"] or _task(picture, images, texts["words"])
     _check(place, task, picture, images, texts["words"])

@@ -70,7 +70,7 @@ class Run:
 
 def geneval(run: Run) -> Iterator[Asked]:
     """evaluation_metadata.jsonl → OUT/00000/metadata.jsonl and OUT/00000/samples/00000.png, …"""
-    for index, line in enumerate(read_text(run.source).splitlines()):
+    for index, line in enumerate(lines_of(run.source)):
         metadata = parse_json(line, f"{run.source}, line {index + 1}")
         prompt, folder = field(metadata, "prompt", run.source), run.out / f"{index:05}"
         paths = [folder / "samples" / f"{k:05}.png" for k in range(run.samples)]
@@ -224,7 +224,7 @@ def mme(run: Run) -> Iterator[Asked]:
         path = run.out / questions.name
         if path.exists():
             continue
-        rows = [line.split("\t") for line in read_text(questions).splitlines()]
+        rows = [line.split("\t") for line in lines_of(questions)]
         said: dict[int, str] = {}
         for number, parts in enumerate(rows):
             if len(parts) < 3:
@@ -267,9 +267,14 @@ def files(folder: Path, *patterns: str) -> list[Path]:
     return found
 
 
+def lines_of(path: Path) -> list[str]:
+    """The lines of a text file, but for blank ones at its end."""
+    return read_text(path).rstrip().splitlines()
+
+
 def read_text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")  # some editors write a byte order mark
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot read {path}: {error}") from error
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from internvlu_core.batch import BatchOptions, ModelOptions, RayOptions, run_batch
-from internvlu_core.batch.results import Result, read_shards, write_whole
+from internvlu_core.batch.results import Result, read_shard, shards_in, write_whole
 from internvlu_core.errors import InputError
 
 CHUNK = 16  # rows that a worker takes at once: few, so that all workers end at about the same time
@@ -28,9 +28,9 @@ class Asked:
 class Runner:
     """Does requests on a checkpoint.
 
-    work: a folder for the rows and their results until all are there. It is removed then; what a killed run has left
-    in it is not done again. ray: None for this process. together: requests in one batch, at most. on_rows: as in
-    run_batch.
+    work: a folder for the rows and their results until all are there. It is removed then; what a run of this checkpoint
+    has left in it, killed or with errors, is not done again. ray: None for this process. together: requests in one
+    batch, at most. on_rows: as in run_batch.
     """
 
     model: ModelOptions
@@ -44,11 +44,12 @@ class Runner:
 
         Raises InputError as run_batch does, and, after the good results were kept, if any row has an error.
         """
+        model = identity(self.model)
         rows: dict[str, str] = {}
         keeps: dict[str, list[Callable[[Result], None]]] = {}
         for one in asked:
             text = json.dumps(one.row, sort_keys=True)
-            name = hashlib.sha256(text.encode()).hexdigest()
+            name = hashlib.sha256(f"{model}/{text}".encode()).hexdigest()
             rows[name] = text
             keeps.setdefault(name, []).append(one.keep)
         if not rows:
@@ -59,15 +60,20 @@ class Runner:
         )
         run_batch(options, self.on_rows)
         failed = []
-        for result in read_shards(out):
-            if result.id in keeps and result.error is not None:
-                failed.append(result)
-            for keep in keeps.get(result.id, ()) if result.error is None else ():
-                keep(result)
-        shutil.rmtree(self.work)
+        for part in shards_in(out):
+            wrong = []
+            for result in read_shard(part):
+                if result.id in keeps and result.error is not None:
+                    wrong.append(result)
+                for keep in keeps.get(result.id, ()) if result.error is None else ():
+                    keep(result)
+            if wrong:
+                part.unlink()  # to be done again
+            failed += wrong
         if failed:
             first = failed[0]
             raise InputError(f"{len(failed)} of {len(rows)} requests failed, such as {first.prompt!r}: {first.error}")
+        shutil.rmtree(self.work)
 
     def _prepare(self, rows: dict[str, str]) -> Path:
         """The file of requests: that of a run that was ended, if it has all of these rows, or a new one."""
@@ -81,6 +87,14 @@ class Runner:
         lines = [json.dumps({"id": name} | json.loads(text)) for name, text in rows.items()]
         write_whole(requests, "".join(f"{line}\n" for line in lines).encode())
         return requests
+
+
+def identity(model: ModelOptions) -> str:
+    """What the results of a request depend on beside it: the weights, and how they compute."""
+    path = Path(model.checkpoint)
+    files = [path] if path.is_file() else sorted(path.glob("*/*.safetensors"))
+    stamps = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    return f"{path.absolute()}/{model.dtype}/{model.attention}/{stamps}"
 
 
 def data_uri(content: bytes) -> str:

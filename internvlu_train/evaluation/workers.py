@@ -32,7 +32,7 @@ class Workers:
     def __init__(self, runner: Runner):
         self.runner = runner
         self.config = Config.read(open_source(runner.model.checkpoint))
-        self.device, self.dtype = runner.model.device, runner.model.dtype
+        self.device, self.dtype = runner.model.device or "of each worker", runner.model.dtype
         self.asked: dict[str, Asked] = {}
         self.results: dict[str, Result] = {}
 

@@ -8,13 +8,14 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
+from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from tqdm import tqdm
 
 from internvlu_core.errors import CheckpointError, InputError
 
-from ..loop import Run, progress
+from ..loop import Run, check_settings, progress
 from ..settings import Stage
 from ..storage import replaced
 from .resident import Makers, ResidentFeed
@@ -30,7 +31,7 @@ def train_all(runs: Path, stages: dict[str, Stage], base: Path, resident: bool, 
     times the samples. Raises InputError if one of them fails.
     """
     starts = dict(zip(stages, [base, *(runs / name / "checkpoint" for name in stages)], strict=False))
-    left = [name for name, stage in stages.items() if not is_finished(runs / name, stage)]
+    left = [name for name, stage in stages.items() if not is_finished(runs / name, stage, starts[name])]
     makers = Makers(base) if resident and left else None
     asked: set[str] = set()
     for number, name in enumerate(left):
@@ -63,6 +64,8 @@ def train_together(processes: int, *arguments):
     )
     try:
         elastic_launch(config, _train)(*arguments)
+    except SignalException as error:  # its own form of Ctrl+C
+        raise KeyboardInterrupt from error
     except ChildFailedError as error:
         raise InputError(f"a process that trained {arguments[-1]} failed; see above") from error
 
@@ -75,10 +78,14 @@ def _train(*arguments):
         sys.exit(f"error: {error}")
 
 
-def is_finished(folder: Path, stage: Stage) -> bool:
-    """Whether the stage's run in this folder has taken all its steps, or its time, and written its checkpoint."""
+def is_finished(folder: Path, stage: Stage, start: Path) -> bool:
+    """Whether the stage's run in this folder has taken all its steps, or its time, and written its checkpoint.
+
+    start: the checkpoint that it begins from. Raises InputError if the run has other settings, or began from another.
+    """
     if not (folder / "checkpoint").is_dir() or not (folder / "state.pt").is_file():
         return False
+    check_settings(folder, stage, start)
     state = torch.load(folder / "state.pt", map_location="cpu", weights_only=True, mmap=True)
     return progress(stage, state["step"], state.get("seconds", 0.0)) >= 1
 

@@ -1,7 +1,9 @@
 """Training data as people have it: rows and pictures on disk, ratios, sizes, and what cannot be used."""
 
 import errno
+import io
 import json
+import tarfile
 from collections import Counter
 from dataclasses import replace
 from itertools import islice
@@ -17,7 +19,7 @@ from internvlu_core.imaging import reference_size
 from internvlu_train import __main__ as command
 from internvlu_train import objectives
 from internvlu_train.data import FULL
-from internvlu_train.datasets import mixture, sizes
+from internvlu_train.datasets import mixture, prepare, sizes
 from internvlu_train.datasets.mixture import Facts
 from internvlu_train.datasets.sources import find_places, read_picture, read_row
 from internvlu_train.loop import Run
@@ -114,6 +116,56 @@ def test_a_bad_sample_is_an_error_or_left_out_and_listed(fresh, tmp_path, spoil,
     listed = [json.loads(line) for line in (tmp_path / "skipping" / "bad.jsonl").read_text("utf-8").splitlines()]
     assert len(listed) == 1 and "line 2" in listed[0]["sample"]
     assert "1 of 4 samples are left out" in capsys.readouterr().err
+
+
+def test_skip_bad_goes_on_where_a_bad_sample_ended_the_run(fresh, tmp_path, monkeypatch):
+    """After hours in which other samples were encoded."""
+    monkeypatch.setattr(prepare, "CHUNK", 2)
+    folder = write_jsonl(tmp_path / "data", rows("draw", 4))
+    spoil_row(folder, 3, text="")
+    stage = stage_on((folder, 1), max_tokens=200, steps=1)
+    with pytest.raises(InputError, match=r"line 4 has no text.*--skip-bad"):
+        Run(stage, fresh, tmp_path / "run")
+    made = {file: file.stat().st_mtime_ns for file in (tmp_path / "run" / "cache").iterdir()}
+    assert len(made) == 2
+    run = Run(replace(stage, skip_bad=True), fresh, tmp_path / "run")
+    assert len(run.feed.prepared.facts) == 3
+    assert all(file.stat().st_mtime_ns == time for file, time in made.items())
+    with pytest.raises(InputError, match=r"line 4 has no text.*--skip-bad"):
+        Run(stage, fresh, tmp_path / "run")
+
+
+def test_a_shard_that_is_missing_is_a_bad_sample(fresh, tmp_path):
+    write_shards(tmp_path, rows("draw", 2))
+    (tmp_path / "part-000001.tar").unlink(missing_ok=True)
+    stage = stage_on((f"{tmp_path}/part-{{000000..000001}}.tar", 1), steps=1)
+    with pytest.raises(InputError, match=r"part-000001\.tar cannot be read"):
+        Run(stage, fresh, tmp_path / "run")
+    run = Run(replace(stage, skip_bad=True), fresh, tmp_path / "run")
+    assert len(run.feed.prepared.facts) == 2
+
+
+def test_files_that_macos_adds_are_passed_over(tmp_path):
+    write_shards(tmp_path, rows("draw", 2))
+    with tarfile.open(tmp_path / "part-000000.tar") as old, tarfile.open(tmp_path / "mac.tar", "w") as new:
+        for member in old:
+            folder, _, name = member.name.rpartition("/")
+            hidden = tarfile.TarInfo(f"{folder}/._{name}" if folder else f"._{name}")
+            hidden.size = 5
+            new.addfile(hidden, io.BytesIO(b"\0\5\x16\7\0"))
+            new.addfile(member, old.extractfile(member))
+    found = [
+        [(place.name.rpartition(", ")[2], len(place.members)) for place in find_places(0, str(tmp_path / name))]
+        for name in ("part-000000.tar", "mac.tar")
+    ]
+    assert found[0] == found[1] and len(found[0]) == 2
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    Image.new("RGB", (64, 64)).save(folder / "a.png")
+    (folder / "a.txt").write_text("a star")
+    (folder / "._a.png").write_bytes(b"\0\5")
+    (folder / "._a.txt").write_bytes(b"\0\5")
+    assert [place.row.get("text") for place in find_places(0, str(folder))] == ["a star"]
 
 
 def test_a_source_that_is_none_is_named(tmp_path):

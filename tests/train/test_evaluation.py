@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -20,7 +21,7 @@ from internvlu_core.batch.worker import to_png
 from internvlu_train.evaluation import TASKS, evaluate, rows, toy
 from internvlu_train.evaluation.__main__ import main
 from internvlu_train.evaluation.benchmarks import BENCHMARKS, Run, subject
-from internvlu_train.evaluation.rows import Runner
+from internvlu_train.evaluation.rows import Asked, Runner
 from internvlu_train.evaluation.sampling import Order, Settings, draw_all
 from internvlu_train.evaluation.workers import Workers
 from internvlu_train.toy.world import make
@@ -444,11 +445,51 @@ def test_a_killed_run_goes_on_and_an_error_is_told_at_the_end(tmp_path, monkeypa
         runner(BENCHMARKS["ocrbench"](run))
     assert seen[3:] == [(2, 3), (3, 3)]
     assert ["predict" in record for record in json.loads(run.out.read_text())] == [True, False, True]
-    assert not (tmp_path / "work").exists()
     picture(tmp_path / "b.png", 3)
     runner(BENCHMARKS["ocrbench"](run))
-    assert seen[5:] == [(0, 1), (1, 1)]
+    assert seen[5:] == [(2, 3), (3, 3)] and not (tmp_path / "work").exists()
     assert all("predict" in record for record in json.loads(run.out.read_text()))
+
+
+def test_an_error_costs_no_answer_of_a_file_that_is_written_whole(tmp_path, monkeypatch):
+    """MME's answers are in memory until all of a file are there."""
+    monkeypatch.setattr(rows, "CHUNK", 1)
+    picture(tmp_path / "a.png", 3)
+    (tmp_path / "count.txt").write_text("a.png\tone?\tyes\nb.png\ttwo?\tno\n\n", encoding="utf-8-sig")
+    run = Run(tmp_path, tmp_path / "out", images=tmp_path, max_new_tokens=3)
+    seen = []
+    runner = Runner(ModelOptions(str(CHECKPOINT), "cpu"), tmp_path / "work", on_rows=lambda *rows: seen.append(rows))
+    with pytest.raises(InputError, match="1 of 2 requests failed"):
+        runner(BENCHMARKS["mme"](run))
+    picture(tmp_path / "b.png", 3)
+    runner(BENCHMARKS["mme"](run))
+    assert seen[-2:] == [(1, 2), (2, 2)]
+    lines = (tmp_path / "out/count.txt").read_text(encoding="utf-8").splitlines()
+    assert [line.split("\t")[:3] for line in lines] == [["a.png", "one?", "yes"], ["b.png", "two?", "no"]]
+
+
+def test_what_another_checkpoint_has_answered_is_asked_again(tmp_path, monkeypatch):
+    """Also one that has taken the place of the first."""
+    first = tmp_path / "first"
+    shutil.copytree(CHECKPOINT, first)
+    names = {rows.identity(model) for model in (ModelOptions(str(CHECKPOINT)), ModelOptions(str(first)))}
+    names.add(rows.identity(ModelOptions(str(first), dtype="bfloat16")))
+    weights = next(first.glob("vlm/*.safetensors"))
+    weights.write_bytes(weights.read_bytes())
+    names.add(rows.identity(ModelOptions(str(first))))
+    assert len(names) == 4
+    ids = []
+
+    def note(runner, found):
+        ids.append(list(found))
+        raise Killed
+
+    monkeypatch.setattr(Runner, "_prepare", note)
+    for checkpoint in (CHECKPOINT, first):
+        with pytest.raises(Killed):
+            asked = [Asked({"task": "answer", "prompt": "x", "max_new_tokens": 1}, print)]
+            Runner(ModelOptions(str(checkpoint), "cpu"), tmp_path / "work")(asked)
+    assert ids[0] != ids[1]
 
 
 def test_rows_of_another_run_are_not_taken_for_these(tmp_path):

@@ -76,6 +76,46 @@ def test_one_process_goes_on_with_a_killed_run_of_two(runs, awake_checkpoint):
     assert all(torch.allclose(ends[0][key], ends[1][key], atol=1e-5) for key in ends[0])
 
 
+def test_the_state_of_a_fused_optimizer_is_read_onto_its_device(tmp_path, monkeypatch):
+    """As on a GPU, where the number of steps on another device ends the first step."""
+    weight = torch.nn.Parameter(torch.ones(2, 3))
+    optimizer = torch.optim.AdamW([weight])
+    weight.grad = torch.ones(2, 3)
+    optimizer.step()
+    tensors = {"model": {"w": weight.detach()}, "ema": {}, "moments": sharding.moments([optimizer], {"w": weight})}
+    sharding.save(tmp_path / "state", tensors, {"step": 1})
+    monkeypatch.setattr(sharding.dcp, "load", lambda *arguments, **options: None)
+    for fused, device in ((True, "meta"), (None, "cpu")):
+        resumed = torch.nn.Parameter(torch.ones(2, 3, device="meta"))
+        other = torch.optim.AdamW([resumed])
+        other.defaults["fused"] = fused
+        sharding.load(tmp_path / "state", {"w": resumed}, {}, [other])
+        found = {name: moment.device.type for name, moment in other.state[resumed].items()}
+        assert found == {"step": device, "exp_avg": "meta", "exp_avg_sq": "meta"}
+
+
+def test_a_state_that_was_being_replaced_is_not_lost(tmp_path, monkeypatch):
+    folder = tmp_path / "state"
+    sharding.save(folder, {"model": {"w": torch.ones(2)}}, {"step": 1})
+
+    def kill(path, target):
+        if target == folder:
+            raise KeyboardInterrupt
+        return rename(path, target)
+
+    rename = Path.rename
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", kill)
+        with pytest.raises(KeyboardInterrupt):
+            sharding.save(folder, {"model": {"w": torch.zeros(2)}}, {"step": 2})
+    assert not folder.exists()
+    sharding.recover(folder)
+    weight = torch.nn.Parameter(torch.zeros(2))
+    assert sharding.load(folder, {"w": weight}, {}, []) == {"step": 1} and weight.tolist() == [1, 1]
+    sharding.recover(folder)
+    assert folder.exists()
+
+
 def test_gradients_are_averaged_in_few_messages(monkeypatch):
     class Doubling:
         """In place of an accelerator: another process with three times the gradients of this one."""
