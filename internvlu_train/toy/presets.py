@@ -52,26 +52,40 @@ VAE_AGAIN = {
 }
 MANY_SIDES = ((64, 64), (80, 48), (48, 80), (96, 48), (48, 96), (64, 48), (48, 64), (80, 80))
 
-# What is drawn in the end, in its shares: 36 drawings, 3 edits, 2 with reasoning. The kinds stand in the order of the
-# domains. The shares are between those of runs 29 and 30 (demo/README.md). With 19 objects and 9 figures of 32, objects
-# were right in 0.95 and most figures in 0.1 to 0.6; with 10 and 23 of 36, objects in 0.92 and figures in 0.8 to 1.0.
-WIDE = {
-    "trained": ("mmdit.",),
-    "tasks": (("draw", 36), ("edit/objects", 3), ("reason", 2)),
-    "domains": (("objects", 13), ("text", 5), ("science", 9), ("spatial", 5), ("humour", 4), ("reasoning", 1)),
+# What is drawn in the end: 36 drawings, 3 edits, 2 with reasoning. The kinds stand in the order of the domains.
+LAST = {"trained": ("mmdit.",), "tasks": (("draw", 36), ("edit/objects", 3), ("reason", 2)), "muon": True}
+# Diagrams, stacks of blocks and memes, as in run 30 (demo/README.md). Most were right in 0.1 to 0.6 when they were 9 of
+# 32 drawings, and in 0.8 to 1.0 when they were 23 of 36.
+FIGURES = LAST | {
+    "domains": (("objects", 10), ("text", 3), ("science", 12), ("spatial", 6), ("humour", 5), ("reasoning", 1)),
     "kinds": (
-        *("single", "two", "counting", "position", "attribution", "single", "two"),
-        *("counting", "single", "position", "two", "attribution", "counting"),
-        *("word", "word", "word", "word", ""),
-        *("clock", "balance", "right triangle", "clock", "bars", "balance", "right triangle", "number line", "balance"),
-        *("stacks", "stacks", "front", "stacks", ""),
-        *("", "", "", ""),
+        *("position", "two", "counting", "single", "attribution", "two", "single", "counting", "position"),
+        *("attribution", "word", "word", "word", "clock", "balance", "right triangle", "clock", "bars", "balance"),
+        *("right triangle", "clock", "number line", "balance", "right triangle", "clock"),
+        *("stacks", "stacks", "front", "stacks", "stacks", "", "", "", "", "", ""),
         *("move", "replace", "", "", ""),
     ),
-    "sides": (*((64, 64),) * 4, (96, 48), (48, 96), (80, 80)),
-    "muon": True,
-    "warmup": 100,
+    "sides": (*((64, 64),) * 3, (96, 48), *((64, 64),) * 3, (48, 96), *((64, 64),) * 3, (80, 80)),
 }
+# Objects at other sizes, as in run 31: what is learnt at one size helps little at another. Everything else is drawn at
+# one size, in shares that keep it.
+OTHER_SIDES = LAST | {
+    "domains": (("objects", 24), ("text", 5), ("science", 3), ("spatial", 2), ("humour", 2), ("reasoning", 1)),
+    "kinds": (
+        *("position", "two", "counting", "single", "attribution", "two", "single", "counting"),
+        *("position", "attribution", "single", "two", "counting", "single", "position", "attribution"),
+        *("two", "counting", "single", "two", "position", "counting", "single", "attribution"),
+        *("word", "word", "word", "word", "word", "balance", "", "", "stacks", "front", "", ""),
+        *("move", "replace", "", "", ""),
+    ),
+    "sides": (
+        *((64, 64), (96, 48), (48, 96), (80, 80), (96, 48), (48, 96)),
+        *((64, 64), (80, 80), (96, 48), (48, 96), (80, 80)),
+    ),
+    "sides_of": ("objects",),
+}
+
+LONG = {"steps": 20_000, "learning_rate": 2e-3, "decay": 0.9, "warmup": 100}
 
 # "minutes" are of 720 for all stages together, for two processes on two cores (__main__, --minutes); they end a stage
 # whose steps take longer there.
@@ -196,9 +210,8 @@ CPU = {
         learning_rate=8e-4,
     ),
     # Then diagrams, stacks of blocks and memes, beside all that is known: after stage 2, which has objects alone.
-    "wide": PictureStage(
-        **WIDE, steps=20_000, minutes=190.0, samples=164_000, learning_rate=2.5e-3, decay=0.85, seed=30
-    ),
+    "wide": PictureStage(**FIGURES, **LONG, minutes=100.0, samples=98_400, seed=30),
+    "sizes": PictureStage(**OTHER_SIDES, **LONG, minutes=90.0, samples=114_800, batch=24, accumulate=2, seed=31),
     # From few samples, at a low rate: what was learnt is to be kept.
     "stage3": PictureStage(
         trained=("vlm.", "mmdit."),
@@ -230,7 +243,8 @@ GPU = {
     "binding": replace(CPU["binding"], **ON_GPU, minutes=2.0, batch=256),
     "pairs": replace(CPU["pairs"], **ON_GPU, minutes=1.5, batch=256),
     "stage2": replace(CPU["stage2"], **DRAWN | {"batch": 512}, minutes=1.2),
-    "wide": replace(CPU["wide"], **ON_GPU, minutes=3.0, batch=512, samples=240_000),
+    "wide": replace(CPU["wide"], **ON_GPU, minutes=1.6, batch=512, samples=240_000),
+    "sizes": replace(CPU["sizes"], **ON_GPU, minutes=1.4, batch=512, accumulate=1, samples=240_000),
     "stage3": replace(CPU["stage3"], **ON_GPU, minutes=0.5, batch=128, accumulate=1),
 }
 
@@ -247,12 +261,14 @@ WIDER_GPU = {
         decay=0.8,
         seed=28,
     ),
-    "wide": replace(GPU["wide"], minutes=3.2),
+    "wide": replace(GPU["wide"], minutes=1.7),
+    "sizes": replace(GPU["sizes"], minutes=1.5),
 }
 WIDER = {
     "cpu": {
         "decoder": replace(WIDER_GPU["decoder"], minutes=10.0, steps=2000, batch=16, samples=12_000, save_every=200),
         "wide": CPU["wide"],
+        "sizes": CPU["sizes"],
     },
     "gpu": WIDER_GPU,
 }

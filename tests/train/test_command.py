@@ -28,6 +28,16 @@ SMALL = ["samples=8", "batch=2", "warmup=0", "muon=false"]
         ('domains=[["object",1]]', "'object'; there are objects"),
         ("sides=[[32,32]]", "too small"),
         ('kinds=["word"]', "kind 'word'"),
+        ("warmup=-3", "warmup is -3; it must be at least 0"),
+        ("held_out=-1", "held_out is -1"),
+        ("ema=2.0", "ema is 2.0; it must be from 0 to 1"),
+        ("area=[512]", "area is [512]"),
+        ('tasks=["draw"]', "tasks has 'draw'; it must have pairs"),
+        ("trained=[]", "trained is empty; this stage trains parameters of vlm and mmdit"),
+        ('trained=["vae."]', "trained has 'vae.'; this stage trains parameters of vlm and mmdit"),
+        ('trained=["mm"]', "trained has 'mm'"),
+        ('trained=["mmdit.x"]', "no parameter's name begins with it"),
+        ("evaluate_every=5", "evaluate_every needs data and held_out"),
     ],
 )
 def test_settings_that_cannot_be_are_named(fresh, tmp_path, capsys, change, message):
@@ -76,19 +86,58 @@ def test_one_command_trains_a_chain_and_scores_what_it_writes(fresh, tmp_path, m
     monkeypatch.setattr(Run, "_take_step", counted)
     assert command.main(arguments) == 130 and "same command" in capsys.readouterr().err
     stop.clear()
-    assert command.main(arguments) == 0 and trained == ["decoder"] * 2 + ["wide"] * 2
-    assert command.main(arguments) == 0 and len(trained) == 4
+    assert command.main(arguments) == 0 and trained == [name for name in presets.WIDER[preset] for _ in range(2)]
+    assert command.main(arguments) == 0 and len(trained) == 6
+    assert command.main([*arguments, "--set", "learning_rate=0.5"]) == 2  # not its own
+    assert "decoder has a run with other settings (learning_rate)" in capsys.readouterr().err
     assert scored[0][0] == str(tmp_path / "checkpoint") and scored[0][-1] == str(tmp_path / "scores.json")
     file = "vae/diffusion_pytorch_model.safetensors"
-    written = [load_file(tmp_path / name / file) for name in ("wide/checkpoint", "checkpoint")]
+    written = [load_file(tmp_path / name / file) for name in ("sizes/checkpoint", "checkpoint")]
     assert {tensor.dtype for tensor in written[1].values()} == {torch.bfloat16}
     assert all(torch.equal(tensor.bfloat16(), written[1][name]) for name, tensor in written[0].items())
+
+
+def test_options_that_a_stage_would_not_heed_are_refused(fresh, tmp_path, capsys):
+    for options, words in {
+        "stage1 --minutes 3": "--minutes is for toy",
+        "stage1 --pictures x": "--pictures is for lora",
+        "toy --write": "toy has no --write",
+        "toy --skip-bad": "toy has no --skip-bad",
+        "new --data x": "new has no --data",
+        "lora --pictures x --skip-bad": "--skip-bad is for --data",
+    }.items():
+        stage, *rest = options.split()
+        assert command.main([stage, str(tmp_path), "--base", str(fresh), *rest]) == 2
+        assert words in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_has_one_training_at_a_time_and_a_result_after_its_first_saved_step(fresh, tmp_path, capsys):
+    arguments = ["stage1", str(tmp_path), "--base", str(fresh), *(f"--set={change}" for change in (*SMALL, "steps=1"))]
+    assert command.main([*arguments, "--write"]) == 2
+    assert "has no saved step yet" in capsys.readouterr().err and not (tmp_path / "stage1").exists()
+    with command.alone(tmp_path / "stage1"):
+        assert command.main(arguments) == 2
+        assert "another run is writing to" in capsys.readouterr().err
+    assert command.main(arguments) == 0
+    with command.alone(tmp_path / "stage1"), (tmp_path / "stage1" / "log.jsonl").open("a") as log:
+        log.write('{"step": 2, "lo')
+        log.flush()
+        assert command.main([*arguments, "--write"]) == 0  # beside a run that goes on
+
+
+def test_a_run_inside_its_checkpoint_is_refused(fresh, tmp_path, capsys):
+    base = tmp_path / "base"
+    shutil.copytree(fresh, base)
+    for runs in (base, base / "runs"):
+        assert command.main(["stage1", str(runs), "--base", str(base), "--set", "samples=2"]) == 2
+        assert f"is inside {base}" in capsys.readouterr().err
 
 
 def test_minutes_are_divided_between_stages_that_have_them(fresh, tmp_path, capsys):
     stages = chain.within(presets.WIDER["gpu"], 2.0)
     assert sum(stage.minutes for stage in stages.values()) == pytest.approx(2)
-    assert stages["wide"].minutes / stages["decoder"].minutes == pytest.approx(3.2 / 0.7)
+    assert stages["wide"].minutes / stages["decoder"].minutes == pytest.approx(1.7 / 0.7)
     totals = {name: sum(stage.minutes for stage in stages.values()) for name, stages in presets.PRESETS.items()}
     assert totals == pytest.approx({"cpu": 720, "gpu": 20})
     assert command.main(["toy", str(tmp_path), "--base", str(fresh), "--minutes", "-2"]) == 2

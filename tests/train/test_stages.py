@@ -35,6 +35,7 @@ UNUSED = tuple(
         ("binding", {"mmdit"}),
         ("pairs", {"mmdit"}),
         ("wide", {"mmdit"}),
+        ("sizes", {"mmdit"}),
         ("stage2", {"mmdit"}),
         ("stage3", {"vlm", "mmdit"}),
     ],
