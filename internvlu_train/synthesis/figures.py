@@ -19,6 +19,8 @@ SOFTENED = 1.0  # pixels: the blur before
 FARTHEST = 6.0, 12.0
 # What a spec has about looks and language alone. Figures that differ in nothing else are the same one.
 LOOKS = {"style", "language", "colours", "mark", "marked", "hue", "room", "frame", "order"}
+# The Chinese words that specs have, with the English ones, so that a figure's content is the same in both languages.
+ENGLISH: dict[str, str] = {}
 TRIES = 200  # that find a figure for evaluation but for one in 10^19 times
 
 
@@ -147,9 +149,27 @@ def is_evaluations(spec: dict) -> bool:
 
 
 def content(spec: dict) -> str:
-    """What a figure shows, without its looks."""
-    shown = {key: value for key, value in spec.items() if key not in LOOKS}
+    """What a figure shows, without its looks, and in English."""
+    shown = {key: in_english(value) for key, value in spec.items() if key not in LOOKS}
     return json.dumps(shown, sort_keys=True, ensure_ascii=False)
+
+
+def in_english(value):
+    if isinstance(value, list):
+        return [in_english(item) for item in value]
+    return ENGLISH.get(value, value) if isinstance(value, str) else value
+
+
+def bilingual(words) -> None:
+    """Add the pairs (English, Chinese) in nested tuples to ENGLISH."""
+    if len(words) == 2 and all(isinstance(word, str) for word in words):
+        en, zh = words
+        if ENGLISH.setdefault(zh, en) != en:
+            raise ValueError(f"{zh} is both {ENGLISH[zh]} and {en}: figures would not be the same in both languages")
+        return
+    for part in words:
+        if isinstance(part, tuple):
+            bilingual(part)
 
 
 def apart(function):
