@@ -3,9 +3,12 @@
 import numpy as np
 import pytest
 
+from internvlu_train.choices import Choices
 from internvlu_train.synthesis import make
+from internvlu_train.synthesis.drawing import HEX
 from internvlu_train.synthesis.space import check, kernel, space
-from internvlu_train.synthesis.space.tasks import opposite, profile, turned
+from internvlu_train.synthesis.space.pictures import shades
+from internvlu_train.synthesis.space.tasks import TURNING, a_lopsided_block, opposite, profile, section_words, turned
 from support.drawn import SIZES, every, in_chinese, is_whole, jpeg, texts_collide
 
 KINDS = every("space")
@@ -85,10 +88,39 @@ def test_a_turn_goes_the_way_that_is_said():
 
 def test_cuts():
     parts = [["+", "cylinder", 0, 0, 0, "z", 2, 4], ["-", "half", 0, 0, 2, 0, 0, 1]]
-    assert kernel.cut_shape(parts) == (1, True, pytest.approx(4 * np.pi))
+    assert kernel.section(parts) == (1, 1, True, 0, pytest.approx(4 * np.pi))
     assert kernel.volume(parts) == pytest.approx(8 * np.pi)
-    assert kernel.cut_shape([*BOX, ["-", "half", 2, 1.5, 1, 0, -1, 0]]) == (4, False, pytest.approx(8))
-    assert kernel.cut_face([*BOX, ["-", "half", 2, 1.5, 9, 0, 0, 1]]) is None
+    assert kernel.section([*BOX, ["-", "half", 2, 1.5, 1, 0, -1, 0]]) == (1, 4, False, 0, pytest.approx(8))
+    assert kernel.cut_faces([*BOX, ["-", "half", 2, 1.5, 9, 0, 0, 1]]) == []
+
+
+def test_a_cut_through_a_hole_has_all_its_faces():
+    upright, level = [*DRILLED, ["-", "half", 2, 1.5, 1, 0, -1, 0]], [*DRILLED, ["-", "half", 2, 1.5, 1, 0, 0, 1]]
+    assert kernel.section(upright) == (2, 4, False, 0, pytest.approx(4))
+    assert kernel.section(level) == (1, 4, False, 1, pytest.approx(12 - np.pi))
+    assert section_words(upright)[0] == "two quadrilaterals"
+    assert section_words(level)[0] == "a quadrilateral with a hole"
+    spec = {"parts": upright, "unified": True, "colour": "orange", "cut": "green"}
+    assert shades(spec).count(HEX["green"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("plane", "words", "area"),
+    [((0, 0, 1.5, 0, 0, 1), "a quadrilateral", 2), ((0, 0, 1, 0, -1, 0), "a triangle", 3 * 2**0.5)],
+)
+def test_the_section_of_a_pyramid_is_straight(plane, words, area):
+    parts = [*PYRAMID, ["-", "half", *plane]]
+    assert section_words(parts)[0] == words and kernel.section(parts).area == pytest.approx(area, rel=1e-3)
+
+
+def test_half_a_turn_shows():
+    """A slot in the middle would look the same from the front and from the back."""
+    families = [family for family in TURNING if "slot" in family(Choices("any", 0, (64, 64)))[1][0]]
+    assert families == [a_lopsided_block]
+    for seed in range(40):
+        block, slot = a_lopsided_block(Choices("slots", seed, (64, 64)))[0]
+        left, right = slot[2], block[5] - slot[2] - slot[5]
+        assert left != right and min(left, right) > 0
 
 
 @pytest.mark.parametrize("parts", [BOX, PYRAMID, [["+", "prism", 6, 2, 3]]])

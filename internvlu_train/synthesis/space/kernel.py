@@ -12,6 +12,7 @@ x to the right, y to the back, z up.
 import functools
 import json
 import math
+from typing import NamedTuple
 
 import numpy as np
 
@@ -30,7 +31,7 @@ ThruSections = kernel("BRepOffsetAPI").BRepOffsetAPI_ThruSections
 UnifySameDomain = kernel("ShapeUpgrade").ShapeUpgrade_UnifySameDomain
 GProps, Properties = kernel("GProp").GProp_GProps, kernel("BRepGProp").BRepGProp
 Bounds, BoundsOf = kernel("Bnd").Bnd_Box, kernel("BRepBndLib").BRepBndLib
-ExploreWire = kernel("BRepTools").BRepTools_WireExplorer
+ExploreWire, Tools = kernel("BRepTools").BRepTools_WireExplorer, kernel("BRepTools").BRepTools
 CURVED, FAR, NEAR = 24, 100.0, 1e-4  # points of a curve; the size of a half space; what counts as equal
 
 
@@ -170,10 +171,11 @@ def project(points, view) -> np.ndarray:
 
 
 def curve_points(edge) -> np.ndarray:
+    """Points [N, 3] of an edge."""
     curve = Adaptor.BRepAdaptor_Curve(edge)
     start, end = curve.FirstParameter(), curve.LastParameter()
     points = [curve.Value(start + (end - start) * i / CURVED) for i in range(CURVED + 1)]
-    return np.array([(point.X(), point.Y()) for point in points])
+    return np.array([(point.X(), point.Y(), point.Z()) for point in points])
 
 
 def lines(parts, view, unified: bool = True) -> dict[str, list[np.ndarray]]:
@@ -195,7 +197,7 @@ def lines(parts, view, unified: bool = True) -> dict[str, list[np.ndarray]]:
             compound = getattr(shapes, kind)()
             if compound is not None and not compound.IsNull():
                 BRepLib.BRepLib.BuildCurves3d_s(compound)
-                curves += [curve_points(edge) for edge in parts_of(compound, "EDGE")]
+                curves += [curve_points(edge)[:, :2] for edge in parts_of(compound, "EDGE")]
         found[name] = curves
     return tidied(found)
 
@@ -355,23 +357,37 @@ def laid(face, k, start, end) -> np.ndarray:
     return start + local[:, :1] * right + local[:, 1:] * up
 
 
-def cut_face(parts) -> int | None:
-    """The index among the faces of the one that the last part, a half space, made. None if it missed the solid."""
+def cut_faces(parts) -> list[int]:
+    """The indices among the faces of those that the last part, a half space, made: several where it cut through a hole
+    or a recess, none if it missed the solid.
+    """
     _, _, x, y, z, *way = parts[-1]
     point, way = np.array([x, y, z], float), np.array(way, float) / np.linalg.norm(way)
-    for i, face in enumerate(triangles(parts)):
-        if np.abs((face.reshape(-1, 3) - point) @ way).max() < NEAR:
-            return i
-    return None
+    return [i for i, face in enumerate(triangles(parts)) if np.abs((face.reshape(-1, 3) - point) @ way).max() < NEAR]
 
 
-def cut_shape(parts) -> tuple[int, bool, float]:
-    """Of the face that a cut made: its number of sides, whether one is curved, its area."""
-    face = parts_of(solid(parts), "FACE")[cut_face(parts)]
-    found = GProps()
-    Properties.SurfaceProperties_s(face, found)
-    edges = parts_of(face, "EDGE")
-    curved = any(
-        Adaptor.BRepAdaptor_Curve(edge).GetType() != kernel("GeomAbs").GeomAbs_CurveType.GeomAbs_Line for edge in edges
-    )
-    return len(edges), curved, found.Mass()
+class Section(NamedTuple):
+    """The faces that a cut made. edges, curved: how many edges the outline of each has, and whether one is curved.
+    area: of all together, in which the holes are not counted.
+    """
+
+    faces: int
+    edges: int
+    curved: bool
+    holes: int
+    area: float
+
+
+def section(parts) -> Section:
+    """What a cut made. Its faces must be alike, as those of our solids are, which are the same left and right."""
+    shape, shapes, area, holes = solid(parts), set(), 0.0, 0
+    every, cut = parts_of(shape, "FACE"), cut_faces(parts)
+    for face in (every[i] for i in cut):
+        found = GProps()
+        Properties.SurfaceProperties_s(face, found)
+        area += found.Mass()
+        holes += len(parts_of(face, "WIRE")) - 1
+        outline = parts_of(Tools.OuterWire_s(face), "EDGE")
+        shapes.add((len(outline), any(straightened(curve_points(edge)) is None for edge in outline)))
+    ((edges, curved),) = shapes
+    return Section(len(cut), edges, curved, holes, area)

@@ -32,8 +32,7 @@ def shades(spec) -> list[str]:
     names = spec.get("faces") or [spec["colour"]] * count
     colours = [HEX[names[i % len(names)]] for i in range(count)]
     if spec.get("cut"):
-        face = kernel.cut_face(spec["parts"])
-        if face is not None:
+        for face in kernel.cut_faces(spec["parts"]):
             colours[face] = HEX[spec["cut"]]
     return colours
 

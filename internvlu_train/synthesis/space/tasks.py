@@ -76,6 +76,12 @@ def a_slotted_block(choices):
     )
 
 
+def a_lopsided_block(choices):
+    """With a slot that is not in the middle, so that half a turn shows."""
+    block, slot = (found := a_slotted_block(choices))[0]
+    return a_lopsided_block(choices) if 2 * slot[2] + slot[5] == block[5] else found
+
+
 def a_drilled_block(choices):
     w, d, h = choices.number(4, 6), choices.number(3, 5), choices.number(2, 5)
     upright = choices.flip(0.5)
@@ -127,7 +133,7 @@ def a_wedge(choices):
 
 PLAIN = (a_box, a_cylinder, a_cone, a_prism, a_pyramid)
 BLOCKS = (an_l_block, a_slotted_block, a_drilled_block, a_boss, some_stairs, a_wedge)
-TURNING = (an_l_block, a_slotted_block, some_stairs, a_wedge)  # another look from each side
+TURNING = (an_l_block, a_lopsided_block, some_stairs, a_wedge)  # another look from each side
 FLAT = (a_box, a_prism, a_pyramid)
 
 
@@ -521,14 +527,12 @@ def tilt_the_view(choices):
         choices,
         (
             "[Show|Draw] it from {by}° {way}.",
-            "[Move|Let] the [viewpoint|camera] {way} by {by}°[ and keep the direction|].",
+            "Move the [viewpoint|camera] {by}° {way}[ and keep the direction|].",
         ),
         ("把视点[移|调]{way}{by}°。",),
         by=abs(new - spec["elevation"]),
         way=way,
     )
-    if choices.language == "en":
-        prompt = prompt.replace("Let the viewpoint", "Move the viewpoint").replace("Let the camera", "Move the camera")
     return space.to_edit(choices, spec, spec | {"elevation": new}, prompt)
 
 
@@ -575,7 +579,7 @@ def show_hidden_lines(choices):
     forms = (
         (
             "[Add|Draw|Show] the hidden edges as dashed lines.",
-            "[Dash in|Add] the edges that cannot be seen[, dashed|].",
+            "[Dash in|Add as dashed lines] the edges that cannot be seen.",
         ),
         ("用虚线[画出|补上]被遮住的棱。",),
     )
@@ -632,14 +636,14 @@ def resize_a_box(choices):
         choices,
         (
             "[Change|Set] the {name} to {new}[ and the number with it|].",
-            "[Make|Let] the {name} [be |]{new} instead of {old}.",
+            "Make the {name} {new} instead of {old}.",
+            "Let the {name} be {new} instead of {old}.",
         ),
         ("把{name}度从{old}改[为|成]{new}。",),
         name=name,
         new=new,
         old=size[i],
     )
-    prompt = prompt.replace("Let the width 6", "Let the width be 6")
     return space.to_edit(choices, spec, after, prompt, **measured(after["parts"]))
 
 
@@ -653,8 +657,11 @@ SECTIONS = {
 }
 
 
+UPPER, FRONT = ("upper", "上部"), ("front", "前部")
+
+
 def some_cut(choices):
-    """A solid, the same with a part cut away toward the viewer, and how it was cut."""
+    """A solid, the same with a part cut away toward the viewer, how it was cut, which part, and the solid's words."""
     spec, words = some_solid(choices, (a_box, a_cylinder, a_cone, a_prism, a_pyramid, a_drilled_block))
     low, high = kernel.bounds(spec["parts"])
     middle = (low + high) / 2
@@ -662,16 +669,10 @@ def some_cut(choices):
     if how == "level":
         share = choices.pick((0.35, 0.5, 0.65))
         plane = [float(middle[0]), float(middle[1]), round(float(low[2] + share * (high[2] - low[2])), 3), 0, 0, 1]
-        told = (
-            f"horizontally at {plain(100 * share)}% of its height, and take the upper part away",
-            f"在高度的{plain(100 * share)}%处水平切开，拿走上部",
-        )
+        told = f"horizontally at {plain(100 * share)}% of its height", f"在高度的{plain(100 * share)}%处水平切开"
     elif how == "upright":
         plane = [*map(float, middle), 0, -1, 0]
-        told = (
-            "vertically through the middle from left to right, and take the front part away",
-            "沿左右方向过中心竖直切开，拿走前部",
-        )
+        told = "vertically through the middle from left to right", "沿左右方向过中心竖直切开"
     else:
         tilt = choices.pick((20, 30))
         plane = [
@@ -681,56 +682,63 @@ def some_cut(choices):
             round(math.cos(math.radians(tilt)), 6),
         ]
         told = (
-            f"through the middle by a plane that rises {tilt}° from the "
-            "front to the back, and take the upper part away",
-            f"过中心用一个向后上方倾斜{tilt}°的平面切开，拿走上部",
+            f"through the middle by a plane that rises {tilt}° from the front to the back",
+            f"过中心用一个向后上方倾斜{tilt}°的平面切开",
         )
     spec = spec | {"whole": spec["parts"], "shaded": True, "hidden": False, "elevation": 35}
     colour = choices.pick([colour[0] for colour in COLOUR_NAMES if colour[0] != spec["colour"]])
     after = spec | {"parts": [*spec["parts"], ["-", "half", *plane]], "cut": colour}
-    if kernel.cut_face(after["parts"]) is None:
+    if not kernel.cut_faces(after["parts"]):
         return some_cut(choices)
-    return spec, after, told, words
+    return spec, after, told, FRONT if how == "upright" else UPPER, words
 
 
 def section_words(parts) -> tuple[str, str]:
-    sides, curved, _ = kernel.cut_shape(parts)
-    if not curved:
-        return SECTIONS.get(sides, (f"polygon of {sides} sides", f"{sides}边形"))
-    if sides == 1:
+    """What a section is: "a triangle", "two quadrilaterals", "a quadrilateral with a hole"."""
+    found = kernel.section(parts)
+    if not found.curved:
+        sides = found.edges
+        en, zh = SECTIONS.get(sides, (f"polygon of {sides} sides", f"{sides}边形"))
+    elif found.edges == 1:
         flat_cut = abs(parts[-1][-1]) > 0.999  # level cuts of round solids are circles
-        return ("circle", "圆") if flat_cut else ("ellipse", "椭圆")
-    return ("shape with a curved edge", "带曲边的图形")
+        en, zh = ("circle", "圆") if flat_cut else ("ellipse", "椭圆")
+    else:
+        en, zh = "shape with a curved edge", "带曲边的图形"
+    if found.faces == 2:
+        return f"two {en.replace('shape', 'shapes') if found.curved else f'{en}s'}", f"两个{zh}"
+    return (f"a {en} with a hole", f"带孔的{zh}") if found.holes else (f"a {en}", zh)
 
 
 def section_truth(after) -> dict:
-    sides, curved, area = kernel.cut_shape(after["parts"])
-    return {"section": {"edges": sides, "curved": curved, "area": round(area, 4)}, **measured(after["parts"])}
+    found = kernel.section(after["parts"])
+    return {"section": found._asdict() | {"area": round(found.area, 4)}, **measured(after["parts"])}
 
 
 def cut_a_solid(choices):
-    spec, after, told, _ = some_cut(choices)
+    spec, after, told, part, _ = some_cut(choices)
     prompt = say(
         choices,
         (
-            "Cut the solid {told}. [Colour|Paint] the cut {colour}.",
-            "[Show|Draw] the solid cut {told}, with the section in {colour}.",
+            "Cut the solid {told}, and take the {part} part away. [Colour|Paint] the cut {colour}.",
+            "[Show|Draw] the solid cut {told}, without its {part} part and with the section in {colour}.",
         ),
-        ("把物体{told}，切面涂成{colour}。",),
+        ("把物体{told}，拿走{part}，切面涂成{colour}。",),
         told=told,
+        part=part,
         colour=NAMED[after["cut"]],
     )
     return space.to_edit(choices, spec, after, prompt, **section_truth(after))
 
 
 def ask_a_section(choices):
-    spec, after, told, _ = some_cut(choices)
-    words = section_words(after["parts"])
-    if words[0].startswith("shape") or any(part[:2] == ["-", "cylinder"] for part in spec["parts"]):
+    spec, after, told, _, _ = some_cut(choices)
+    words, found = section_words(after["parts"]), kernel.section(after["parts"])
+    if found.faces > 1 or found.holes or (found.curved and found.edges > 1):  # which have no name of one word
         return ask_a_section(choices)
+    words = words[0].removeprefix("a "), words[1]
     prompt = say(
         choices,
-        ("If this solid is cut {told}: what shape is the section?",),
+        ("If this solid is cut {told}, what shape is the section?",),
         ("将该物体{told}，截面是什么形状？",),
         told=told,
     )
@@ -738,26 +746,29 @@ def ask_a_section(choices):
 
 
 def work_out_a_cut(choices):
-    spec, after, told, words = some_cut(choices)
+    spec, after, told, part, words = some_cut(choices)
     section, colour = section_words(after["parts"]), NAMED[after["cut"]]
     whole, rest = kernel.volume(spec["parts"]), kernel.volume(after["parts"])
+    found = kernel.section(after["parts"])
+    area, many = plain(found.area), found.faces > 1
     prompt = say(
         choices,
         (
-            "[This is|Here is] {words}. Cut it {told}. Which section "
-            "appears? Show what remains, the section in {colour}.",
+            "[This is|Here is] {words}. Cut it {told}, and take the {part} part away. "
+            "Which section appears? Show what remains, the section in {colour}.",
         ),
-        ("这是{words}。把它{told}，会得到什么截面？画出剩余部分，切面为{colour}。",),
+        ("这是{words}。把它{told}，拿走{part}，会得到什么截面？画出剩余部分，切面为{colour}。",),
         words=words,
         told=told,
+        part=part,
         colour=colour,
     )
     lines = steps(
         choices,
         (f"The solid is {words[0]}, with a volume of {plain(whole)}.", f"物体是{words[1]}，体积为{plain(whole)}。"),
         (
-            f"The section is a {section[0]} with an area of {plain(kernel.cut_shape(after['parts'])[2])}.",
-            f"截面是{section[1]}，面积为{plain(kernel.cut_shape(after['parts'])[2])}。",
+            f"The section is {section[0]}. Its area is {area}{' in all' * many}.",
+            f"截面是{section[1]}，{'总' * many}面积为{area}。",
         ),
         (
             f"A volume of {plain(rest)} remains, that is {plain(100 * rest / whole, 0)}%.",
@@ -810,7 +821,7 @@ def ask_an_opposite_face(choices):
         choices,
         (
             "This net is folded into a cube. Which face is opposite [to |]{a}?",
-            "[Fold|If you fold] the net to a cube: which letter lies opposite {a}?",
+            "If you fold the net to a cube, which letter lies opposite {a}?",
         ),
         ("把展开图折成正方体后，与{a}相对的面是哪个？",),
         a=spec["labels"][i],
