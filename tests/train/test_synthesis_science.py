@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 import subprocess
 import sys
 
@@ -9,14 +10,15 @@ import numpy as np
 import pytest
 
 from internvlu_core.errors import InputError
-from internvlu_train.synthesis import make
+from internvlu_train.synthesis import LanguageChoices, make
 from internvlu_train.synthesis.figures import Figures, alike, content, is_evaluations
 from internvlu_train.synthesis.science import check, science
 from internvlu_train.synthesis.science.charts import SERIES
-from internvlu_train.synthesis.science.chemistry import MOLECULES, formula
+from internvlu_train.synthesis.science.chemistry import MOLECULES, formula, groups_of
 from internvlu_train.synthesis.science.computing import SORTS, grow, orders, run
-from internvlu_train.synthesis.science.mathematics import triangle_points, values_of
-from internvlu_train.synthesis.science.physics import image_of, refracted
+from internvlu_train.synthesis.science.mathematics import some_equation, triangle_points, values_of
+from internvlu_train.synthesis.science.physics import image_of, lengths, refracted, some_slope
+from internvlu_train.synthesis.wording import puzzle, say
 from support.drawn import SIZES, every, in_chinese, is_whole, jpeg, texts_collide
 
 KINDS = every("science")
@@ -84,6 +86,52 @@ def test_prompts_have_many_forms():
         assert len(forms) >= 8
 
 
+class Fixed(LanguageChoices):
+    def __init__(self, language="en", seed=0):
+        super().__init__("wording", seed, (64, 64), language)
+
+
+@pytest.mark.parametrize(
+    ("text", "right"),
+    [
+        ("a 8 kg block", "An 8 kg block"),
+        ("a 18 V, a 11 V", "An 18 V, an 11 V"),
+        ("a 4.5 V battery", "A 4.5 V battery"),
+        ("a orange bar", "An orange bar"),
+        ("q0 is not", "q0 is not"),
+        ("x = 2", "x = 2"),
+        ("Sat 12", "Sat 12"),
+    ],
+)
+def test_sentences_in_english(text, right):
+    assert say(Fixed(), text, "") == right
+
+
+def test_sentences_keep_names_and_symbols():
+    found = {puzzle(Fixed(seed=seed), ("{name} 3, {name} 4.",), "", name="Sat") for seed in range(20)}
+    assert len(found) > 2 and not any("sat" in text for text in found)
+    assert say(Fixed("zh"), "", "x等于多少？") == "x等于多少？"
+
+
+# Alternatives of which one does not go with the words around it, as they once were.
+MISPRINTS = re.compile(
+    r"\(s\)| [,.?]|\ba (8|1[18]\b|[aeio])|\bthe \w+'s? |\b1 (steps|atoms|lines|times)\b|leave out \w+ any more"
+    r"|number \w+ to|Let the \w+ \d|Make the \w+ be |(Make|Turn) every \w+ a|(Compute|Find|Name)[^.]*\?"
+    r"|and take the \w+ part away,|Put in|Put [^.]* to the|数的|^[XQ]\d?(等|读)|^Q\d"
+)
+
+
+@pytest.mark.parametrize("domain", ["science", "space"])
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_prompts_have_no_misprints(monkeypatch, domain, language):
+    noise = np.random.default_rng(0)
+    monkeypatch.setattr(Figures, "picture", lambda self, spec, size: noise.integers(0, 255, (2, 2, 3)).astype(np.uint8))
+    for task, kind in every(domain):
+        for seed in range(8):
+            sample = make(domain, task, seed, (64, 64), kind, language)
+            assert not MISPRINTS.search(sample.prompt), sample.prompt
+
+
 def test_molecules_of_evaluation_are_not_in_training():
     found = [
         {drawn("molecule", seed=n, size=(64, 64)).truth["spec"]["smiles"] for n in range(odd, 30, 2)} for odd in (0, 1)
@@ -103,6 +151,14 @@ def test_figures_of_evaluation_are_not_in_training(monkeypatch):
             if first["figure"] not in ("molecule", "formula"):  # of which some are told apart by their names
                 assert is_evaluations(first | {"style": {}, "colours": []}) == bool(seed % 2), (task, kind, seed)
     assert len(found[0]) > 200 and len(found[1]) > 200 and not found[0] & found[1]
+
+
+def test_a_figure_is_on_the_same_side_in_both_languages(monkeypatch):
+    monkeypatch.setattr(Figures, "picture", lambda self, spec, size: np.zeros((1, 1, 3), np.uint8))
+    for task, kind in KINDS:
+        truths = [make("science", task, 3, (64, 64), kind, language).truth for language in ("en", "zh")]
+        one, other = (content(truth.get("before") or truth["spec"]) for truth in truths)
+        assert one == other, (task, kind)
 
 
 def drawn(kind, task="draw", seed=2, size=(512, 512)):
@@ -164,6 +220,45 @@ def test_physics():
     assert image_of(-4, 4) == (-2, 0.5)
     assert refracted({"upper": 0, "lower": 3, "angle": 30}) == pytest.approx(19.47, abs=0.01)
     assert refracted({"upper": 5, "lower": 0, "angle": 45}) is None
+
+
+@pytest.mark.parametrize("angle", [15, 45])
+def test_the_arrows_of_a_block_at_rest_balance(angle):
+    """Along the slope: friction holds the weight, and with a pull holds what is more."""
+    slope, sine = {"angle": angle, "forces": ["weight", "normal", "friction"]}, math.sin(math.radians(angle))
+    assert lengths(slope)["friction"] == pytest.approx(3 * sine)
+    long = lengths(slope | {"forces": [*slope["forces"], "pull"]})
+    assert long["friction"] < 0 and long["friction"] + long["pull"] == pytest.approx(long["weight"] * sine)
+
+
+def test_nothing_is_held_on_level_ground_without_a_pull():
+    for seed in range(120):
+        spec = some_slope(LanguageChoices("slopes", seed, (64, 64)))
+        assert spec["angle"] or "pull" in spec["forces"], seed
+
+
+@pytest.mark.parametrize(
+    ("name", "groups"),
+    [
+        ("glycine", {"carboxylic acid": 1, "amino group": 1}),
+        ("serotonin", {"hydroxyl group": 1, "amino group": 1, "aromatic ring": 2}),
+        ("paracetamol", {"amide": 1, "hydroxyl group": 1, "aromatic ring": 1}),
+        ("aspirin", {"carboxylic acid": 1, "ester": 1, "aromatic ring": 1}),
+        ("furan", {"aromatic ring": 1}),
+        ("urea", {}),
+    ],
+)
+def test_groups_of_molecules(name, groups):
+    smiles = {names[0]: smiles for names, smiles in MOLECULES}[name]
+    assert {names[0]: len(found) for names, found in groups_of(smiles)} == groups
+
+
+def test_a_number_of_a_formula_is_found():
+    """The one that an edit changes stands in the formula once."""
+    for seed in range(200):
+        line, other = some_equation(LanguageChoices("equations", seed, (64, 64)))
+        ((old, new),) = [pair for pair in zip(line, other, strict=True) if pair[0] != pair[1]]
+        assert line.count(old) == 1 and new not in line.replace("2", ""), (line, other)
 
 
 def test_chemistry():

@@ -5,8 +5,8 @@ import itertools
 import numpy as np
 
 from ..drawing import COLOUR_NAMES, HEX, blend, some_style
-from ..figures import pieces, where
-from ..wording import in_language, listed, plain, puzzle, request, say, steps
+from ..figures import bilingual, pieces, where
+from ..wording import counted, in_language, listed, plain, puzzle, request, say, steps
 from .base import science
 
 # (title, axis of values, unit of the values in prose, categories)
@@ -138,8 +138,9 @@ SPREADS = (
     (("Times of a Run", "跑步用时"), ("Minutes", "分钟"), 5),
 )
 GROUPS = (("Group A", "甲组"), ("Group B", "乙组"), ("Group C", "丙组"))
+COUNT = ("Count", "数量")
 MARKS = ("o", "s", "^")
-HATCHES = ("", "//", "..")
+bilingual((TOPICS, MONTHS, SERIES, POINTS, SPREADS, GROUPS, COUNT))
 
 
 def both(pair, language: str) -> str:
@@ -378,8 +379,8 @@ def change_a_value(choices):
         choices,
         (
             "[Change|Set|Correct] the [value of|bar for|bar of] {name} to {value}.",
-            "[Make|Please make] the bar for {name} {value}.",
-            "{name} should be {value} [instead of|, not] {old}.",
+            "[Make|Please make] the bar for {name} show {value}.",
+            "{name} should be {value}[ instead of|, not] {old}.",
             "The value of {name} is wrong: it is {value}. Correct the chart.",
         ),
         (
@@ -435,7 +436,8 @@ def remove_a_bar(choices):
         forms = (
             (
                 "[Remove|Delete|Take out|Drop] [the bar for |]{name}.",
-                "[Please leave out|I do not need] {name}[ any more|].",
+                "Please leave out {name}.",
+                "I do not need {name}[ any more|].",
             ),
             ("[删除|去掉|移除]{name}。", "请把{name}[的柱子|]从图中[去掉|删除]。"),
         )
@@ -451,7 +453,7 @@ def retitle(choices):
     )
     prompt = say(
         choices,
-        ("[Change|Set|Rename] the title to “{title}”.", "The [title|heading] should [read|be|say] “{title}”."),
+        ("[Change|Set] the title to “{title}”.", "The [title|heading] should [read|be|say] “{title}”."),
         ("把标题[改为|改成|换成]“{title}”。", "标题应[为|是]“{title}”，请修改。"),
         title=title,
     )
@@ -576,10 +578,10 @@ def work_out_bars(choices):
     prompt = puzzle(
         choices,
         (
-            "a bar chart titled “{title}”: {one} is {a}, {two} is {times} "
-            "as much, and {three} is {less} less than {two}.",
-            "{one} has {a}. {two} has {times} as many as {one}. {three} has {less} "
-            "fewer than {two}. A bar chart of this, titled “{title}”.",
+            "a bar chart titled “{title}”: {a} for {one}, {times} as much for {two}, "
+            "and for {three} {less} less than for {two}.",
+            "{one}: {a}. {two}: {times} as much as {one}. {three}: {less} less than {two}. "
+            "A bar chart of this, titled “{title}”.",
         ),
         ("标题为“{title}”的柱状图：{one}是{a}，{two}是{one}的{times}倍，{three}比{two}少{less}。",),
         title=title,
@@ -593,7 +595,7 @@ def work_out_bars(choices):
     colours = listed(told_bars(choices, spec), said)
     words = steps(
         choices,
-        (f"{one} is given: {a}.", f"{one}已知：{a}。"),
+        (f"The value of {one} is given: {a}.", f"{one}已知：{a}。"),
         (f"{two}: {factor} × {a} = {values[1]}.", f"{two}：{factor} × {a} = {values[1]}。"),
         (f"{three}: {values[1]} − {less} = {values[2]}.", f"{three}：{values[1]} − {less} = {values[2]}。"),
         (
@@ -668,8 +670,8 @@ def draw_a_line_chart(choices):
     prompt = request(
         choices,
         (
-            "a line chart titled “{title}” for {first} to {last}: {lines}",
-            "a chart with {count} [line|curve](s), titled “{title}”, from {first} to {last}: {lines}",
+            "a line chart titled “{title}” from {first} to {last}: {lines}",
+            "a chart with {count}, titled “{title}”, from {first} to {last}: {lines}",
         ),
         (
             "一[张|幅]折线图，标题“{title}”，{first}到{last}：{lines}",
@@ -678,7 +680,7 @@ def draw_a_line_chart(choices):
         title=spec["title"],
         first=spec["names"][0],
         last=spec["names"][-1],
-        count=len(spec["series"]),
+        count=counted(len(spec["series"]), "line"),
         lines=told_lines(spec, choices.language),
     )
     return science.to_draw(choices, spec, prompt)
@@ -693,7 +695,8 @@ def change_a_point(choices):
         choices,
         (
             "[Change|Set|Correct] {label} in {month} to {value}.",
-            "{label} [should be|is] {value} in {month}[; correct the line|].",
+            "{label} should be {value} in {month}[; correct the line|].",
+            "{label} is {value} in {month}; correct the line.",
         ),
         ("把{label}{month}的[值|数值]改[为|成]{value}。", "{month}的{label}应为{value}，请修改[折线|图]。"),
         label=spec["labels"][i],
@@ -727,7 +730,10 @@ def ask_a_peak(choices):
         return ask_a_peak(choices)
     prompt = say(
         choices,
-        ("In which month is {label} {word}?", "When [does|did] {label} [reach|have] its {word} value?"),
+        (
+            "In which month is the line of {label} {word}?",
+            "When does the line of {label} [reach|have] its {word} value?",
+        ),
         ("{label}在哪个月{word}？", "哪个月{label}的[值|数值]{word}？"),
         label=spec["labels"][i],
         word=("highest", "最高") if highest else ("lowest", "最低"),
@@ -986,7 +992,7 @@ def draw_a_scatter_plot(choices):
     prompt = request(
         choices,
         (
-            "a scatter plot titled “{title}”, {across} against {unit}, with {told}",
+            "a scatter plot titled “{title}”, {unit} against {across}, with {told}",
             "a scatter plot of {unit} over {across} [called|titled] “{title}”: {told}",
         ),
         ("一[张|幅]散点图，标题“{title}”，横轴{across}，纵轴{unit}，{told}",),
@@ -1053,7 +1059,7 @@ def some_histogram(choices) -> dict:
         "style": chart_style(choices) | {"lying": False},
         "title": both(title, said),
         "across": both(across, said),
-        "unit": both(("Count", "数量"), said),
+        "unit": both(COUNT, said),
         "first": first,
         "width": width,
         "counts": [choices.number(1, 12) for _ in range(choices.number(5, 7))],
@@ -1124,7 +1130,7 @@ def change_a_bin(choices):
         choices,
         (
             "[Set|Change] the count of the bin from {a} to {b} to {count}.",
-            "[Make|Let] the bar between {a} and {b} {count} high.",
+            "Let the bar between {a} and {b} be {count} high.",
         ),
         ("把{a}到{b}这一组的频数改[为|成]{count}。",),
         a=a,

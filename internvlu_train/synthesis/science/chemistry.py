@@ -6,8 +6,8 @@ from collections import Counter
 from internvlu_core.errors import need
 
 from ..drawing import COLOUR_NAMES, HEX, blend, some_style
-from ..figures import held_out
-from ..wording import in_language, listed, puzzle, request, say, steps
+from ..figures import bilingual, held_out
+from ..wording import counted, in_language, listed, puzzle, request, say, steps
 from .base import science
 
 Chem = need("rdkit.Chem", "synthesis")
@@ -83,8 +83,8 @@ GROUPS = (
 SCAFFOLDS = (
     (("benzene ring", "苯环"), "c1ccccc1"),
     (("pyridine ring", "吡啶环"), "c1ccncc1"),
-    (("cyclohexane ring", "环己烷"), "C1CCCCC1"),
-    (("naphthalene", "萘环"), "c1ccc2ccccc2c1"),
+    (("cyclohexane ring", "环己烷环"), "C1CCCCC1"),
+    (("naphthalene skeleton", "萘环"), "c1ccc2ccccc2c1"),
 )
 ELEMENTS = {
     "O": ("oxygen", "氧"),
@@ -94,14 +94,30 @@ ELEMENTS = {
     "Cl": ("chlorine", "氯"),
 }
 ATOM_COLOURS = {"O": "#d62728", "N": "#1f5fd6", "S": "#b8860b", "F": "#2ca02c", "Cl": "#2ca02c", "Br": "#8c3b1a"}
+# An atom belongs to one group: O and N of acids, esters and amides are no hydroxyl or amino groups, and urea, in which
+# two N share a carbonyl, is no amide.
 PARTS = (
-    (("carboxylic acid", "羧酸"), "C(=O)[OX2H1]"),
-    (("ester", "酯"), "C(=O)[OX2][#6]"),
-    (("amide", "酰胺"), "C(=O)N"),
-    (("hydroxyl group", "羟基"), "[OX2H]"),
-    (("amino group", "氨基"), "[NX3;H2]"),
-    (("aromatic ring", "芳香环"), "a1aaaaa1"),
+    (("carboxylic acid", "羧酸"), "[CX3](=O)[OX2H1]"),
+    (("ester", "酯"), "[CX3](=O)[OX2][#6]"),
+    (("amide", "酰胺"), "[CX3;!$(C(N)N)](=O)[NX3]"),
+    (("hydroxyl group", "羟基"), "[OX2H;!$(OC=O)]"),
+    (("amino group", "氨基"), "[NX3;H2;!$(NC=O)]"),
 )
+AROMATIC = ("aromatic ring", "芳香环")
+TIMES = {1: "once", 2: "twice"}
+bilingual((MOLECULES, SCAFFOLDS))
+
+
+def groups_of(smiles: str) -> list:
+    """The PARTS and the aromatic rings that a molecule has: (names, the atoms of each)."""
+    molecule = Chem.MolFromSmiles(smiles)
+    found = [(names, molecule.GetSubstructMatches(Chem.MolFromSmarts(smarts))) for names, smarts in PARTS]
+    rings = [
+        ring
+        for ring in molecule.GetRingInfo().AtomRings()
+        if all(molecule.GetAtomWithIdx(atom).GetIsAromatic() for atom in ring)
+    ]
+    return [(names, atoms) for names, atoms in (*found, (AROMATIC, rings)) if atoms]
 
 
 def some_molecule(choices, molecule=None) -> dict:
@@ -279,7 +295,7 @@ def draw_a_molecule(choices):
         (
             "the [skeletal|structural|chemical] formula of {name}{colours}{title}",
             "the [structure|molecule] of {name} ({formula}) [as a skeletal formula|in skeletal form]{colours}{title}",
-            "the molecule with the SMILES {smiles} [as a skeletal formula|]{colours}",
+            "the molecule with the SMILES {smiles}[ as a skeletal formula|]{colours}",
         ),
         (
             "{name}的[结构式|骨架式|键线式]{colours}{title}",
@@ -320,8 +336,9 @@ def change_a_group(choices):
             a,
             (
                 (
-                    "[Add|Attach|Put] a {one} group to the {ring}.",
-                    "[Substitute|Replace] one hydrogen of the {ring} by a {one} group.",
+                    "[Add|Attach] a {one} group to the {ring}.",
+                    "Put a {one} group on the {ring}.",
+                    "Replace one hydrogen of the {ring} [by|with] a {one} group.",
                 ),
                 ("在{ring}上[加|引入|接上]一个{one}。",),
             ),
@@ -330,7 +347,7 @@ def change_a_group(choices):
             a,
             plain,
             (
-                ("[Remove|Delete|Take away] the {one} group.", "[Replace|Exchange] the {one} group by hydrogen."),
+                ("[Remove|Delete|Take away] the {one} group.", "Replace the {one} group [by|with] hydrogen."),
                 ("[去掉|移除|删除]{one}。", "把{one}换成氢。"),
             ),
         ),
@@ -339,7 +356,7 @@ def change_a_group(choices):
             b,
             (
                 (
-                    "[Replace|Exchange|Substitute] the {one} group [by|with] a {other} group.",
+                    "Replace the {one} group [by|with] a {other} group.",
                     "[Turn|Change] the {one} group into a {other} group.",
                 ),
                 ("把{one}[换成|改为]{other}。",),
@@ -360,16 +377,15 @@ def mark_atoms(choices):
     prompt = say(
         choices,
         (
-            "[Mark|Highlight] [all|the|every] {element} atom(s) [in|with] {colour}.",
+            "[Mark|Highlight] [all|the] {element} atoms [in|with] {colour}.",
+            "[Mark|Highlight] every {element} atom [in|with] {colour}.",
             "[Put|Draw] a {colour} disc behind each {element} atom.",
         ),
         ("用{colour}[标出|突出显示]所有{element}原子。", "在每个{element}原子后画一个{colour}圆。"),
         element=ELEMENTS[symbol],
         colour=colours[spec["mark"]],
     )
-    return science.to_edit(
-        choices, spec, spec | {"marked": found}, prompt.replace("(s)", "s" if "every" not in prompt else "")
-    )
+    return science.to_edit(choices, spec, spec | {"marked": found}, prompt)
 
 
 def restyle_a_molecule(choices):
@@ -394,7 +410,7 @@ def restyle_a_molecule(choices):
         "named": (
             (
                 "[Write|Put|Add] the name above[ the structure|].",
-                "[Add|Give it] a title with the name of the molecule.",
+                "[Add|Give the picture] a title with the name of the molecule.",
             ),
             ("在上方[写上|加上]名称。",),
         ),
@@ -455,19 +471,16 @@ def ask_a_name(choices):
     spec["style"]["named"] = False
     prompt = say(
         choices,
-        ("[What is this molecule called|Which compound is this|Name this compound][?|]",),
+        ("What is this molecule called?", "Which compound is this?", "Name this compound."),
         ("[这是什么化合物|图中的分子叫什么]？",),
     )
-    return science.to_ask(choices, spec, prompt.rstrip("?") + "?" if choices.language == "en" else prompt, spec["name"])
+    return science.to_ask(choices, spec, prompt, spec["name"])
 
 
 def work_out_a_formula(choices):
     """The groups of a molecule, then the molecule with the one that is asked for marked."""
     spec = some_molecule(choices)
-    molecule = Chem.MolFromSmiles(spec["smiles"])
-    present = [(names, Chem.MolFromSmarts(smarts)) for names, smarts in PARTS]
-    present = [(names, molecule.GetSubstructMatches(part)) for names, part in present]
-    present = [(names, found) for names, found in present if found]
+    present = groups_of(spec["smiles"])
     if not present:
         return work_out_a_formula(choices)
     names, found = choices.pick(present)
@@ -476,7 +489,7 @@ def work_out_a_formula(choices):
     prompt = puzzle(
         choices,
         (
-            "the structure of {name} with [its|the] {part} marked in {colour}.",
+            "the structure of {name} with every {part} marked in {colour}.",
             "which atoms of {name} belong to a {part}? Its structure with these marked in {colour}.",
         ),
         ("{name}的结构式，并用{colour}标出其中的{part}。",),
@@ -488,12 +501,13 @@ def work_out_a_formula(choices):
     words = steps(
         choices,
         (
-            f"{spec['name']} has the formula {formula(spec['smiles'])}; its SMILES is {spec['smiles']}.",
+            f"The molecule {spec['name']} has the formula {formula(spec['smiles'])}; its SMILES is {spec['smiles']}.",
             f"{spec['name']}的分子式为{formula(spec['smiles'])}，SMILES为{spec['smiles']}。",
         ),
-        (f"It has these groups: {every}.", f"它含有：{every}。"),
+        (f"Its groups: {every}.", f"它含有：{every}。"),
         (
-            f"The {names[0]} occurs {len(found)} time{'s' * (len(found) > 1)} and takes {len(marked)} atoms.",
+            f"The {names[0]} occurs {TIMES.get(len(found)) or counted(len(found), 'time')} "
+            f"and takes {counted(len(marked), 'atom')}.",
             f"其中{names[1]}有{len(found)}处，共{len(marked)}个原子。",
         ),
         (

@@ -7,8 +7,8 @@ import numpy as np
 from internvlu_core.errors import need
 
 from ..drawing import COLOUR_NAMES, HEX, blend, some_style
-from ..figures import pieces, where
-from ..wording import in_language, listed, puzzle, request, say, steps
+from ..figures import bilingual, pieces, where
+from ..wording import counted, in_language, listed, puzzle, request, say, steps
 from .base import science
 
 networkx = need("networkx", "synthesis")
@@ -153,7 +153,11 @@ def insert_into_a_tree(choices):
         if depth(grow(after["values"]), after["values"][0]) > 5:
             return insert_into_a_tree(choices)
         forms = (
-            ("[Insert|Add|Put in] {value}[ into the tree|].", "[Show|Draw] the tree after {value} was inserted."),
+            (
+                "[Insert|Put] {value} into the tree.",
+                "[Insert|Add] {value}.",
+                "[Show|Draw] the tree after {value} was inserted.",
+            ),
             ("[插入|加入]{value}。", "画出插入{value}之后的[树|二叉搜索树]。"),
         )
     else:
@@ -199,8 +203,8 @@ def mark_a_way(choices):
     prompt = say(
         choices,
         (
-            "[Mark|Colour] the nodes that a search for {value} visits in {colour}.",
-            "[Search|Look] for {value} and colour the [visited|passed] nodes {colour}.",
+            "[Mark|Colour] in {colour} the nodes that a search for {value} visits.",
+            "[Search|Look] for {value} and colour the nodes on the way {colour}.",
         ),
         ("把查找{value}时经过的节点[标成|涂成]{colour}。",),
         value=target,
@@ -227,7 +231,7 @@ def ask_about_a_tree(choices):
         when = choices.pick(("pre", "in", "post"))
         name = {"pre": ("pre-order", "前序"), "in": ("in-order", "中序"), "post": ("post-order", "后序")}[when]
         forms = (
-            ("[List|Give] the values in {name}.", "What is the {name} traversal?"),
+            ("[List|Give] the values in the order of the {name} traversal.", "What is the {name} traversal?"),
             ("[写出|给出]{name}遍历的结果。",),
         )
         answer = ", ".join(map(str, orders(tree, root)[when]))
@@ -418,7 +422,7 @@ def change_a_graph(choices):
         }
         prompt = say(
             choices,
-            ("[Remove|Delete] [the node |]{name} [and|with] [all |]its edges.",),
+            ("[Remove|Delete] [the node |]{name} [and all its|with its] edges.",),
             ("[删除|去掉]节点{name}及其所有边。",),
             name=name,
         )
@@ -507,7 +511,7 @@ def mark_the_shortest_way(choices):
         costs = networkx.single_source_shortest_path_length(graph, start)
         for level in range(max(costs.values()) + 1):
             names = listed(sorted(name for name, cost in costs.items() if cost == level), choices.language)
-            lines.append((f"After {level} steps: {names}.", f"走{level}步到达：{names}。"))
+            lines.append((f"After {counted(level, 'step')}: {names}.", f"走{level}步到达：{names}。"))
     said, colour = "–".join(way), NAMED[spec["mark"]]
     lines.append((f"The shortest path is {said}. It is drawn in {colour[0]}.", f"最短路径是{said}，画成{colour[1]}。"))
     prompt = say(
@@ -654,10 +658,11 @@ def draw_an_automaton(choices):
         (
             "a [finite automaton|state machine] with {count} {colour} states, start q0, accepting {accepting}; {moves}",
             "the [state diagram|transition diagram] of a finite automaton with the states "
-            "q0 to q{last} in {colour}, accepting {accepting}: {moves}",
+            "q0 {to} q{last} in {colour}, accepting {accepting}: {moves}",
         ),
         ("一个有限自动机：{count}个{colour}状态，初态q0，接受状态{accepting}；{moves}",),
         count=spec["count"],
+        to="to" if spec["count"] > 2 else "and",
         last=spec["count"] - 1,
         accepting=state_words(choices, spec["accepting"]),
         moves=move_words(choices, spec),
@@ -680,8 +685,10 @@ def change_an_automaton(choices):
         state = choices.number(0, spec["count"] - 1)
         accepts = state in spec["accepting"]
         after = spec | {"accepting": sorted(set(spec["accepting"]) ^ {state})}
-        forms = ("[Make|Let] q{state} [be |]an accepting state.",), ("把q{state}[变成|设为]接受状态。",)
-        forms = (("[Mark|Draw] q{state} as an accepting state.", "q{state} should [accept|be accepting]."), forms[1])
+        forms = (
+            ("[Mark|Draw] q{state} as an accepting state.", "q{state} should [accept|be accepting]."),
+            ("把q{state}[变成|设为]接受状态。",),
+        )
         if accepts:
             forms = (
                 ("q{state} should no longer be accepting.", "[Draw|Mark] q{state} as a state that does not accept."),
@@ -695,7 +702,7 @@ def change_an_automaton(choices):
     prompt = say(
         choices,
         (
-            "[Let|Make] {letter} lead from q{state} to q{new} [instead of|and not to] q{old}.",
+            "[Let|Make] {letter} lead from q{state} to q{new} [instead of|and not] to q{old}.",
             "[Redirect|Change] the transition of q{state} on {letter}: it should go to q{new}.",
         ),
         ("把q{state}读{letter}的转移改到q{new}。",),
@@ -884,7 +891,10 @@ def change_a_row(choices):
         forms = (
             (("Push {new}[ onto the stack|].", "[Put|Lay] {new} on top."), ("[将|把]{new}入栈。",))
             if push
-            else (("Pop[ the stack| one element].", "[Take|Remove] the top element."), ("出栈一次。", "弹出栈顶元素。"))
+            else (
+                ("Pop [the stack once|one element].", "[Take|Remove] the top element."),
+                ("出栈一次。", "弹出栈顶元素。"),
+            )
         )
     elif kind == "queue":
         push = choices.flip(0.5) or len(values) < 4
@@ -1008,6 +1018,7 @@ SORTS = (
     (("selection sort", "选择排序"), selection),
     (("insertion sort", "插入排序"), insertion),
 )
+bilingual(tuple((en.capitalize(), zh) for (en, zh), _ in SORTS))
 
 
 @science.figure("passes")
@@ -1069,7 +1080,7 @@ def draw_a_sort(choices):
         choices,
         (
             "the passes of {name} on {values}, one row each, {fill} cells, moved values in {mark}",
-            "how {name} sorts {values}: one row [for each|per] pass, {fill} cells, changes in {mark}",
+            "a diagram of how {name} sorts {values}: one row [for each|per] pass, {fill} cells, changes in {mark}",
         ),
         ("{name}对{values}排序的每一趟，每趟一行，单元格为{fill}，变动的元素为{mark}",),
         name=name,

@@ -261,12 +261,11 @@ def change_a_plot(choices):
         if abs(y) > 4:
             return change_a_plot(choices)
         label = f"({plain(x)}, {plain(y)})".replace("-", "−")
-        after, values = spec | {"points": [[x, y, label, 1]]}, {"x": plain(x), "label": label}
+        after, values = spec | {"points": [[x, y, label, 1]]}, {"x": plain(x)}
         forms = (
-            ("[Mark|Add] the point of the curve at x = {x}[, and write its coordinates|] with its coordinates.",),
+            ("[Mark|Add|Show] the point of the curve at x = {x} with its coordinates.",),
             ("标出曲线上x = {x}的点及其坐标。",),
         )
-        forms = (("[Mark|Add|Show] the point of the curve at x = {x} with its coordinates.",), forms[1])
     else:
         other = some_function(choices, function["family"])
         if formula_of(other) == formula_of(function):
@@ -564,7 +563,7 @@ def change_a_triangle(choices):
         spec, after = (less, more) if what == "mark" else (more, less)
         forms = (
             (
-                ("[Mark|Label] the angle at {b} too.", "The angle at {b} is not marked[. Add it|; add it]."),
+                ("[Mark|Label] the angle at {b} too.", "The angle at {b} is not marked[. Mark it|; mark it]."),
                 ("标出{b}处的角。",),
             )
             if what == "mark"
@@ -598,7 +597,7 @@ def ask_an_angle(choices):
         forms = ("Is the triangle acute, right or obtuse?",), ("这是锐角、直角还是钝角三角形？",)
         return science.to_ask(choices, spec, say(choices, *forms), in_language(kinds, choices.language))
     forms = (
-        ("How large is the angle at {b}?", "[Find|Work out] the angle marked with ?"),
+        ("How large is the angle at {b}?", "[Find|Work out] the angle marked with “?”."),
         ("{b}处的角是多少度？", "求标有“?”的角。"),
     )
     answer = spec["angles"][i]
@@ -744,10 +743,9 @@ def typed(line: str) -> str:
 
 
 def some_equation(choices) -> tuple[str, str]:
-    """A random equation, and the same with another number."""
+    """A random equation, and the same with another number, which stands in it once and is no power."""
     kind = choices.pick(("polynomial", "fraction", "root", "integral", "system"))
-    a, b, c = (choices.number(2, 9) for _ in range(3))
-    other = choices.pick([n for n in range(2, 10) if n not in (a, b, c)])
+    a, b, c, other = choices.few(range(3, 10), 4)
     shape = {
         "polynomial": f"{{}}x^2 - {b}x + {c} = 0",
         "fraction": rf"\frac{{x + {{}}}}{{{b}}} = \frac{{{c}}}{{x}}",
@@ -760,23 +758,31 @@ def some_equation(choices) -> tuple[str, str]:
     ).replace("{{", "{").replace("}}", "}")
 
 
+def with_article(name) -> tuple[str, str]:
+    """ "the law of sines", but "Euler's identity"."""
+    en, zh = name
+    return en if "'" in en else f"the {en}", zh
+
+
 def draw_a_formula(choices):
     colour = choices.pick(COLOUR_NAMES) if choices.flip(0.4) else None
     extra = (f" in {colour[0]}", f"，用{colour[1]}") if colour else ("", "")
     if choices.flip(0.5):
         (name, line) = choices.pick(held_out(choices, FORMULAS))
         forms = (
-            ("the {name}, typeset[ large|]{extra}: {line}", "the formula of the {name}{extra}"),
+            ("{name}, typeset[ large|]{extra}: {line}", "the formula [of|for] {name}{extra}"),
             ("{name}的公式{extra}", "排印出{name}{extra}：{line}"),
         )
     else:
-        name, (line, _) = "", some_equation(choices)
+        name, (line, _) = ("", ""), some_equation(choices)
         forms = (
             ("the formula {line}, typeset{extra}", "{line} as a [typeset|printed] formula{extra}"),
             ("排印公式{line}{extra}",),
         )
     spec = formula_spec(choices, [line]) | {"hue": colour[0] if colour else None}
-    return science.to_draw(choices, spec, request(choices, *forms, name=name, line=typed(line), extra=extra))
+    return science.to_draw(
+        choices, spec, request(choices, *forms, name=with_article(name), line=typed(line), extra=extra)
+    )
 
 
 def change_a_formula(choices):
@@ -791,12 +797,15 @@ def change_a_formula(choices):
         return science.to_edit(choices, spec, spec | {"hue": colour[0]}, prompt)
     prompt = say(
         choices,
-        ("[Replace|Change] the {place} {old} [by|to] {new}.", "It should [be|read] {line}."),
-        ("把公式改为{line}。", "把{place}的{old}改成{new}。"),
+        (
+            "Replace the number {old} [by|with] {new}.",
+            "Change the number {old} to {new}.",
+            "It should [be|read] {line}.",
+        ),
+        ("把公式改为{line}。", "把数字{old}改成{new}。"),
         old=old,
         new=new,
         line=typed(other),
-        place=("number", "数") if line.count(old) == 1 else ("first", "第一个"),
     )
     return science.to_edit(choices, spec, spec | {"lines": [other]}, prompt)
 
@@ -858,7 +867,7 @@ def work_out_a_derivative(choices):
         choices,
         ("the derivative of f(x) = {before}; show f and f′ as formulas.",),
         ("求f(x) = {before}的导数，写出f和f′的公式。",),
-        before=before.replace("^2", "²").replace("^3", "³"),
+        before=before.replace("^2", "²").replace("^3", "³").replace(" - ", " − "),
     )
     lines = []
     for i, factor in enumerate(factors):

@@ -22,13 +22,29 @@ FORCES = {
     "friction": (("friction", "摩擦力"), "f", "green"),
     "pull": (("pull", "拉力"), "F", "purple"),
 }
-MOTIONS = {"down": ("slides down", "下滑"), "up": ("is pushed up", "被推上去")}
+WEIGHT, FRICTION = 3.0, 1.5  # lengths of arrows; that of friction is one against a pull
+
+
+def lengths(spec) -> dict[str, float]:
+    """How long the arrow of each force is, in proportion; of friction and pull positive up the slope.
+
+    The block is at rest: friction holds what the weight, or a pull up the slope, would move.
+    """
+    angle = math.radians(spec["angle"])
+    along = WEIGHT * math.sin(angle)
+    pulled = "pull" in spec["forces"]
+    return {
+        "weight": WEIGHT,
+        "normal": WEIGHT * math.cos(angle),
+        "friction": -FRICTION if pulled else along,
+        "pull": along + FRICTION,
+    }
 
 
 def some_slope(choices) -> dict:
     angle = choices.pick((0, 15, 20, 25, 30, 35, 40, 45))
     forces = ["weight", "normal"] + (["friction"] if angle or choices.flip(0.5) else [])
-    if "friction" not in forces or choices.flip(0.3):
+    if not angle or choices.flip(0.3):  # without a pull there is no friction on level ground
         forces.append("pull")
     return {
         "figure": "slope",
@@ -71,16 +87,10 @@ def draw_slope(paper, spec):
     mass = f"{spec['mass']} kg"
     # Above the arrow of the weight, and left of that of the normal force.
     paper.text(*at(*place(-0.57, 0.42)), mass, paper.fit(mass, 0.82 * plane.scale, 0.95), turn=spec["angle"])
-    ways = {
-        "weight": ((0, 0), (0, -1), 3.0),
-        "normal": ((0, 0), up, 3.0 * math.cos(angle)),
-        "friction": (tuple(-1.05 * a for a in along), along, -2.0),
-        "pull": (tuple(1.05 * a for a in along), along, 2.3),
-    }
-    if "pull" not in spec["forces"]:  # friction acts up the slope, where the block would slide down
-        ways["friction"] = (tuple(1.05 * a for a in along), along, 2.0)
+    ways, long = {"weight": (0, -1), "normal": up, "friction": along, "pull": along}, lengths(spec)
     for force in spec["forces"]:
-        (x, y), way, size = ways[force]
+        way, size = ways[force], long[force]
+        x, y = (math.copysign(1.05, size) * a if way == along else 0 for a in way)  # from the side, or the middle
         names, letter, colour = FORCES[force]
         tail = (middle[0] + x, middle[1] + y)
         head = (tail[0] + size * way[0], tail[1] + size * way[1])
@@ -126,7 +136,7 @@ def draw_forces(choices):
         choices,
         (
             "a free-body diagram of a block of {mass} kg on {slope} with {forces}",
-            "the forces on a {mass} kg block on {slope}: {forces}, as arrows",
+            "a diagram of the forces on a {mass} kg block on {slope}: {forces}, as arrows",
         ),
         (
             "一[张|幅]受力分析图：{mass}千克的物块放在{slope}，画出{forces}",
@@ -148,7 +158,7 @@ def change_a_slope(choices):
         forms = (
             (
                 "[Set|Change] the [angle|inclination] of the surface to {angle}°.",
-                "[Tilt|Incline] the surface at {angle}°.",
+                "[Tilt|Incline] the surface to {angle}°.",
             ),
             ("把[斜面|支撑面]的倾角[改为|变成]{angle}°。",),
         )
@@ -187,14 +197,15 @@ def components(spec) -> tuple[float, float, float]:
 
 def ask_a_force(choices):
     spec = some_slope(choices)
-    spec["forces"] = [force for force in spec["forces"] if force != "pull" or not spec["angle"]]
+    spec["forces"] = ["weight", "normal"] + (["friction"] if spec["angle"] else [])  # which balance each other
     weight, across, along = components(spec)
     which = choices.pick(("weight", "normal", "friction") if spec["angle"] else ("weight", "normal"))
     answer = {"weight": weight, "normal": across, "friction": along}[which]
     forms = (
         (
-            "How large is the {force} on the [resting |]block[ at rest|]? Take g = 10 m/s² and round to one decimal.",
-            "The block is at rest. [Find|Compute|What is] the {force} in newtons (g = 10 m/s², one decimal)[?|.]",
+            "How large is the {force} on the [resting block|block at rest]? Take g = 10 m/s² and round to one decimal.",
+            "The block is at rest. [Find|Compute] the {force} in newtons (g = 10 m/s², one decimal).",
+            "The block is at rest. What is the {force} in newtons (g = 10 m/s², one decimal)?",
         ),
         ("物块静止，[求|计算]{force}的大小（g取10 m/s²，保留一位小数，单位牛）。",),
     )
@@ -359,9 +370,9 @@ def move_the_object(choices):
     prompt = say(
         choices,
         (
-            "[Move|Shift|Put] the object to {far} cm [from|before] the "
-            "lens[ and redraw the rays|], where the focal length is {focus} cm.",
-            "The object [is|stands] now {far} cm from the lens (f = {focus} "
+            "[Move|Shift] the object to {far} cm from the lens[ and redraw the rays|]. The focal length is {focus} cm.",
+            "Put the object {far} cm [from|before] the lens, where the focal length is {focus} cm.",
+            "The object now [is|stands] {far} cm from the lens (f = {focus} "
             "cm). [Redraw|Correct] the rays and the image.",
         ),
         ("焦距为{focus}厘米，把物体移到距透镜{far}厘米处，重画光线和像。",),
@@ -387,7 +398,10 @@ def ask_about_an_image(choices):
     if choices.flip(0.5):
         prompt = say(
             choices,
-            ("[Describe|What is] the image: real or virtual, upright or inverted, magnified or reduced[?|.]",),
+            (
+                "Describe the image: real or virtual, upright or inverted, magnified or reduced.",
+                "What is the image: real or virtual, upright or inverted, magnified or reduced?",
+            ),
             ("像的性质是什么（正立或倒立、放大或缩小、实像或虚像）？",),
         )
         answer = in_language(image_words(spec), choices.language)
@@ -435,7 +449,7 @@ def work_out_an_image(choices):
         (f"The magnification is {plain(size)}; the image is {en}.", f"放大率为{plain(size)}，成{zh}。"),
         (
             f"The picture shows {spec['style']['rays']} rays from the tip of the object, which "
-            f"{'meet' if distance > 0 else 'come, extended backwards,'} at the tip of the image.",
+            f"meet{'' if distance > 0 else ', extended backwards,'} at the tip of the image.",
             f"图中从物体顶端画{spec['style']['rays']}条光线，"
             f"{'会聚于' if distance > 0 else '反向延长线会聚于'}像的顶端。",
         ),
@@ -523,7 +537,7 @@ def draw_a_refraction(choices):
         (
             "a {colour} ray of light that goes from {upper} (above) into {lower} "
             "(below) at {angle}° to the normal, with its angles{extra}",
-            "the refraction of a {colour} ray between {upper} above and "
+            "a diagram of the refraction of a {colour} ray between {upper} above and "
             "{lower} below, angle of incidence {angle}°{extra}",
         ),
         ("一条{colour}光线从上方的{upper}以{angle}°入射角射入下方的{lower}，标出各个角{extra}",),
@@ -554,7 +568,7 @@ def change_a_refraction(choices):
         after, value = spec | {"lower": medium}, MEDIA[medium][0]
         forms = (
             (
-                "[Replace|Exchange] the lower medium [by|with] {value}[, and redraw the rays|].",
+                "Replace the lower medium [by|with] {value}[, and redraw the rays|].",
                 "[Let|Make] the light enter {value} instead[ and correct the rays|].",
             ),
             ("把下方的介质换成{value}[，并重画光线|]。",),
@@ -743,17 +757,17 @@ def circuit_words(spec) -> tuple[str, str]:
     ohms, part = spec["ohms"], PARTS[spec["part"]]
     values = [f"R{i + 1} = {value} Ω" for i, value in enumerate(ohms)]
     if len(ohms) == 1:
-        en, zh = f"a {part[0]} of {ohms[0]} Ω", f"一个{ohms[0]}欧的{part[1]}"
+        en, zh = [f"a {part[0]} of {ohms[0]} Ω"], f"一个{ohms[0]}欧的{part[1]}"
     else:
         how = ("in parallel", "并联") if spec["parallel"] else ("in series", "串联")
-        en = f"{len(ohms)} {part[0]}s {how[0]} ({', '.join(values)})"
+        en = [f"{len(ohms)} {part[0]}s {how[0]} ({', '.join(values)})"]
         zh = f"{len(ohms)}个{how[1]}的{part[1]}（{'、'.join(values)}）"
     if spec["switch"] != "none":
-        en += f", {'an' if spec['switch'] == 'open' else 'a'} {spec['switch']} switch"
+        en.append(f"{'an' if spec['switch'] == 'open' else 'a'} {spec['switch']} switch")
         zh += f"、一个{'断开' if spec['switch'] == 'open' else '闭合'}的开关"
     if spec["meter"]:
-        en, zh = en + ", and an ammeter", zh + "和一个电流表"
-    return en, zh
+        en, zh = [*en, "an ammeter"], zh + "和一个电流表"
+    return listed(en, "en"), zh
 
 
 def draw_a_circuit(choices):
@@ -761,7 +775,7 @@ def draw_a_circuit(choices):
     prompt = request(
         choices,
         (
-            "a circuit [diagram |]with a battery of {volts} V and {parts}",
+            "a circuit[ diagram|]: a battery of {volts} V with {parts}",
             "the [schematic|circuit diagram] of a {volts} V battery with {parts}",
         ),
         ("一[张|幅]电路图：{volts}伏电池、{parts}", "电路图，含{volts}伏电源，{parts}"),
@@ -780,7 +794,7 @@ def change_a_circuit(choices):
         after = spec | {"ohms": [*spec["ohms"][:i], new, *spec["ohms"][i + 1 :]]}
         values = {"name": f"R{i + 1}", "new": new}
         forms = (
-            ("[Change|Set] {name} to {new} Ω.", "{name} [should be|is] {new} Ω[ instead|]."),
+            ("[Change|Set] {name} to {new} Ω.", "{name} should be {new} Ω[ instead|]."),
             ("把{name}[改为|改成]{new}欧。",),
         )
     elif what == "volts":
@@ -796,13 +810,17 @@ def change_a_circuit(choices):
         forms = (
             (("[Close|Shut] the switch.",), ("[闭合|合上]开关。",))
             if spec["switch"] == "open"
-            else (("Open the switch.", "Switch [it|the circuit] off."), ("[断开|打开]开关。",))
+            else (("Open the switch.", "Switch the circuit off."), ("[断开|打开]开关。",))
         )
     elif what == "part":
         after = spec | {"part": "resistor" if spec["part"] == "lamp" else "lamp"}
         values = {"old": PARTS[spec["part"]], "new": PARTS[after["part"]]}
         forms = (
-            ("[Replace|Exchange] the {old}s [with|by] {new}s.", "[Make|Turn] every {old} [into |]a {new}."),
+            (
+                "Replace the {old}s [with|by] {new}s.",
+                "Exchange the {old}s for {new}s.",
+                "Turn every {old} into a {new}.",
+            ),
             ("把[所有|]{old}换成{new}。",),
         )
     else:
@@ -857,22 +875,23 @@ def work_out_a_circuit(choices):
     total = sum(spec["ohms"])
     current = choices.pick((0.25, 0.5, 1, 2))
     spec["volts"] = total * current
-    known = listed([f"{value} Ω" for value in spec["ohms"][:-1]], choices.language)
+    known = [f"{value} Ω" for value in spec["ohms"][:-1]]
     prompt = puzzle(
         choices,
         (
-            "a battery of {volts} V must drive {current} A through {known} and one more "
-            "resistor, all in series. The circuit[ diagram|] with {last}{meter}.",
+            "a battery of {volts} V must drive {current} A through {parts}, all in series. "
+            "The circuit[ diagram|] with {last}{meter}.",
         ),
-        ("{volts}伏电池给{known}和另一个电阻串联供电，电流为{current}安。求出该电阻并画出电路图，标上{last}{meter}。",),
+        ("{volts}伏电池给{parts}和另一个电阻串联供电，电流为{current}安。求出该电阻并画出电路图，标上{last}{meter}。",),
         volts=plain(spec["volts"]),
         current=plain(current),
-        known=known,
+        parts=(listed([*known, "one more resistor"], "en"), listed(known, "zh")),
         last=f"R{len(spec['ohms'])}",
         meter=(" and an ammeter", "，并画电流表") if spec["meter"] else ("", ""),
     )
     last, name = spec["ohms"][-1], f"R{len(spec['ohms'])}"
     sums = " + ".join(map(str, spec["ohms"][:-1]))
+    sums = f"({sums})" if len(known) > 1 else sums
     words = steps(
         choices,
         (
@@ -880,8 +899,8 @@ def work_out_a_circuit(choices):
             f"总电阻：U / I = {plain(spec['volts'])} / {plain(current)} = {total} Ω。",
         ),
         (
-            f"In series, resistances add up, so {name} = {total} − ({sums}) = {last} Ω.",
-            f"串联电阻相加，所以{name} = {total} − ({sums}) = {last} Ω。",
+            f"In series, resistances add up, so {name} = {total} − {sums} = {last} Ω.",
+            f"串联电阻相加，所以{name} = {total} − {sums} = {last} Ω。",
         ),
         (
             f"The picture: a battery of {plain(spec['volts'])} V with {circuit_words(spec)[0]}.",
