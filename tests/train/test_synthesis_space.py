@@ -105,11 +105,12 @@ def test_a_cut_through_a_hole_has_all_its_faces():
 
 
 @pytest.mark.parametrize(
-    ("plane", "words", "area"),
-    [((0, 0, 1.5, 0, 0, 1), "a quadrilateral", 2), ((0, 0, 1, 0, -1, 0), "a triangle", 3 * 2**0.5)],
+    ("sides", "plane", "words", "area"),
+    [(4, (0, 0, 1.5, 0, 0, 1), "a quadrilateral", 2), (6, (0, 0, 1, 0, -1, 0), "a triangle", 6)],
 )
-def test_the_section_of_a_pyramid_is_straight(plane, words, area):
-    parts = [*PYRAMID, ["-", "half", *plane]]
+def test_the_section_of_a_pyramid_is_straight(sides, plane, words, area):
+    """Also where its sides are edges of the pyramid, which are Bezier curves of the kernel."""
+    parts = [["+", "pyramid", sides, 2, 3], ["-", "half", *plane]]
     assert section_words(parts)[0] == words and kernel.section(parts).area == pytest.approx(area, rel=1e-3)
 
 
