@@ -95,5 +95,6 @@ def _run(options: BatchOptions, work: Work, chunks: list[Chunk], workflow: Workf
         for worker in workers:
             worker.server.check()
         return run_threads(workers, chunks)
-    model = Workers(partial(Worker, work, options.model.load), work.output.tries, options.model.device)
+    hint = "; with --chunk 1 you see at which row"
+    model = Workers(partial(Worker, work, options.model.load), work.output.tries, options.model.device, hint=hint)
     return run_ray(model, chunks, options.ray) if options.ray else run_local(model, chunks)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from ..errors import InputError, need
+from ..errors import MAX_SETTING, InputError, check_integer, check_number, need
 from .requests_file import Chunk
 
 Done = tuple[int, int]
@@ -43,8 +43,16 @@ class RayOptions:
     def chosen(
         cls, workers: int | None, address: str | None, gpus: float | None = None, cpus: int | None = None
     ) -> "RayOptions | None":
-        """From a command's options, each of which may be None. None for this process: no workers and no address."""
+        """From a command's options, each of which may be None. None for this process: no workers and no address.
+
+        Raises InputError for numbers with which Ray would fail later.
+        """
         count = workers if workers is not None else int(address is not None)
+        check_integer("workers", count, 0, MAX_SETTING)
+        if cpus is not None:
+            check_integer("cpus per worker", cpus, 1, MAX_SETTING)
+        if gpus is not None:
+            check_number("gpus per worker", gpus, lambda value: 0 <= value < MAX_SETTING, "0 or more")
         return cls(count, address, gpus, cpus) if count else None
 
 
@@ -54,13 +62,14 @@ class Workers:
 
     make(): a worker, in the process that it is for. tries(chunk): a file beside the chunk's part that the next run
     removes. device: of the workers; None for a GPU if there is one. packages: folders of packages that workers on
-    other machines need beside this one.
+    other machines need beside this one. hint: what a user can do about a chunk during which workers die.
     """
 
     make: Callable[[], DoChunk]
     tries: Callable[[Chunk], Path]
     device: str | None = None
     packages: tuple[str, ...] = ()
+    hint: str = ""
 
 
 def run_local(workers: Workers, chunks: list[Chunk]) -> Iterator[Done]:
@@ -75,7 +84,7 @@ class RayWorker:
 
     def __init__(self, workers: Workers, threads: int):
         torch.set_num_threads(threads)
-        self.worker, self.tries = workers.make(), workers.tries
+        self.worker, self.tries, self.hint = workers.make(), workers.tries, workers.hint
 
     def __call__(self, batch: dict) -> dict:
         columns = (map(kind, batch[name]) for name, kind in Chunk.__annotations__.items())
@@ -89,10 +98,8 @@ class RayWorker:
         with tries.open("ab") as file:
             file.write(b".")
         if tries.stat().st_size > ATTEMPTS:
-            raise InputError(
-                f"{ATTEMPTS} workers have died during rows {chunk.first} to {chunk.first + chunk.count - 1}; "
-                "with --chunk 1 you see at which row"
-            )
+            last = chunk.first + chunk.count - 1
+            raise InputError(f"{ATTEMPTS} workers have died during rows {chunk.first} to {last}" + self.hint)
         done = self.worker(chunk)
         tries.unlink(missing_ok=True)
         return done

@@ -454,12 +454,13 @@ def test_a_chunk_that_ends_its_workers_ends_the_run(tmp_path):
     """Ray would give it to another worker for ever."""
     work = Work(requests_of(tmp_path), Output(tmp_path, carried={"i": "int"}))
     (chunk,) = scan(work.requests).chunks(set(), 64)
-    worker = engines.RayWorker(engines.Workers(partial(Worker, work, MODEL.load), work.output.tries), 1)
+    workers = engines.Workers(partial(Worker, work, MODEL.load), work.output.tries, hint="; look there")
+    worker = engines.RayWorker(workers, 1)
     batch = {name: np.array([value]) for name, value in asdict(chunk).items()}
     assert worker(batch) == {"rows": [10], "errors": [0]}
     assert not work.output.tries(chunk).exists()
     work.output.tries(chunk).write_bytes(b"." * engines.ATTEMPTS)
-    with pytest.raises(InputError, match="5 workers have died during rows 0 to 9"):
+    with pytest.raises(InputError, match=r"5 workers have died during rows 0 to 9; look there$"):
         worker(batch)
     with work.output.locked():
         assert not work.output.tries(chunk).exists()
