@@ -10,18 +10,22 @@ The second draws samples on one contact sheet. See docs/synthesis.md.
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
 from internvlu_core.batch.engines import RayOptions
-from internvlu_core.batch.worker import ModelOptions, read_size
+from internvlu_core.batch.worker import ModelOptions, describe, read_size
 from internvlu_core.cli import Progress
 from internvlu_core.errors import CheckpointError, InputError, how_to_install, in_one_line
 
+from ..sample import Sample
 from . import DOMAINS, LANGUAGES, Resources, sheet
 from .rewrite import Rewriter, by_model, by_server
 from .writer import FORMATS, Output, Plan, write
+
+WRITING = ("format", "shard", "skip_bad", "workers", "address", "cpus_per_worker", "rewrite", "rewrite_url")
+PARTS = {"device": "rewrite", "rewrite_key": "rewrite_url"}  # options that say more about another
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -56,8 +60,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--fonts", type=Path, metavar="FOLDER", help="more fonts")
     add("--pictures", type=Path, metavar="FOLDER", help="of humour: pictures for the captions, in place of drawn ones")
     add("--sheet", type=Path, metavar="FILE", help="draw the samples on one contact sheet")
-    add("--format", choices=FORMATS, default=FORMATS[0])
-    add("--shard", type=int, default=256, help="samples of one shard")
+    add("--format", choices=FORMATS, help=f"by default {FORMATS[0]}")
+    add("--shard", type=int, help="samples of one shard; by default 256")
     add("--skip-bad", action="store_true", help="list a sample that fails, and go on")
     add("--workers", type=int, help="processes, by Ray; by default this one")
     add("--address", help="of a Ray cluster to join")
@@ -75,15 +79,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def run(options) -> int:
-    if (options.out is None) == (options.sheet is None):
-        raise InputError("give either OUT or --sheet")
-    if options.rewrite and options.rewrite_url:
-        raise InputError("give either --rewrite or --rewrite-url")
-    if bool(options.rewrite_url) != bool(options.rewrite_model):
-        raise InputError("--rewrite-url and --rewrite-model belong together")
-    for name, folder in (("fonts", options.fonts), ("pictures", options.pictures)):
-        if folder and not folder.is_dir():
-            raise InputError(f"--{name}: there is no folder {folder}")
+    check_together(options)
     plan = Plan(
         domain=options.domain,
         count=options.count,
@@ -93,20 +89,54 @@ def run(options) -> int:
         language=options.language,
         seed=options.seed,
         evaluation=options.evaluation,
-        shard=options.shard,
+        **({} if options.shard is None else {"shard": options.shard}),
         rewriter=options.rewrite_model if options.rewrite_url else options.rewrite,
         resources=Resources(*(folder and folder.absolute() for folder in (options.fonts, options.pictures))),
     )
     if options.sheet:
-        sheet.save(sheet.sheet(map(plan.sample, range(plan.count))), options.sheet)
+        sheet.save(sheet.sheet(samples(plan)), options.sheet)
         return 0
     return write_samples(plan, options)
 
 
+def check_together(options):
+    """Raise InputError for options that cannot be used together, of which one would have no effect."""
+    if (options.out is None) == (options.sheet is None):
+        raise InputError("give either OUT or --sheet")
+    given = {name for name, value in vars(options).items() if value not in (None, False)}
+    if options.sheet and (unused := [name for name in WRITING if name in given]):
+        raise InputError(f"--{unused[0].replace('_', '-')} has no effect on a sheet; leave it out, or give OUT")
+    if options.rewrite and options.rewrite_url:
+        raise InputError("give either --rewrite or --rewrite-url")
+    if bool(options.rewrite_url) != bool(options.rewrite_model):
+        raise InputError("--rewrite-url and --rewrite-model belong together")
+    for part, whole in PARTS.items():
+        if part in given and whole not in given:
+            part, whole = (f"--{name.replace('_', '-')}" for name in (part, whole))
+            raise InputError(f"{part} has no effect without {whole}")
+    if "cpus_per_worker" in given and not given & {"workers", "address"}:
+        raise InputError("--cpus-per-worker has no effect without --workers or --address")
+    for name, folder in (("fonts", options.fonts), ("pictures", options.pictures)):
+        if folder and not folder.is_dir():
+            raise InputError(f"--{name}: there is no folder {folder}")
+
+
+def samples(plan: Plan) -> Iterator[Sample]:
+    """All samples of a plan. Raises InputError for one that cannot be made."""
+    for number in range(plan.count):
+        try:
+            yield plan.sample(number)
+        except InputError:
+            raise
+        except Exception as error:
+            raise InputError(f"sample {number} failed: {describe(error)}") from error
+
+
 def write_samples(plan: Plan, options) -> int:
-    output = Output(options.out.absolute(), options.format, options.skip_bad)
+    output = Output(options.out.absolute(), options.format or FORMATS[0], options.skip_bad)
     with Progress(0, "sample") as progress:
-        ray = RayOptions.chosen(options.workers, options.address, cpus=options.cpus_per_worker or 1)
+        cpus = 1 if options.cpus_per_worker is None else options.cpus_per_worker
+        ray = RayOptions.chosen(options.workers, options.address, cpus=cpus)
         summary = write(
             plan, output, ray, progress.rows, rewriter(options), options.device if options.rewrite else "cpu"
         )

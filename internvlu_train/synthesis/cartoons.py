@@ -61,9 +61,15 @@ def files(folder: Path) -> list[Path]:
 
 
 def paint(scene: Scene, mood: str, size: tuple[int, int]) -> Image.Image:
-    """A picture of a scene, RGB, of this size. mood: one of MOODS, of a drawn animal."""
+    """A picture of a scene, RGB, of this size. mood: one of MOODS, of a drawn animal.
+
+    Raises ValueError for a user's picture that cannot be read: other samples can be made without it.
+    """
     if scene.file:
-        return ImageOps.fit(open_image(scene.file).convert("RGB"), size, Image.Resampling.LANCZOS)
+        try:
+            return ImageOps.fit(open_image(scene.file).convert("RGB"), size, Image.Resampling.LANCZOS)
+        except InputError as error:
+            raise ValueError(str(error)) from error
     width, height = 2 * size[0], 2 * size[1]
     down = np.linspace(1.06, 0.78, height)[:, None, None]
     wall = np.broadcast_to((np.float64(scene.wall) * down).clip(0, 255).astype(np.uint8), (height, width, 3))

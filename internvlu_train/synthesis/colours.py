@@ -24,6 +24,8 @@ NAMES: dict[str, tuple[Colour, str]] = {  # English name: (colour, Chinese name)
     "brown": ((98, 58, 32), "棕色"),
     "grey": ((120, 122, 126), "灰色"),
 }
+CALLED = {levels: name for name, (levels, _) in NAMES.items()}
+GLOWS = ("red", "orange", "yellow", "green", "sky blue", "blue", "purple", "pink")  # of neon
 READABLE = 4.5  # contrast of words that can be read, as WCAG 2.1 has it
 
 

@@ -12,18 +12,19 @@ from ..sample import Sample
 from . import LanguageChoices, cartoons, phrases, text
 from .colours import colour
 from .fonts import faces
-from .layout import Block, Style, is_wide
-from .media import Piece
+from .layout import Block, Style, fit, is_wide
+from .media import Piece, tried
 from .text_prompts import quoted
 
 NAME = ("meme", "梗图")
+STACKED, ABREAST = ("top caption", "bottom caption"), ("left caption", "right caption")
 LOUD, QUIET = ("poster",), ("sans",)
 check = text.check
 
 
-def captions(choices: LanguageChoices, kind: str) -> list[str]:
-    """The two lines of a joke."""
-    return choices.pick(phrases.WORDS[choices.language][kind])
+def line_of(kind: str, place: int) -> phrases.Make:
+    """What makes the first or the second line of a joke."""
+    return lambda choices, script: phrases.pick(choices, script, kind)[place]
 
 
 class Meme:
@@ -45,13 +46,21 @@ class Meme:
         """A box in parts of the surface, in pixels."""
         return tuple(round(side * self.size[i % 2]) for i, side in enumerate(box))
 
-    def caption(self, role: str, words: str, box, loud: bool, most: float = 0.11):
-        """Write words: loud ones are white with a black edge, quiet ones black."""
+    def captions(self, kind: str, roles: tuple[str, str], boxes, loud: bool, most: float = 0.11):
+        """Write the two lines of a joke into boxes, which are in parts of the surface."""
+        joke = phrases.pick(self.choices, self.choices.language, kind)
+        for place, (role, words, box) in enumerate(zip(roles, joke, boxes, strict=True)):
+            self._caption(role, words, box, loud, most, line_of(kind, place))
+
+    def _caption(self, role: str, words: str, box, loud: bool, most: float, make: phrases.Make):
+        """Loud words are white with a black edge, quiet ones black. Raises NoRoom if they do not fit."""
         looks = LOUD if loud and not any(map(is_wide, words)) else QUIET
         face = self.choices.pick(faces(words, looks, self.choices.resources.fonts))
         style = Style(face, colour("white" if loud else "black"), 900 if loud else 600, capitals=loud, leading=1.15)
         style = replace(style, effect="outline" if loud else "plain", align="center")
-        self.blocks.append(Block(role, style.shown(words), self.pixels(box), style, round(most * max(self.size))))
+        most = round(most * max(self.size))
+        self.blocks.append(Block(role, style.shown(words), self.pixels(box), style, most, make=make))
+        fit(self.blocks[-1])
 
     def piece(self) -> Piece:
         return Piece(NAME, self.surface.convert("RGBA"), tuple(self.blocks), "white", "", 0)
@@ -65,9 +74,7 @@ def top_and_bottom(choices: LanguageChoices) -> Meme:
     """A caption above and one below, over the picture."""
     made = Meme(choices)
     made.picture(mood(choices), (0, 0, 1, 1))
-    top, bottom = captions(choices, "meme")
-    made.caption("top caption", top, (0.03, 0.02, 0.97, 0.24), loud=True)
-    made.caption("bottom caption", bottom, (0.03, 0.76, 0.97, 0.98), loud=True)
+    made.captions("meme", STACKED, ((0.03, 0.02, 0.97, 0.24), (0.03, 0.76, 0.97, 0.98)), loud=True)
     return made
 
 
@@ -75,45 +82,44 @@ def strip(choices: LanguageChoices) -> Meme:
     """A white strip with the captions above the picture."""
     made = Meme(choices)
     made.picture(mood(choices), (0, 0.3, 1, 1))
-    top, bottom = captions(choices, "meme")
-    made.caption("top caption", top, (0.04, 0.015, 0.96, 0.145), loud=False, most=0.07)
-    made.caption("bottom caption", bottom, (0.04, 0.155, 0.96, 0.285), loud=False, most=0.07)
+    boxes = (0.04, 0.015, 0.96, 0.145), (0.04, 0.155, 0.96, 0.285)
+    made.captions("meme", STACKED, boxes, loud=False, most=0.07)
     return made
 
 
 def panels(choices: LanguageChoices) -> Meme:
     """What was expected beside what came, each below its picture."""
-    made = Meme(choices)
-    lines = captions(choices, "expect")
+    made, boxes = Meme(choices), []
     wide = choices.size[0] > choices.size[1]
-    for place, (words, look) in enumerate(
-        zip(lines, ("happy", choices.pick(("tired", "sad", "surprised"))), strict=True)
-    ):
-        low, high = place / 2 + 0.004 * place, place / 2 + 0.5 - 0.004 * (1 - place)
+    for place, look in enumerate(("happy", choices.pick(("tired", "sad", "surprised")))):
+        low, high = halves(place)
         if wide:
             made.picture(look, (low, 0, high, 0.78))
-            box = (low + 0.015, 0.8, high - 0.015, 0.98)
+            boxes.append((low + 0.015, 0.8, high - 0.015, 0.98))
         else:
             made.picture(look, (0, low, 1, low + 0.36))
-            box = (0.03, low + 0.37, 0.97, high - 0.01)
-        made.caption(f"line {place + 1}", words, box, loud=False, most=0.06)
+            boxes.append((0.03, low + 0.37, 0.97, high - 0.01))
+    made.captions("expect", ABREAST if wide else STACKED, boxes, loud=False, most=0.06)
     return made
 
 
 def reaction(choices: LanguageChoices) -> Meme:
     """Two rows: a face that does not like the words beside it, and one that does."""
-    made = Meme(choices)
-    lines = captions(choices, "prefer")
-    for place, (words, look) in enumerate(
-        zip(lines, (choices.pick(("angry", "sad", "tired")), choices.pick(("happy", "smug"))), strict=True)
-    ):
-        low, high = place / 2 + 0.004 * place, place / 2 + 0.5 - 0.004 * (1 - place)
+    made, boxes = Meme(choices), []
+    for place, look in enumerate((choices.pick(("angry", "sad", "tired")), choices.pick(("happy", "smug")))):
+        low, high = halves(place)
         made.picture(look, (0, low, 0.48, high))
-        made.caption(f"line {place + 1}", words, (0.51, low + 0.04, 0.97, high - 0.04), loud=False, most=0.08)
+        boxes.append((0.51, low + 0.04, 0.97, high - 0.04))
+    made.captions("prefer", STACKED, boxes, loud=False, most=0.08)
     return made
 
 
-LAYOUTS = {f.__name__: f for f in (top_and_bottom, strip, panels, reaction)}
+def halves(place: int) -> tuple[float, float]:
+    """Where the first or the second of two panels begins and ends, with a gap between them."""
+    return place / 2 + 0.004 * place, place / 2 + 0.5 - 0.004 * (1 - place)
+
+
+LAYOUTS = {f.__name__: tried(f) for f in (top_and_bottom, strip, panels, reaction)}
 FORMS = {  # (English, Chinese)
     "top_and_bottom": ("with a caption at the top and one at the bottom", "上下各一行字"),
     "strip": ("with the text in a white strip above the picture", "图片上方的白底上有文字"),
@@ -131,6 +137,11 @@ def shown(choices: LanguageChoices, made: Meme) -> str:
     return " and ".join(f"{'an' if look[0] in 'aeiou' else 'a'} {look} {made.scene.words}" for look in made.moods)
 
 
+def kind_of_picture(made: Meme, language: str) -> str:
+    """What a meme's picture is: a user's own may be a photo."""
+    return (("cartoon", "卡通"), ("picture", "图片"))[made.scene.file is not None][language == "zh"]
+
+
 def request(choices: LanguageChoices, made: Meme, layout: str) -> str:
     """A prompt for a meme."""
     return choices.pick(requests(choices, made, layout))
@@ -145,14 +156,14 @@ def requests(choices: LanguageChoices, made: Meme, layout: str) -> list[str]:
             f"一张梗图：{what}，{form}。第一句是{one}，第二句是{two}。",
             f"做一个表情包，{what}，文字{one}和{two}。",
             f"生成一张关于{what}的搞笑图片，{form}：{one}，{two}。",
-            f"梗图，卡通{what}，写着{one}，然后是{two}。",
+            f"梗图，{kind_of_picture(made, 'zh')}里是{what}，写着{one}，然后是{two}。",
             f"请把{one}和{two}做成梗图，配上{what}，{form}。",
         ]
     return [
         f"A meme of {what}, {form}. The first says {one}, the second {two}.",
         f"Make a meme with {what} and the words {one} and {two}.",
         f"A funny picture: {what}, {form}: {one}, then {two}.",
-        f"Cartoon meme, {what}, text {one} / {two}",
+        f"{kind_of_picture(made, 'en').capitalize()} meme, {what}, text {one} / {two}",
         f"Turn {one} and {two} into a meme with {what}, {form}.",
     ]
 

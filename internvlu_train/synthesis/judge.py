@@ -98,8 +98,9 @@ def _share(lines: list[str], found: list[str]) -> float:
 def judge_changes(sample: Sample, picture: np.ndarray, verdict: Verdict) -> Verdict:
     """Add to a verdict on the words of an edit: what it took away is gone, and all else is as it was."""
     truth = sample.truth
-    there, left, top, right, bottom = {text["text"] for text in truth["texts"]}, *truth["changed"]
-    gone = [text["text"] for text in truth["before"] if text["text"] not in there]
+    # Capitals are no other words: a face may have no small letters.
+    there, left, top, right, bottom = {plain(text["text"]) for text in truth["texts"]}, *truth["changed"]
+    gone = [text["text"] for text in truth["before"] if plain(text["text"]) not in there]
     region = picture[max(0, top - 8) : bottom + 8, max(0, left - 8) : right + 8]
     kept = np.ones(picture.shape[:2], bool)
     kept[top:bottom, left:right] = False
@@ -117,10 +118,10 @@ def judge_changes(sample: Sample, picture: np.ndarray, verdict: Verdict) -> Verd
 
 
 def _gone(text: str, lines: list[str], there: set[str]) -> bool:
-    """Whether a text is not read any more, unless it is as near to one that must be there."""
+    """Whether a text is not read any more, unless it is as near to one that must be there. there: as of plain()."""
     wanted, whole = plain(text), plain("".join(lines))
     still = 1 - distance(wanted, whole, within=True) / max(1, len(wanted))
-    near = max((1 - distance(wanted, plain(other), within=True) / max(1, len(wanted)) for other in there), default=0)
+    near = max((1 - distance(wanted, other, within=True) / max(1, len(wanted)) for other in there), default=0)
     return still < max(GONE, near + 0.01) or (still < 1 and near > GONE)
 
 

@@ -1,6 +1,7 @@
 """Text on a surface: lines that fit a box, drawn in a style, with the corners of each line."""
 
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 import numpy as np
@@ -46,7 +47,8 @@ class Style:
 @dataclass(frozen=True)
 class Block:
     """Words in a box of a surface. role: what they are, such as "title". size: of letters in pixels, None for the
-    largest that fits; most: never larger."""
+    largest that fits; most: never larger. single: in one line, so that blocks can be counted as lines. make: a function
+    of phrases that makes other words for this place."""
 
     role: str
     text: str
@@ -54,6 +56,12 @@ class Block:
     style: Style
     most: int = 400
     size: int | None = None
+    single: bool = False
+    make: Callable[..., str] | None = field(default=None, compare=False)
+
+
+class NoRoom(ValueError):
+    """Words that fit their box at no size that can be read."""
 
 
 def is_wide(character: str) -> bool:
@@ -98,8 +106,9 @@ def extent(face: Face) -> tuple[float, float]:
     return -top / 100, bottom / 100
 
 
+@lru_cache(maxsize=64)
 def fit(block: Block) -> tuple[int, list[str]]:
-    """(size, lines): the largest size at which a block's text fits its box. Raises ValueError if none does."""
+    """(size, lines): the largest size at which a block's text fits its box. Raises NoRoom if none does."""
     width, height = block.box[2] - block.box[0], block.box[3] - block.box[1]
     text = block.style.shown(block.text)
     low, high = SMALLEST, max(SMALLEST, int(min(block.most, height)))
@@ -107,14 +116,14 @@ def fit(block: Block) -> tuple[int, list[str]]:
         middle = (low + high + 1) // 2
         lines = wrap(text, block.style.font(middle), width)
         across, down = measure(lines, block.style, middle)
-        if across <= width and down <= height and not _lonely(lines):
+        if across <= width and down <= height and not _lonely(lines) and not (block.single and lines[1:]):
             low = middle
         else:
             high = middle - 1
     lines = wrap(text, block.style.font(low), width)
     across, down = measure(lines, block.style, low)
-    if across > width + 1 or down > height + 1:
-        raise ValueError(f"{text!r} does not fit {width:.0f} x {height:.0f} pixels")
+    if across > width + 1 or down > height + 1 or (block.single and lines[1:]):
+        raise NoRoom(f"{text!r} does not fit {width:.0f} x {height:.0f} pixels")
     return low, lines
 
 

@@ -1,20 +1,23 @@
 """Posters, signs, cards, book covers and notes: each a surface and blocks of words."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import wraps
 
 import numpy as np
 from PIL import Image, ImageDraw
 
 from . import LanguageChoices, phrases
-from .colours import colour, contrast, luminance, readable, two
+from .colours import GLOWS, colour, contrast, luminance, readable, two
 from .fonts import Face, faces
-from .layout import Block, Box, Style, is_wide
+from .layout import Block, Box, NoRoom, Style, fit, is_wide
 
 Share = tuple[float, float, float, float]  # a box in parts of a surface: left, top, right, bottom
 BODY = ("sans", "serif", "slab")
 TITLE = ("poster", "serif", "slab", "sans", "script")
 HAND = ("hand",)
+NEEDED = ("title", "name", "wish", "sign")  # roles without which a thing is not what it is called
+TRIES = 20  # of a thing whose words do not fit
 CHINESE_HAND = 0.8  # wobble: there is no free package with a Chinese hand, so a printed face is written unevenly
 
 
@@ -51,7 +54,7 @@ class Builder:
 
     def say(self, role: str, make: phrases.Make, share: Share, looks=BODY, **settings) -> Block:
         """Words of a role, made by a function of phrases."""
-        return self.write(role, make(self.choices, self.script(role)), share, looks, **settings)
+        return self.write(role, make(self.choices, self.script(role)), share, looks, make=make, **settings)
 
     def write(
         self,
@@ -61,9 +64,11 @@ class Builder:
         looks=BODY,
         most: float = 0.2,
         ink: str | None = None,
+        make: phrases.Make | None = None,
         **style,
     ) -> Block:
-        """These words. most: the largest letters, in parts of the surface's longer side. ink: a colour's name."""
+        """These words. most: the largest letters, in parts of the surface's longer side. ink: a colour's name.
+        make: what makes other words for this place."""
         choices, (width, height) = self.choices, self.surface.size
         box = (share[0] * width, share[1] * height, share[2] * width, share[3] * height)
         face = choices.pick(faces(text, looks, choices.resources.fonts))
@@ -74,7 +79,8 @@ class Builder:
         able = readable(self._part(box))
         ink = ink if ink in able else choices.pick(able)
         made = Style(face, colour(ink), weight, wobble=wobble, **style)
-        block = Block(role, made.shown(text), box, made, round(most * max(width, height)))
+        most, single = round(most * max(width, height)), role.startswith("line ")
+        block = Block(role, made.shown(text), box, made, most, single=single, make=make)
         self.blocks.append(block)
         return block
 
@@ -83,8 +89,43 @@ class Builder:
         return self.below[top:bottom, left:right]
 
     def piece(self, name: tuple[str, str], ground: str, scene: str, tilt: float) -> Piece:
-        """All of it."""
-        return Piece(name, self.surface, tuple(self.blocks), ground, scene, tilt)
+        """All of it, without words for which a small surface has no room. Raises NoRoom if it is nothing without."""
+        blocks = []
+        for block in self.blocks:
+            try:
+                fit(block)
+                blocks.append(block)
+            except NoRoom:
+                if block.role in NEEDED or (block is self.blocks[-1] and not blocks):
+                    raise
+        return Piece(name, self.surface, numbered(blocks), ground, scene, tilt)
+
+
+def numbered(blocks: list[Block]) -> tuple[Block, ...]:
+    """Blocks whose lines are counted anew, since some may be left out. A line alone is no first one."""
+    roles = [
+        f"line {place + 1}" if block.role.startswith("line ") else block.role for place, block in enumerate(blocks)
+    ]
+    roles = ["sign"] if roles == ["line 1"] else roles
+    counted = [role.startswith("line ") for role in roles]
+    return tuple(
+        replace(block, role=role, single=single) for block, role, single in zip(blocks, roles, counted, strict=True)
+    )
+
+
+def tried(make: Callable) -> Callable:
+    """make(choices), again with other choices while words do not fit. It then raises NoRoom."""
+
+    @wraps(make)
+    def fitting(choices: LanguageChoices):
+        for _ in range(TRIES - 1):
+            try:
+                return make(choices)
+            except NoRoom:
+                continue
+        return make(choices)
+
+    return fitting
 
 
 def plain_ink(choices: LanguageChoices, ground: str) -> str:
@@ -285,9 +326,14 @@ def road(choices: LanguageChoices) -> Piece:
     builder = Builder(choices, _bordered(choices, size, ground, "white"))
     for i in range(count):
         share = (0.07, 0.08 + 0.84 * i / count + 0.03, 0.93, 0.08 + 0.84 * (i + 1) / count - 0.03)
-        role = f"line {i + 1}" if count > 1 else "sign"
         builder.say(
-            role, phrases.direction, share, ("sans",), most=0.14, ink="white", align=choices.pick(("left", "center"))
+            f"line {i + 1}",
+            phrases.direction,
+            share,
+            ("sans",),
+            most=0.14,
+            ink="white",
+            align=choices.pick(("left", "center")),
         )
     return builder.piece(("road sign", "路牌"), ground, "sky", choices.uniform(0, 0.8))
 
@@ -306,7 +352,7 @@ def warning(choices: LanguageChoices) -> Piece:
     for i, text in enumerate(texts):
         share = (0.09, 0.12 + 0.4 * i, 0.91, 0.5 + 0.38 * i) if both else (0.09, 0.14, 0.91, 0.86)
         role = ("sign", f"line {i + 1}")[both]
-        builder.write(role, text, share, ("sans", "slab", "poster"), most=0.2, ink=ink)
+        builder.write(role, text, share, ("sans", "slab", "poster"), most=0.2, ink=ink, make=phrases.of("sign"))
     return builder.piece(
         ("sign", "指示牌"), ground, choices.pick(("plaster", "concrete", "brick", "sky")), choices.uniform(0, 1)
     )
@@ -337,7 +383,7 @@ def neon(choices: LanguageChoices) -> Piece:
     size = surface_size(choices, choices.uniform(1.6, 2.4), (0.8, 0.95))
     surface = Image.new("RGBA", size, (18, 16, 22, 255))
     builder = Builder(choices, surface)
-    glow = choices.few([(255, 70, 120), (70, 200, 255), (255, 190, 60), (120, 255, 150), (190, 120, 255)], 2)
+    glow = [colour(name) for name in choices.few(GLOWS, 2)]
     two_lines = choices.flip(0.6)
     builder.say(
         "name",
@@ -427,7 +473,7 @@ def note(choices: LanguageChoices) -> Piece:
             ("yellow", ("sticky note", "便利贴"), "wood"),
             ("dark green", ("blackboard", "黑板"), "wood"),
             ("white", ("whiteboard", "白板"), "plaster"),
-            ("cream", ("old sheet of paper", "旧纸"), "fabric"),
+            ("cream", ("sheet of old paper", "旧纸"), "fabric"),
         )
     )
     sticky, lined = name[0] == "sticky note", name[0] == "sheet of lined paper"
@@ -459,17 +505,15 @@ def note(choices: LanguageChoices) -> Piece:
         if not sticky and i == 0:
             builder.say("heading", phrases.name, share, HAND, **settings)
         else:
-            number = i + sticky
-            builder.write(
-                f"line {number}", phrases.WORDS[builder.base]["note"][chosen[number - 1]], share, HAND, **settings
-            )
+            text = phrases.WORDS[builder.base]["note"][chosen[i if sticky else i - 1]]
+            builder.write(f"line {i + 1}", text, share, HAND, make=phrases.of("note"), **settings)
     return builder.piece(name, ground, scene, choices.uniform(0, 0.7))
 
 
 MEDIA: dict[str, Callable[[LanguageChoices], Piece]] = {
-    "poster": poster,
-    "sign": sign,
-    "card": card,
-    "cover": cover,
-    "note": note,
+    "poster": tried(poster),
+    "sign": tried(sign),
+    "card": tried(card),
+    "cover": tried(cover),
+    "note": tried(note),
 }

@@ -39,11 +39,12 @@ def event(choices: LanguageChoices, script: str) -> str:
 
 def date(choices: LanguageChoices, script: str) -> str:
     """A day, with or without a time."""
-    month, day, hour = choices.number(1, 12), choices.number(1, 28), choices.number(1, 11)
+    month, day, hour = choices.number(1, 12), choices.number(1, 28), choices.number(8, 22)
+    timed, twelve = choices.flip(0.5), (hour - 1) % 12 + 1
     if script == "zh":
-        time = f" {choices.pick(('上午', '晚上'))}{hour}点" if choices.flip(0.5) else ""
-        return f"{month}月{day}日{time}"
-    time = f", {hour} {choices.pick(('am', 'pm'))}" if choices.flip(0.5) else ""
+        part = "上午" if hour < 12 else "中午" if hour == 12 else "下午" if hour < 18 else "晚上"
+        return f"{month}月{day}日" + (f" {part}{twelve}点" if timed else "")
+    time = f", {twelve} {'am' if hour < 12 else 'pm'}" if timed else ""
     return f"{WORDS['en']['month'][month - 1]} {day}{time}"
 
 
@@ -73,7 +74,9 @@ def shop(choices: LanguageChoices, script: str) -> str:
 
 def direction(choices: LanguageChoices, script: str) -> str:
     """A place and how far it is."""
-    place, far = pick(choices, script, "place"), choices.number(2, 90)
+    # A place that ends in a number would run into the distance.
+    named = [place for place in range(len(WORDS["en"]["place"])) if not WORDS["en"]["place"][place][-1].isdigit()]
+    place, far = WORDS[script]["place"][choices.pick(named)], choices.number(2, 90)
     return f"{place} {far}公里" if script == "zh" else f"{place} {far} km"
 
 
@@ -83,3 +86,26 @@ Make = Callable[[LanguageChoices, str], str]
 def of(kind: str) -> Make:
     """The function that picks from a list."""
     return lambda choices, script: pick(choices, script, kind)
+
+
+# The lists from which words of a phrase are: one of them may stand for another. Of all else, words of "alike" may.
+LISTS = {
+    name: ("adjective", "noun"),
+    event: ("adjective", "noun"),
+    shop: ("noun", "shop"),
+    person: ("first", "last"),
+    date: ("month",),
+}
+
+
+def swaps(make: Make | None, word: str) -> list[str]:
+    """English words that can stand in the place of one in a phrase that make() made, written as it is."""
+    known, words = word.casefold(), WORDS["en"]
+    if make is event and known in " ".join(words["event"]).casefold().split():
+        return []  # "Market" in "Food Market" is no noun beside an event
+    groups = [words[kind] for kind in LISTS[make]] if make in LISTS else words["alike"]
+    found = [one for group in groups if known in map(str.casefold, group) for one in group]
+    found = [one for one in found if one.isalpha() and one.casefold() != known]
+    if word.isupper() and len(word) > 1:
+        return [one.upper() for one in found]
+    return [one[0].upper() + one[1:] for one in found] if word[0].isupper() else found

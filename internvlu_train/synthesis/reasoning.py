@@ -7,6 +7,7 @@ that of the domain from which the picture is.
 
 import importlib
 import importlib.util
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -52,15 +53,15 @@ REQUESTS = {
     ),
     "greeting card": (
         ("{name} wants to say {wish} in a nice way.", "How do I send {wish}, from {name}?"),
-        ("{name}想好好地说一声{wish}。", "怎样把{wish}送出去？署名{name}。"),
+        ("{name}想好好地说一声{wish}。", "怎样把{wish}这句话送出去？署名是{name}。"),
     ),
     "road sign": (
-        ("Drivers get lost here. How do they find {first}?", "Show travellers the way: {all}."),
-        ("司机总在这里迷路，怎样找到{first}？", "给旅客指路：{all}。"),
+        ("Drivers get lost here. Where can they read {first}?", "Show travellers the way: {all}."),
+        ("司机总在这里迷路，让他们看到{first}。", "给旅客指路：{all}。"),
     ),
     "sign": (
-        ("Visitors must not overlook this: {first}.", "Nobody follows the rule {first}. Do something about it."),
-        ("一定要让访客注意到{first}。", "没人遵守{first}，想个办法。"),
+        ("Visitors must not overlook this: {first}.", "Everybody should be able to read {first} from far away."),
+        ("一定要让访客注意到{first}。", "要让大家从远处就能看清{first}。"),
     ),
     "shop sign": (
         ("I open {name} tomorrow, and nobody can find the door.", "Passers-by should notice {name}."),
@@ -130,6 +131,17 @@ def place_of(block: Block, size: tuple[int, int], zh: bool) -> str:
     return "".join(words) if zh else " ".join(word for word in words if word)
 
 
+def where(piece: Piece, zh: bool) -> list[str]:
+    """Where each block stands: below the one before if both are in the same part of the surface."""
+    places = [place_of(block, piece.surface.size, zh) for block in piece.blocks]
+    if zh:
+        said = [f"在{place}" for place in places]
+    else:
+        said = [f"{'in' if place == 'middle' else 'at'} the {place}" for place in places]
+    again = "在它下面" if zh else "below it"
+    return [again if i and places[i - 1] == places[i] else said[i] for i in range(len(said))]
+
+
 def thoughts(
     choices: LanguageChoices, wish: str, objects: str, layout: str, words: str, style: str, picture: str
 ) -> str:
@@ -159,6 +171,8 @@ def wanted(choices: LanguageChoices, piece: Piece) -> str:
     """An abstract request for a piece."""
     forms = REQUESTS.get(piece.name[0], REQUESTS[""])[choices.language == "zh"]
     found = {block.role: quoted(choices, block.text) for block in piece.blocks}
+    # A small surface may have no room for all that a form names.
+    forms = [form for form in forms if set(re.findall(r"{(\w+)}", form)) <= {*found, "first", "all"}]
     texts = [quoted(choices, block.text) for block in piece.blocks]
     joined = "、".join(texts) if choices.language == "zh" else listed(texts, " and ")
     return choices.pick(forms).format(**found, first=texts[0], all=joined)
@@ -170,7 +184,7 @@ def written(choices: LanguageChoices) -> Sample:
     picture, texts = text.render(piece, piece.blocks, choices.size, choices.number(0, 2**40))
     zh, request = choices.language == "zh", wanted(choices, piece)
     names = [text_prompts.role_name(choices, block.role) for block in piece.blocks]
-    places = [place_of(block, piece.surface.size, zh) for block in piece.blocks]
+    places = where(piece, zh)
     looks = {
         ("" if zh else " ").join(
             name(block, choices.language) for name in (text_prompts.ink_name, text_prompts.look_name)
@@ -186,11 +200,11 @@ def written(choices: LanguageChoices) -> Sample:
     if zh:
         words = thoughts(
             choices,
-            f"用户需要一个{thing}",
-            f"一个{thing}{'，' + scene if scene else ''}",
-            "，".join(f"{name}在{place}" for name, place in zip(names, places, strict=True)),
+            f"用户需要一{text_prompts.counted(thing)}{thing}",
+            f"一{text_prompts.counted(thing)}{thing}{'，' + scene if scene else ''}",
+            "，".join(f"{name}{place}" for name, place in zip(names, places, strict=True)),
             "，".join(f"{name}{quote}" for name, quote in zip(names, quotes, strict=True)),
-            f"{ground}背景，{'、'.join(sorted(looks))}字体",
+            f"底色是{ground}，文字是{'、'.join(sorted(looks))}字",
             text_prompts.requests(choices, piece)[0],
         )
     else:
@@ -198,7 +212,7 @@ def written(choices: LanguageChoices) -> Sample:
             choices,
             f"the user needs {text_prompts.article(thing)}",
             f"{text_prompts.article(thing)} {scene}".strip(),
-            listed([f"the {name} at the {place}" for name, place in zip(names, places, strict=True)], " and "),
+            listed([f"the {name} {place}" for name, place in zip(names, places, strict=True)], " and "),
             listed([f"the {name} {quote}" for name, quote in zip(names, quotes, strict=True)], " and "),
             f"{text_prompts.article(ground)} background, {listed(sorted(looks), ' and ')} letters",
             text_prompts.requests(choices, piece)[0],
@@ -214,6 +228,7 @@ def joke(choices: LanguageChoices) -> Sample:
     picture, texts = text.render(piece, piece.blocks, choices.size, choices.number(0, 2**40))
     one, two = (quoted(choices, block.text) for block in made.blocks)
     shown, form = humour.shown(choices, made), humour.FORMS[layout][zh]
+    what = humour.kind_of_picture(made, choices.language)
     if zh:
         request = choices.pick(
             (f"把这件事变成笑话：{one}。", f"让朋友们笑一笑，话题是{one}。", f"怎样用一张图吐槽{one}？")
@@ -221,10 +236,10 @@ def joke(choices: LanguageChoices) -> Sample:
         words = thoughts(
             choices,
             f"用户想要一张关于{one}的搞笑图片，转折是{two}",
-            f"卡通形象：{shown}",
+            f"{what}里是{shown}",
             form,
             f"先是{one}，然后是{two}",
-            "简单的卡通，粗体大字，对比清楚",
+            f"简单的{what}，粗体大字，对比清楚",
             humour.requests(choices, made, layout)[0],
         )
     else:
@@ -238,10 +253,10 @@ def joke(choices: LanguageChoices) -> Sample:
         words = thoughts(
             choices,
             f"the user wants a joke about {one}; the turn is {two}",
-            f"a cartoon of {shown}",
+            f"a {what} of {shown}",
             f"a meme {form}",
             f"first {one}, then {two}",
-            "a simple cartoon with large, bold letters",
+            f"a simple {what} with large, bold letters",
             humour.requests(choices, made, layout)[0],
         )
     return Sample("reason", "reasoning", request, (), picture, words, {"texts": texts, "picture": shown})

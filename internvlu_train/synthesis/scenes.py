@@ -34,6 +34,11 @@ def tinted(levels: np.ndarray, dark, light) -> Pixels:
     return dark + levels[..., None].clip(0, 1) * (light - dark)
 
 
+def between(chance: Chance, dark, light) -> np.ndarray:
+    """A colour between two, by one random number: with one for each channel it could be of any hue."""
+    return np.float64(dark) + chance.random() * (np.float64(light) - np.float64(dark))
+
+
 def plaster(chance: Chance, size: Size) -> Pixels:
     light = np.float32([chance.uniform(175, 235)] * 3) + chance.uniform(-18, 18, 3)
     return tinted(layered(chance, size, 5), light - 38, light)
@@ -51,7 +56,7 @@ def brick(chance: Chance, size: Size) -> Pixels:
     rows, across = np.arange(height)[:, None], np.arange(width)[None]
     row = rows // high
     column = (across + (row % 2) * (long // 2)) // long
-    base = chance.uniform((110, 45, 30), (175, 95, 75))
+    base = between(chance, (110, 45, 30), (175, 95, 75))
     tone = chance.uniform(0.75, 1.15, 4096).astype(np.float32)[(row * 61 + column) % 4096]
     wall = np.float32(base) * (tone * (0.8 + 0.3 * layered(chance, size, 20)))[..., None]
     joint = max(1, high // 10)
@@ -61,7 +66,7 @@ def brick(chance: Chance, size: Size) -> Pixels:
 
 def wood(chance: Chance, size: Size) -> Pixels:
     width, height = size
-    dark = chance.uniform((60, 35, 18), (150, 100, 60))
+    dark = between(chance, (60, 35, 18), (150, 100, 60))
     planks = int(chance.integers(4, 8))
     plank = (np.arange(height) * planks // height)[:, None]
     streaks = need("cv2", "synthesis").resize(
@@ -90,7 +95,7 @@ def sky(chance: Chance, size: Size) -> Pixels:
     picture += clouds[..., None] * (250 - picture)
     for layer in range(3):
         line = 0.66 + 0.11 * layer + 0.1 * (smooth(chance, (width, 2), 5)[0] - 0.5)
-        green = np.float32(chance.uniform((60, 95, 50), (110, 140, 85))) * (1 - 0.18 * layer)
+        green = np.float32(between(chance, (60, 95, 50), (110, 140, 85))) * (1 - 0.18 * layer)
         picture = np.where(
             (down >= line[None])[..., None], green + 18 * (smooth(chance, size, 60)[..., None] - 0.5), picture
         )

@@ -5,6 +5,7 @@ quads of its lines in the picture; of an edit also "before", the same of the inp
 that differs; of a question "answer".
 """
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -12,12 +13,13 @@ import numpy as np
 
 from ..sample import Sample
 from . import LanguageChoices, phrases, scenes, text_prompts
-from .colours import colour, readable
+from .colours import GLOWS, colour, readable
 from .fonts import faces
 from .judge import Verdict, judge_changes, judge_texts
-from .layout import Block, draw, fit, is_wide, same_size
-from .media import MEDIA, Piece
+from .layout import Block, NoRoom, draw, fit, is_wide, same_size
+from .media import MEDIA, Piece, tried
 
+TRIES = 100  # of other words, for one that fits
 Changed = tuple[tuple[Block, ...], tuple[Block, ...], str]  # blocks before and after, the instruction
 
 
@@ -64,9 +66,13 @@ def editing(
 ) -> Callable[[LanguageChoices], Sample]:
     """A function that makes a sample of an edit of one of these media."""
 
-    def sample(choices: LanguageChoices) -> Sample:
+    @tried
+    def attempt(choices: LanguageChoices) -> tuple[Piece, Changed]:
         piece = media[choices.pick(sorted(media))](choices)
-        before, after, prompt = change(choices, piece)
+        return piece, change(choices, piece)
+
+    def sample(choices: LanguageChoices) -> Sample:
+        piece, (before, after, prompt) = attempt(choices)
         seed = choices.number(0, 2**40)
         (old, texts_before), (new, texts) = (render(piece, blocks, choices.size, seed) for blocks in (before, after))
         truth = {"texts": texts, "before": texts_before, "medium": piece.name[0], "changed": changed_box(old, new)}
@@ -82,47 +88,44 @@ def changed_box(before: np.ndarray, after: np.ndarray) -> list[int]:
 
 
 def change(choices: LanguageChoices, piece: Piece) -> Changed:
-    """Other words in the place of some."""
+    """Other words in the place of some. Raises ValueError if none fit."""
     place = choices.number(0, len(piece.blocks) - 1)
-    old = piece.blocks[place]
-    new, words = None, None
-    while new is None or new.text == old.text or not _fits(new):
+    old, there = piece.blocks[place], {block.text.casefold() for block in piece.blocks}
+    fit(old)
+    for _ in range(TRIES):
         text, words = another(choices, piece, old)
         new = replace(old, text=old.style.shown(text))
-    one, other = same_size(old, new)
-    prompt = text_prompts.change(choices, piece, one, other, words)
-    return _with(piece, place, one), _with(piece, place, other), prompt
+        if new.text.casefold() not in there and _fits(new):
+            one, other = same_size(old, new)
+            prompt = text_prompts.change(choices, piece, one, other, words)
+            return _with(piece, place, one), _with(piece, place, other), prompt
+    raise NoRoom(f"no other words fit in the place of {old.text!r}")
 
 
 def _fits(block: Block) -> bool:
     try:
         return bool(fit(block))
-    except ValueError:
+    except NoRoom:
         return False
 
 
 def another(choices: LanguageChoices, piece: Piece, block: Block) -> tuple[str, tuple[str, str] | None]:
-    """(other words for a block, (old word, new word) if only one is another)."""
-    script = "zh" if any(map(is_wide, block.text)) else "en"
+    """(other words for a block, (old word, new word) if only one is another).
+
+    A word that is replaced alone is the only one of its kind on the whole piece, so that the instruction is clear.
+    """
+    there = [word.casefold() for other in piece.blocks for word in re.findall(r"\w+", other.text)]
     words = block.text.split()
-    if script == "en" and len(words) > 1 and choices.flip(0.5):
-        place = choices.number(0, len(words) - 1)
-        if words[place].isalpha() and words.count(words[place]) == 1:
-            new = block.style.shown(phrases.pick(choices, "en", "noun"))
-            new = new if words[place][0].isupper() else new.lower()
-            return " ".join([*words[:place], new, *words[place + 1 :]]), (words[place], new)
-    if block.role.endswith("caption"):
-        joke = choices.pick(phrases.WORDS[script][choices.pick(("meme", "prefer"))])
-        return joke[block.role in ("bottom caption", "line 2")], None
-    makers = {
-        "title": phrases.event, "date": phrases.date, "price": phrases.price, "phone number": phrases.phone,
-        "author": phrases.person,
-        "name": phrases.person if "card" in piece.name[0] else phrases.shop,
-        "heading": phrases.name,
-    }  # fmt: skip
-    other = "note" if block.role.startswith("line") else "slogan"
-    listed = block.role if block.role in phrases.WORDS[script] else "place" if block.role == "address" else other
-    return makers.get(block.role, phrases.of(listed))(choices, script), None
+    able = {}
+    for place, word in enumerate(words):
+        if word.isascii() and word.isalpha() and there.count(word.casefold()) == 1:
+            able[place] = [one for one in phrases.swaps(block.make, word) if one.casefold() not in there]
+    able = {place: found for place, found in able.items() if found}
+    if able and len(words) > 1 and choices.flip(0.5):
+        place = choices.pick(sorted(able))
+        new = block.style.shown(choices.pick(able[place]))
+        return " ".join([*words[:place], new, *words[place + 1 :]]), (words[place], new)
+    return block.make(choices, text_prompts.language_of(block.text)), None
 
 
 def add(choices: LanguageChoices, piece: Piece) -> Changed:
@@ -161,7 +164,7 @@ def restyle(choices: LanguageChoices, piece: Piece) -> Changed:
 def _inks(piece: Piece, block: Block) -> list[str]:
     """The names of colours that words of a block can have: such as can be read on the surface, or in their edge."""
     if block.style.effect == "glow":
-        return ["red", "orange", "yellow", "green", "sky blue", "blue", "purple", "pink"]
+        return list(GLOWS)
     if block.style.effect == "outline":
         return readable(np.full((8, 8, 3), block.style.second, np.uint8))
     left, top, right, bottom = (round(side) for side in block.box)

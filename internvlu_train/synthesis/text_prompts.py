@@ -1,7 +1,7 @@
 """What a person would ask for: prompts, instructions and questions of the domain text, in two languages."""
 
 from . import LanguageChoices
-from .colours import NAMES, called
+from .colours import CALLED, called
 from .layout import Block, is_wide
 from .media import Piece
 
@@ -23,22 +23,26 @@ ROLES = {
     "caption": "文字",
     "top caption": "上方文字",
     "bottom caption": "下方文字",
+    "left caption": "左边文字",
+    "right caption": "右边文字",
 }
-ORDER = ("first", "second", "third", "fourth", "fifth")
+ORDER = ("first", "second", "third", "fourth", "fifth", "sixth")
+SHEETS = ("海报", "名片", "贺卡", "横线纸", "便利贴", "旧纸", "梗图")  # what Chinese counts in 张
+BOARDS = ("路牌", "指示牌", "店铺招牌", "霓虹灯招牌", "黑板", "白板")  # in 块
 LOOKS = {
     "sans": ("sans-serif", "无衬线"),
-    "serif": ("serif", "宋体"),
+    "serif": ("serif", "衬线"),
     "slab": ("slab serif", "粗衬线"),
     "poster": ("condensed poster", "窄体海报"),
     "hand": ("handwritten", "手写"),
     "script": ("brush script", "花体"),
 }
 SCENES = {
-    "plaster": ("on a plain wall", "贴在素色墙面上"),
-    "concrete": ("on a concrete surface", "在水泥面上"),
-    "brick": ("on a brick wall", "挂在砖墙上"),
-    "wood": ("on a wooden surface", "放在木板上"),
-    "fabric": ("on a piece of cloth", "放在布面上"),
+    "plaster": ("on a plain wall", "背景是素色墙面"),
+    "concrete": ("on a concrete surface", "背景是水泥面"),
+    "brick": ("on a brick wall", "背景是砖墙"),
+    "wood": ("on a wooden surface", "背景是木板"),
+    "fabric": ("on a piece of cloth", "背景是布面"),
     "sky": ("outdoors, with hills and sky behind it", "在户外，背后是山丘和天空"),
     "lights": ("in front of blurred lights at night", "背景是夜晚模糊的灯光"),
     "": ("", ""),
@@ -62,8 +66,7 @@ def role_name(choices: LanguageChoices, role: str) -> str:
 def ink_name(block: Block, language: str) -> str:
     """The name of a block's colour: of the light around it if it is neon."""
     shown = block.style.second if block.style.effect == "glow" else block.style.colour
-    nearest = min(NAMES, key=lambda name: sum((a - b) ** 2 for a, b in zip(NAMES[name][0], shown, strict=True)))
-    return called(nearest, language)
+    return called(CALLED[shown], language)
 
 
 def look_name(block: Block, language: str) -> str:
@@ -75,6 +78,17 @@ def look_name(block: Block, language: str) -> str:
 def article(words: str) -> str:
     """Words with "a" or "an"."""
     return f"{'an' if words[0].lower() in 'aeiou' else 'a'} {words}"
+
+
+def counted(thing: str) -> str:
+    """The measure word of a thing's Chinese name, such as that after 一."""
+    return "张" if thing in SHEETS else "块" if thing in BOARDS else "个"
+
+
+def font_name(look: str) -> str:
+    """The Chinese name of a kind of letters as that of a font."""
+    name = LOOKS[look][1]
+    return name if name.endswith("体") else f"{name}字体"
 
 
 def listed(items: list[str], last: str) -> str:
@@ -103,10 +117,12 @@ def requests_en(choices: LanguageChoices, piece: Piece) -> tuple[str, ...]:
     ]
     where = f" {scene}" if scene else ""
     comma = f", {scene}" if scene else ""
+    several = len(texts) > 1
+    order, rows = ("From top to bottom ", ", one below the other") if several else ("", "")
     return (
-        f"{article(coloured).capitalize()}{where} that reads {listed(texts, ' and ')}.",
-        f"{article(coloured).capitalize()}{where}. From top to bottom it says {listed(texts, ', ')}.",
-        f"A photo of {article(coloured)}{where} with {listed(roles, ' and ')}.",
+        f"{article(coloured).capitalize()} that reads {listed(texts, ' and ')}{comma}.",
+        f"{article(coloured).capitalize()}{where}. {order}{'it' if several else 'It'} says {listed(texts, ', ')}.",
+        f"A photo of {article(coloured)} with {listed(roles, ' and ')}{comma}.",
         f"Design {article(thing)} with {article(ground)} background{comma}. "
         + " ".join(
             f"{role_name(choices, block.role).capitalize()}: {text}."
@@ -114,10 +130,10 @@ def requests_en(choices: LanguageChoices, piece: Piece) -> tuple[str, ...]:
         ),
         f"Make {article(thing)}{where}. Write {listed(styled, ', and ')}.",
         f"{thing.capitalize()}, {ground} background{comma}, text {', '.join(texts)}",
-        f"Please draw {article(coloured)}{where}. The words on it are {listed(texts, ' and ')}, one below the other.",
+        f"Please draw {article(coloured)}{where}. The words on it are {listed(texts, ' and ')}{rows}.",
         f"I need {article(thing)}{where}. It should show {listed(styled, ', then ')}. The background is {ground}.",
-        f"{article(thing).capitalize()}{where} with the words {'; '.join(texts)}.",
-        f"Create an image of {article(coloured)}{comma}, on which one can read {listed(texts, ' and ')}.",
+        f"{article(thing).capitalize()} with the words {'; '.join(texts)}{comma}.",
+        f"Create an image of {article(coloured)} on which one can read {listed(texts, ' and ')}{comma}.",
     )
 
 
@@ -129,20 +145,22 @@ def requests_zh(choices: LanguageChoices, piece: Piece) -> tuple[str, ...]:
         f"{ink_name(block, 'zh')}{look_name(block, 'zh')}字{text}"
         for block, text in zip(piece.blocks, texts, strict=True)
     ]
-    comma = f"，{scene}" if scene else ""
+    comma, one = f"，{scene}" if scene else "", f"一{counted(thing)}"
+    order = "从上到下依次写着" if len(texts) > 1 else "写着"
+    last = f"{'、'.join(texts[:-1])}和{texts[-1]}" if len(texts) > 1 else texts[0]
     return (
-        f"一张{ground}的{thing}{comma}，上面写着{'、'.join(texts)}。",
-        f"画一个{ground}{thing}{comma}，从上到下依次写着{'，'.join(texts)}。",
+        f"{one}{ground}的{thing}{comma}，上面写着{'、'.join(texts)}。",
+        f"画{one}{ground}{thing}{comma}，{order}{'，'.join(texts)}。",
         f"生成一张{thing}的照片{comma}，{'，'.join(roles)}。",
-        f"设计一个{thing}，{ground}背景{comma}。"
+        f"设计{one}{thing}，底色是{ground}{comma}。"
         + "".join(
             f"{role_name(choices, block.role)}：{text}。" for block, text in zip(piece.blocks, texts, strict=True)
         ),
-        f"请制作{thing}{comma}，内容包括{'、'.join(styled)}。",
-        f"{thing}，{ground}背景{comma}，文字：{'，'.join(texts)}",
-        f"帮我画一张{thing}{comma}，上面的文字是{'和'.join(texts)}。",
-        f"我需要一个{ground}的{thing}{comma}，{'，'.join(roles)}。",
-        f"{thing}{comma}。用{'，用'.join(styled)}，背景是{ground}。",
+        f"请制作{one}{thing}{comma}，内容包括{'、'.join(styled)}。",
+        f"{thing}，{ground}底{comma}，文字：{'，'.join(texts)}",
+        f"帮我画{one}{thing}{comma}，上面的文字是{last}。",
+        f"我需要{one}{ground}的{thing}{comma}，{'，'.join(roles)}。",
+        f"{thing}{comma}。文字是{'，'.join(styled)}，底色是{ground}。",
         f"一张图片：{ground}{thing}{comma}，能清楚地读到{'、'.join(texts)}。",
     )
 
@@ -172,7 +190,7 @@ def change(choices: LanguageChoices, piece: Piece, old: Block, new: Block, words
             f"Make the {role} read {whole}.",
             f"Edit the text: {a} becomes {b}. Keep everything else.",
             f"The {thing} should say {b}, not {a}.",
-            f"Swap the words {a} for {b}, in the same style.",
+            f"Swap {a} for {b}, in the same style.",
             f"Please correct the {role}: it has to be {whole}.",
         ]
     return choices.pick(forms)
@@ -180,33 +198,43 @@ def change(choices: LanguageChoices, piece: Piece, old: Block, new: Block, words
 
 def add(choices: LanguageChoices, piece: Piece, place: int) -> str:
     """The instruction to write words where there are none."""
-    block, beside = piece.blocks[place], piece.blocks[place - 1 if place else -1]
-    text, other, role = quoted(choices, block.text), quoted(choices, beside.text), role_name(choices, block.role)
-    alone = len(piece.blocks) == 1
-    below = beside.box[1] < block.box[1]
+    block = piece.blocks[place]
+    text, role = quoted(choices, block.text), role_name(choices, block.role)
+    at = beside(choices, piece, place)
     if choices.language == "zh":
         thing, ink = piece.name[1], ink_name(block, "zh")
-        at = "" if alone else f"在{other}{'下方' if below else '上方'}"
         forms = [
             f"{at}加上文字{text}。",
             f"{at}用{ink}写上{text}。",
             f"请{at}添加{text}，其他保持不变。",
             f"给{thing}加上{role}：{text}。",
-            f"这个{thing}缺少{role}，请补上{text}。",
+            f"这{counted(thing)}{thing}缺少{role}，请补上{text}。",
             f"{at}增加一行字{text}，颜色为{ink}。",
         ]
     else:
         thing, ink = piece.name[0], ink_name(block, "en")
-        at = "" if alone else f" {'below' if below else 'above'} {other}"
         forms = [
             f"Add the text {text}{at}.",
             f"Write {text}{at} in {ink}.",
-            f"Put the words {text}{at}. Leave the rest as it is.",
-            f"Add a {role} to the {thing}: {text}.",
+            f"Put {text}{at or ' on the ' + thing}. Leave the rest as it is.",
+            f"Add {article(role)} to the {thing}: {text}.",
             f"The {role} is missing from the {thing}. Write {text}{at}.",
             f"Insert {text}{at}, in {ink} letters.",
         ]
     return choices.pick(forms)
+
+
+def beside(choices: LanguageChoices, piece: Piece, place: int) -> str:
+    """Where a block is, seen from its neighbour, to be put before (Chinese) or after (English) what is done there."""
+    if len(piece.blocks) == 1:
+        return ""
+    block, near = piece.blocks[place], piece.blocks[place - 1 if place else 1]
+    abreast = block.box[1] < near.box[3] and near.box[1] < block.box[3]
+    after = near.box[not abreast] < block.box[not abreast]
+    other = quoted(choices, near.text)
+    if choices.language == "zh":
+        return f"在{other}{(('上方', '下方'), ('左边', '右边'))[abreast][after]}"
+    return f" {(('above', 'below'), ('to the left of', 'to the right of'))[abreast][after]} {other}"
 
 
 def remove(choices: LanguageChoices, piece: Piece, block: Block) -> str:
@@ -227,7 +255,7 @@ def remove(choices: LanguageChoices, piece: Piece, block: Block) -> str:
         forms = [
             f"Remove the text {text}.",
             f"Delete {text} from the {thing}.",
-            f"Erase the words {text} and keep the background.",
+            f"Erase {text} and keep the background.",
             f"Take away the {role} that says {text}.",
             f"The {thing} should not say {text}. Remove it.",
             f"Get rid of the {role}, leave all else unchanged.",
@@ -248,11 +276,11 @@ def restyle(choices: LanguageChoices, piece: Piece, block: Block, ink: str = "",
                 f"请让{text}这行字变为{name}，其他不变。",
             ]
         else:
-            name = LOOKS[look][1]
+            name = font_name(look)
             forms = [
-                f"把{text}改成{name}字体。",
-                f"{role}换成{name}字体。",
-                f"用{name}字体重写{text}，内容不变。",
+                f"把{text}改成{name}。",
+                f"{role}换成{name}。",
+                f"用{name}重写{text}，内容不变。",
                 f"请将{text}的字体换为{name}。",
             ]
     elif ink:
@@ -296,7 +324,7 @@ def question(choices: LanguageChoices, piece: Piece) -> tuple[str, str]:
         [f"{thing}上的{role}是什么？", f"图中的{role}写了什么？", f"请读出{role}。"]
         if zh
         else [
-            f"What does the {role} of the {thing} say?",
+            f"What does the {role} on the {thing} say?",
             f"What is the {role} on the {thing}?",
             f"Read the {role} in the picture.",
         ]

@@ -61,8 +61,10 @@ class Plan:
         check_integer("count", self.count, 1, PER_SEED)
         check_integer("seed", self.seed, 0, MAX_SEED)
         check_integer("shard", self.shard, 1, MAX_SETTING)
+        if not self.sizes:
+            raise InputError("there is no size; give at least one")
         for size in self.sizes:
-            if not self.sizes or any(side not in SIDES for side in size):
+            if any(side not in SIDES for side in size):
                 wanted = f"each side must be from {SIDES[0]} to {SIDES[-1]} pixels"
                 raise InputError(f"size is {size[0]}x{size[1]}; {wanted}")
         if self.domain not in DOMAINS:

@@ -195,6 +195,11 @@ def test_a_full_disk_is_an_error_that_says_so(tmp_path, monkeypatch, capsys, for
         (["--count", "3", "--fonts", "nowhere"], "--fonts: there is no folder nowhere"),
         (["--count", "3", "--sheet", "x.png"], "give either OUT or --sheet"),
         (["--count", "3", "--seed", "-1"], "seed is -1"),
+        (["--count", "3", "--workers", "-1"], "workers is -1; it must be from 0"),
+        (["--count", "3", "--workers", "2", "--cpus-per-worker", "0"], "cpus per worker is 0"),
+        (["--count", "3", "--cpus-per-worker", "2"], "--cpus-per-worker has no effect without --workers"),
+        (["--count", "3", "--rewrite-key", "X"], "--rewrite-key has no effect without --rewrite-url"),
+        (["--count", "3", "--device", "cpu"], "--device has no effect without --rewrite"),
     ],
 )
 def test_what_cannot_be_is_refused_in_one_line(tmp_path, capsys, arguments, message):
@@ -237,3 +242,44 @@ def test_a_contact_sheet(tmp_path):
 
 def test_domains_are_listed():
     assert synthesis.DOMAINS == ("text", "science", "space", "humour", "reasoning")
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        ["--format", "webdataset"],
+        ["--shard", "256"],
+        ["--workers", "2"],
+        ["--rewrite", "x"],
+        ["--skip-bad"],
+        ["--address", "auto"],
+        ["--rewrite-url", "u", "--rewrite-model", "m"],
+    ],
+)
+def test_options_of_files_are_refused_beside_a_sheet(tmp_path, capsys, option):
+    sheet = tmp_path / "sheet.png"
+    assert command.main(["--sheet", str(sheet), "--domain", "text", "--count", "1", *option]) == 2
+    assert f"{option[0]} has no effect on a sheet" in capsys.readouterr().err and not sheet.exists()
+
+
+def test_a_sample_that_cannot_be_made_ends_a_sheet_in_one_line(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(Plan, "sample", lambda self, number: int("x"))
+    assert command.main(["--sheet", str(tmp_path / "sheet.png"), "--domain", "text", "--count", "1"]) == 2
+    message = capsys.readouterr().err
+    assert "error: sample 0 failed: ValueError" in message and message.count("\n") == 1
+
+
+def test_a_plan_has_a_size():
+    with pytest.raises(InputError, match="there is no size"):
+        plan(sizes=())
+
+
+def test_a_broken_picture_is_a_bad_sample(tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "a.png").write_bytes(b"no picture")
+    wanted = Plan(
+        "humour", 2, ((256, 192),), "draw", "strip", resources=synthesis.Resources(pictures=tmp_path / "mine")
+    )
+    with pytest.raises(InputError, match=r"sample 0 failed: .*a\.png.*; --skip-bad leaves it out"):
+        write(wanted, Output(tmp_path / "a"))
+    assert write(wanted, Output(tmp_path / "b", skip_bad=True)).failed == 2

@@ -6,10 +6,12 @@ import threading
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from internvlu_core.batch import ModelOptions
+from internvlu_train.synthesis import LanguageChoices, Resources, fonts, humour, layout, make, media, reasoning, rewrite
 from internvlu_train.synthesis import __main__ as command
-from internvlu_train.synthesis import make, reasoning, rewrite
+from internvlu_train.synthesis.media import Piece
 from support.checkpoints import CHECKPOINT
 
 SIZE = (448, 384)
@@ -38,6 +40,31 @@ def test_what_is_drawn_is_judged_by_its_own_domain():
     with pytest.raises(ValueError, match="no judge"):
         scene = make("reasoning", "reason", 2, SIZE, "scene")
         reasoning.check(scene, scene.picture)
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_a_users_own_picture_is_no_cartoon(tmp_path, language):
+    Image.new("RGB", (60, 40), (200, 30, 30)).save(tmp_path / "a_red_wall.png")
+    choices = LanguageChoices("test", 2, SIZE, language, Resources(pictures=tmp_path))
+    made = humour.LAYOUTS["strip"](choices)
+    said = [reasoning.joke(choices).words, *humour.requests(choices, made, "strip")]
+    word, other = (("picture", "cartoon"), ("图片", "卡通"))[language == "zh"]
+    assert word in said[0] and not any(other in text.lower() for text in said)
+    drawn = LanguageChoices("test", 2, SIZE, language)
+    assert other in reasoning.joke(drawn).words
+
+
+def test_what_is_in_the_same_part_of_a_thing_is_below_what_is_before():
+    style = layout.Style(fonts.FACES[0], (0, 0, 0))
+    blocks = tuple(layout.Block("title", "a", (0, y, 100, y + 9), style) for y in (0, 40, 50))
+    piece = Piece(("poster", "海报"), Image.new("RGBA", (100, 100)), blocks, "white", "", 0)
+    assert reasoning.where(piece, False) == ["at the top", "in the middle", "below it"]
+    assert reasoning.where(piece, True) == ["在上方", "在中间", "在它下面"]
+    cover = media.replace(piece, name=("book cover", "书籍封面"), blocks=blocks[:1])
+    for seed in range(8):  # without an author
+        assert '"a"' in reasoning.wanted(LanguageChoices("test", seed, SIZE, "en"), cover).translate(
+            {8220: 34, 8221: 34}
+        )
 
 
 def sample(language="en"):

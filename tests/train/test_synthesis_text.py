@@ -8,9 +8,22 @@ import pytest
 from PIL import Image
 
 from internvlu_core import InputError
-from internvlu_train.synthesis import Resources, fonts, humour, layout, make, phrases, text
+from internvlu_train.sample import Sample
+from internvlu_train.synthesis import (
+    LanguageChoices,
+    Resources,
+    fonts,
+    humour,
+    layout,
+    make,
+    media,
+    phrases,
+    scenes,
+    text,
+    text_prompts,
+)
 from internvlu_train.synthesis.colours import NAMES, colour, contrast, luminance, readable
-from internvlu_train.synthesis.judge import distance, lines_of, plain, wrong
+from internvlu_train.synthesis.judge import Verdict, distance, judge_changes, lines_of, plain, wrong
 from internvlu_train.synthesis.media import MEDIA
 
 SIZE = (512, 448)
@@ -194,3 +207,144 @@ def test_every_medium_is_drawn_at_every_shape():
 
 def test_lines_of_a_truth():
     assert lines_of([{"lines": [{"text": "a"}, {"text": "b"}]}, {"lines": []}]) == ["a", "b"]
+
+
+def chances(count, language=None, size=SIZE):
+    """So many LanguageChoices."""
+    return (LanguageChoices("test", seed, size, language) for seed in range(count))
+
+
+def said(function, *arguments, language="en", count=60):
+    """All that a function of text_prompts says in so many tries."""
+    return {function(choices, *arguments) for choices in chances(count, language)}
+
+
+def test_the_light_of_neon_is_called_by_its_name():
+    shown = {
+        (text_prompts.ink_name(block, "en"), block.style.second)
+        for choices in chances(12)
+        for block in media.tried(media.neon)(choices).blocks
+    }
+    assert len(shown) > 4 and all(colour(name) == light for name, light in shown)
+
+
+@pytest.mark.parametrize(
+    ("make_piece", "wanted"),
+    [
+        (media.road, r".+ \d+( km|公里)"),
+        (media.warning, "|".join(map(re.escape, phrases.WORDS["en"]["sign"] + phrases.WORDS["zh"]["sign"]))),
+        (lambda choices: humour.panels(choices).piece(), "(Expectation|Reality|期待|现实)[:：].+"),
+    ],
+)
+def test_other_words_of_a_line_are_of_its_kind(make_piece, wanted):
+    for choices in chances(12):
+        piece = media.tried(make_piece)(choices)
+        for block in piece.blocks:
+            new, words = text.another(choices, piece, block)
+            assert words or re.fullmatch(wanted, new, re.IGNORECASE), new
+
+
+def test_a_single_word_is_replaced_where_it_is_unique_and_by_its_like():
+    pieces = [*MEDIA.values(), *(lambda choices, f=f: f(choices).piece() for f in humour.LAYOUTS.values())]
+    found = 0
+    for number, choices in enumerate(chances(80, "en")):
+        piece = pieces[number % len(pieces)](choices)
+        block = choices.pick(piece.blocks)
+        new, words = text.another(choices, piece, block)
+        if words:
+            every = re.findall(r"\w+", " ".join(other.text for other in piece.blocks).casefold())
+            assert every.count(words[0].casefold()) == 1 and words[1].casefold() not in every, (words, every)
+            assert new == block.text.replace(*words)
+            found += 1
+    assert found > 8
+    assert set(phrases.swaps(phrases.date, "April")) == set(phrases.WORDS["en"]["month"]) - {"April"}
+    assert phrases.swaps(phrases.of("note"), "dog") == ["cat", "rabbit", "parrot"]
+    assert "CAT" in phrases.swaps(phrases.of("note"), "DOG") and "Cat" in phrases.swaps(phrases.of("sign"), "Dog")
+    assert not phrases.swaps(phrases.of("slogan"), "difference") and not phrases.swaps(phrases.event, "Market")
+
+
+def test_what_is_added_is_said_to_be_where_it_is():
+    for size, places in (
+        ((512, 288), ("left of", "right of", "左边", "右边")),
+        ((288, 512), ("above", "below", "上方", "下方")),
+    ):
+        for language, (first, second) in (("en", places[:2]), ("zh", places[2:])):
+            (choices,) = chances(1, language, size)
+            piece = humour.LAYOUTS["panels"](choices).piece()
+            assert first in text_prompts.beside(choices, piece, 0) and second in text_prompts.beside(choices, piece, 1)
+
+
+def test_signs_say_the_same_and_hours_have_their_time_of_day():
+    signs = dict(zip(*(phrases.WORDS[language]["sign"] for language in ("en", "zh")), strict=True))
+    assert (signs["Mind the Gap"], signs["Caution: Steps"], signs["Fire Exit"]) == ("小心空隙", "小心台阶", "紧急出口")
+    seen = set()
+    for english, chinese in zip(chances(150), chances(150), strict=True):
+        one, other = phrases.date(english, "en"), phrases.date(chinese, "zh")
+        if time := re.search(r" (\d+) (am|pm)$", one):
+            hour = int(time[1]) % 12 + 12 * (time[2] == "pm")
+            word = "上午" if 5 < hour < 12 else "中午" if hour == 12 else "下午" if 12 < hour < 18 else "晚上"
+            assert 6 <= hour <= 23 and other.endswith(f" {word}{time[1]}点"), (one, other)
+            seen.add(word)
+    assert len(seen) == 4
+
+
+def test_an_edit_that_cannot_be_made_ends():
+    with pytest.raises(layout.NoRoom, match="does not fit"):
+        make("text", "edit", 0, (64, 64), "change", "en")
+    (choices,) = chances(1)
+    piece = MEDIA["card"](choices)
+    words = piece.blocks[0].text
+    blocks = tuple(layout.replace(block, make=lambda *_: words) for block in piece.blocks)
+    with pytest.raises(layout.NoRoom, match="no other words fit"):
+        text.change(LanguageChoices("test", 0, SIZE, "zh"), media.replace(piece, blocks=blocks[-1:] + blocks[:-1]))
+
+
+@pytest.mark.parametrize("name", MEDIA)
+def test_flat_pictures_have_room_for_the_words_that_are_needed(name):
+    for choices in chances(6, size=(1000, 333)):
+        piece = MEDIA[name](choices)
+        assert all(layout.fit(block) for block in piece.blocks)
+        lines = [int(block.role[5:]) for block in piece.blocks if block.role.startswith("line ")]
+        assert lines == list(range(1 + len(piece.blocks) - len(lines), 1 + len(piece.blocks)))
+
+
+def test_lines_are_counted_from_the_heading_and_are_not_broken():
+    roles = ["heading", "line 7", "line 9"]
+    blocks = [layout.Block(role, "a", (0, 0, 9, 9), layout.Style(fonts.FACES[0], (0, 0, 0))) for role in roles]
+    assert [block.role for block in media.numbered(blocks)] == ["heading", "line 2", "line 3"]
+    assert [block.role for block in media.numbered(blocks[2:])] == ["sign"]
+    assert all(block.single for block in media.numbered(blocks)[1:])
+    line = layout.Block("line 1", "one two three", (0, 0, 140, 90), blocks[0].style)
+    assert len(layout.fit(line)[1]) > 1 and len(layout.fit(layout.replace(line, single=True))[1]) == 1
+
+
+def test_the_judge_takes_no_unchanged_picture_for_another_face():
+    """Also if the new face has capitals only, so that the text is written otherwise."""
+    old, new = np.zeros((20, 30, 3), np.uint8), np.full((20, 30, 3), 90, np.uint8)
+    truth = {"texts": [{"text": "GOOD LUCK"}], "before": [{"text": "Good Luck"}], "changed": [0, 0, 30, 20]}
+    sample = Sample("edit", "text", "", (old,), new, "", truth)
+    for picture, right in ((new, True), (old, False)):
+        assert judge_changes(sample, picture, Verdict(True, 1, {})).parts["restyled"] is right
+
+
+def test_wood_and_bricks_are_brown():
+    for name in ("wood", "brick"):
+        for seed in range(40):
+            red, green, blue = scenes.SCENES[name](np.random.default_rng(seed), (40, 30)).mean((0, 1))
+            assert red > 1.1 * green > 1.1 * blue, (name, seed)
+
+
+def test_prompts_are_grammatical_where_their_parts_depend_on_each_other():
+    (choices,) = chances(1)
+    card = next(p for p in (media.card(c) for c in chances(9)) if p.blocks[-1].role == "address")
+    forms = said(text_prompts.add, card, len(card.blocks) - 1)
+    assert any("Add an address" in form for form in forms) and not any(" a address" in form for form in forms)
+    assert text_prompts.counted("横线纸") == "张" and text_prompts.counted("霓虹灯招牌") == "块"
+    for piece in (MEDIA[name](one) for one in chances(4, "zh") for name in MEDIA):
+        one, wrong_ones = text_prompts.counted(piece.name[1]), "个张块"
+        for form in text_prompts.requests(LanguageChoices("test", 0, SIZE, "zh"), piece):
+            measures = set(re.findall(f"一([{wrong_ones}])[^的，。]{{0,4}}{piece.name[1]}(?!的照片)", form))
+            assert measures <= {one} and "背景，" not in form, form
+    alone = layout.replace(card, blocks=card.blocks[:1])
+    forms = text_prompts.requests(choices, alone)
+    assert not any("top to bottom" in form or "one below the other" in form or "从上到下" in form for form in forms)
