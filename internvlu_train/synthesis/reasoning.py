@@ -236,7 +236,7 @@ def joke(choices: LanguageChoices) -> Sample:
         words = thoughts(
             choices,
             f"用户想要一张关于{one}的搞笑图片，转折是{two}",
-            f"{what}里是{shown}",
+            f"{shown}的{what}",
             form,
             f"先是{one}，然后是{two}",
             f"简单的{what}，粗体大字，对比清楚",

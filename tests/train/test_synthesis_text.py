@@ -263,6 +263,27 @@ def test_a_single_word_is_replaced_where_it_is_unique_and_by_its_like():
     assert not phrases.swaps(phrases.of("slogan"), "difference") and not phrases.swaps(phrases.event, "Market")
 
 
+def test_a_word_that_is_there_twice_is_not_replaced_alone():
+    style, make_note = layout.Style(fonts.FACES[0], (0, 0, 0)), phrases.of("note")
+    texts = "Walk the dog at seven", "Feed the dog tonight"
+    blocks = tuple(layout.Block("line 1", words, (0, 0, 300, 40), style, make=make_note) for words in texts)
+    piece = media.Piece(("note", "纸条"), Image.new("RGBA", (300, 80)), blocks, "white", "", 0)
+    found = {text.another(choices, piece, blocks[0])[1] for choices in chances(40)} - {None}
+    assert {old for old, _ in found} == {"seven"}
+
+
+def test_words_without_room_are_left_out_unless_they_are_needed():
+    (choices,) = chances(1)
+    for low, wanted in ((0.5, ["title"]), (1.0, ["title", "genre"])):
+        builder = media.Builder(choices, Image.new("RGB", (300, 60), "white"))
+        builder.write("title", "One", (0, 0, 1, 0.8))
+        builder.write("genre", "Two", (0, low - 0.4, 1, low - 0.4 + 0.8 * (low - 0.4)))
+        assert [block.role for block in builder.piece(("a", "b"), "white", "", 0).blocks] == wanted
+    builder.write("name", "Three", (0, 0, 1, 0.1))
+    with pytest.raises(layout.NoRoom):
+        builder.piece(("a", "b"), "white", "", 0)
+
+
 def test_what_is_added_is_said_to_be_where_it_is():
     for size, places in (
         ((512, 288), ("left of", "right of", "左边", "右边")),
