@@ -296,7 +296,7 @@ def read_bars(spec, picture):
     """
     bars = []
     for colour in dict.fromkeys(spec["colours"]):
-        found = [piece for piece in pieces(where(picture, HEX[colour], 60), 50) if is_block(piece)]
+        found = [piece for piece in pieces(without_lines(where(picture, HEX[colour], 60)), 50) if is_block(piece)]
         wanted = [value for value, name in zip(spec["values"], spec["colours"], strict=True) if name == colour]
         if len(found) != len(wanted):
             return {"bars": False, "values": False}
@@ -316,6 +316,13 @@ def read_bars(spec, picture):
     lengths, values = np.array([span[axis] for span, _ in spans]), np.array([value for _, value in spans])
     scale = (lengths * values).sum() / (values * values).sum()
     return {"bars": True, "values": bool((np.abs(lengths - scale * values) <= 0.04 * lengths.max()).all())}
+
+
+def without_lines(mask: np.ndarray) -> np.ndarray:
+    """The mask without what is thinner than 4 pixels: in a JPEG, lines beside a bar may come near its colour."""
+    from scipy import ndimage
+
+    return ndimage.binary_opening(mask, np.ones((4, 4)))
 
 
 def is_block(piece) -> bool:
