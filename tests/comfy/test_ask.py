@@ -118,7 +118,7 @@ def test_at_temperature_0_another_seed_writes_nothing_anew(tokens, name):
     prompt = workflow(name, **inputs)
     prompt["8"]["inputs"]["question" if name == "ask" else "prompt"] = f"Of a seed, {name}?"
     written, first = tokens(prompt)
-    assert written == 8
+    assert written and first.outputs["8"]["tokens"] == [8]  # newer progress bars are sent only now and then
     prompt["8"]["inputs"]["seed"] = 7
     written, again = tokens(prompt)
     assert written == 0 and "8" in again.executed
