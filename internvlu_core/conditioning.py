@@ -281,18 +281,15 @@ class _Weights:
 
     def __init__(self, network: torch.nn.Module):
         self.network = network
-        self.seen: list[tuple[weakref.ref, int, int]] = []
+        self.seen: list[weakref.ref] = []
+        self.stamps: list[tuple[int, int]] = []
         self.identity = object()
 
     def __call__(self) -> Hashable:
         parameters = list(self.network.parameters())
-        now = [(p.data_ptr(), 0 if p.is_inference() else p._version) for p in parameters]
+        stamps = [(p.data_ptr(), 0 if p.is_inference() else p._version) for p in parameters]
         # An address alone says little: the weights that take the place of others may get theirs.
-        same = len(parameters) == len(self.seen) and all(
-            known() is p and values == found
-            for p, found, (known, *values) in zip(parameters, map(list, now), self.seen, strict=True)
-        )
-        if not same:
-            self.seen = [(weakref.ref(p), *found) for p, found in zip(parameters, now, strict=True)]
+        if stamps != self.stamps or any(seen() is not p for seen, p in zip(self.seen, parameters, strict=True)):
+            self.seen, self.stamps = [weakref.ref(p) for p in parameters], stamps
             self.identity = object()
         return self.identity

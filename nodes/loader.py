@@ -1,5 +1,6 @@
 """The loaders: a checkpoint folder or a single file → MODEL, VLM, VAE; and a file each for MODEL and VLM."""
 
+import torch
 from comfy_api.latest import io
 
 from ..internvlu_core.checkpoints.config import Config
@@ -20,9 +21,11 @@ def dtype_input() -> io.Combo.Input:
     )
 
 
-def check_dtype(weight_dtype: str):
+def dtype_of(weight_dtype: str) -> torch.dtype | None:
+    """What a choice of weight_dtype means to the functions of load. Raises ValueError for one that is not listed."""
     if weight_dtype not in DTYPES:
         raise ValueError(f"weight_dtype {weight_dtype!r} is not one of {', '.join(DTYPES)}")
+    return DTYPES[weight_dtype]
 
 
 def model_output() -> io.Model.Output:
@@ -76,9 +79,9 @@ class InternVLULoader(io.ComfyNode):
 
     @classmethod
     def execute(cls, checkpoint, weight_dtype) -> io.NodeOutput:
-        check_dtype(weight_dtype)
+        dtype = dtype_of(weight_dtype)
         source = open_source(download.resolve(checkpoint) or download.fetch())
-        config, dtype = Config.read(source), DTYPES[weight_dtype]
+        config = Config.read(source)
         return io.NodeOutput(
             load_model(source, config, dtype), load_vlm(source, config, dtype), load_vae(source, config)
         )
@@ -135,9 +138,8 @@ class InternVLUModelLoader(_FileLoader):
 
     @classmethod
     def execute(cls, file, weight_dtype) -> io.NodeOutput:
-        check_dtype(weight_dtype)
-        source = cls.open(file)
-        return io.NodeOutput(load_model(source, Config.read(source), DTYPES[weight_dtype]))
+        dtype, source = dtype_of(weight_dtype), cls.open(file)
+        return io.NodeOutput(load_model(source, Config.read(source), dtype))
 
 
 class InternVLUVLMLoader(_FileLoader):
@@ -157,6 +159,5 @@ class InternVLUVLMLoader(_FileLoader):
 
     @classmethod
     def execute(cls, file, weight_dtype) -> io.NodeOutput:
-        check_dtype(weight_dtype)
-        source = cls.open(file)
-        return io.NodeOutput(load_vlm(source, Config.read(source), DTYPES[weight_dtype]))
+        dtype, source = dtype_of(weight_dtype), cls.open(file)
+        return io.NodeOutput(load_vlm(source, Config.read(source), dtype))

@@ -53,7 +53,15 @@ VAE_AGAIN = {
 MANY_SIDES = ((64, 64), (80, 48), (48, 80), (96, 48), (48, 96), (64, 48), (48, 64), (80, 80))
 
 # What is drawn in the end: 36 drawings, 3 edits, 2 with reasoning. The kinds stand in the order of the domains.
-LAST = {"trained": ("mmdit.",), "tasks": (("draw", 36), ("edit/objects", 3), ("reason", 2)), "muon": True}
+LAST = {
+    "trained": ("mmdit.",),
+    "tasks": (("draw", 36), ("edit/objects", 3), ("reason", 2)),
+    "steps": 20_000,
+    "learning_rate": 2e-3,
+    "muon": True,
+    "warmup": 100,
+    "decay": 0.9,
+}
 # Diagrams, stacks of blocks and memes, as in run 30 (demo/README.md). Most were right in 0.1 to 0.6 when they were 9 of
 # 32 drawings, and in 0.8 to 1.0 when they were 23 of 36.
 FIGURES = LAST | {
@@ -84,8 +92,6 @@ OTHER_SIDES = LAST | {
     ),
     "sides_of": ("objects",),
 }
-
-LONG = {"steps": 20_000, "learning_rate": 2e-3, "decay": 0.9, "warmup": 100}
 
 # "minutes" are of 720 for all stages together, for two processes on two cores (__main__, --minutes); they end a stage
 # whose steps take longer there.
@@ -210,8 +216,8 @@ CPU = {
         learning_rate=8e-4,
     ),
     # Then diagrams, stacks of blocks and memes, beside all that is known: after stage 2, which has objects alone.
-    "wide": PictureStage(**FIGURES, **LONG, minutes=100.0, samples=98_400, seed=30),
-    "sizes": PictureStage(**OTHER_SIDES, **LONG, minutes=90.0, samples=114_800, batch=24, accumulate=2, seed=31),
+    "wide": PictureStage(**FIGURES, minutes=100.0, samples=98_400, seed=30),
+    "sizes": PictureStage(**OTHER_SIDES, minutes=90.0, samples=114_800, batch=24, accumulate=2, seed=31),
     # From few samples, at a low rate: what was learnt is to be kept.
     "stage3": PictureStage(
         trained=("vlm.", "mmdit."),
