@@ -16,7 +16,7 @@ from ..pipeline import InternVLU, usable_device
 from . import compare, official, recording
 from .files import check_files
 from .measure import machine, machine_speed, measured
-from .recording import BFLOAT16, Recording, read_cases, recorded_on
+from .recording import BFLOAT16, Recording, read_cases
 from .report import Report
 from .smoke import ERRORS, run_tasks
 from .speed import Timing, nbytes, time_stages
@@ -155,7 +155,7 @@ def _compare(checkup: Checkup, report: Report, runs: Path | None):
         try:
             with full_float32():
                 model = InternVLU.from_pretrained(checkup.checkpoint, checkup.device, dtype)
-                with compare.frequencies_of(model, recorded_on(runs)):
+                with compare.recorded_frequencies(model, runs):
                     for case in read_cases(runs):
                         _compare_run(model, runs, case, report, strips)
                 del model

@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -17,20 +18,19 @@ from .. import guidance, imaging
 from ..decoding import TextSettings, generate_tokens
 from ..errors import in_one_line
 from ..pipeline import InternVLU
-from .recording import BRANCHES, Recording
+from .recording import BRANCHES, Recording, frequencies
 from .smoke import ERRORS
 
 
 @contextmanager
-def frequencies_of(model: InternVLU, device: str):
-    """Let the time embedding have the frequencies that it has on another device, where a run was recorded.
+def recorded_frequencies(model: InternVLU, folder: Path):
+    """Let the time embedding have the frequencies that it had where a folder was recorded.
 
-    exp differs in the last bit between a CPU and a GPU. The arguments of the sinusoids reach 1e6, where this bit is a
-    relative 1e-2 of the recorded checkpoint's first velocity.
+    exp differs in the last bit between a CPU and a GPU, and between the CPUs of two makers. The arguments of the
+    sinusoids reach 1e6, where this bit is a relative 2e-3 to 1e-2 of the recorded checkpoint's first velocity.
     """
-    embedding = model.mmdit.time_text_embed
-    if torch.device(device).type != model.device.type and (device == "cpu" or torch.cuda.is_available()):
-        there = embedding.frequencies(torch.device(device))
+    embedding, there = model.mmdit.time_text_embed, frequencies(folder)
+    if there is not None:
         embedding.frequencies = there.to  # called with the device of the timestep
     try:
         yield

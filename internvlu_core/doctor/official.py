@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from ..errors import InputError
-from .recording import BFLOAT16, DEVICE, FLOAT32
+from .recording import BFLOAT16, FLOAT32
 
 RECORDER = Path(__file__).with_name("record_official.py")
 REQUIREMENTS = "transformers==4.52.3 diffusers==0.35.1 accelerate timm einops"
@@ -39,7 +39,6 @@ def record(official: Path, checkpoint: Path, folder: Path, device: str, python: 
     _run([*run, folder / FLOAT32, "--device", device])
     replay = ["--dtype", "bfloat16", "--replay", folder / FLOAT32]
     _run([*run, folder / BFLOAT16, "--device", device, *replay])
-    (folder / DEVICE).write_text(device, encoding="utf-8")
 
 
 def _run(command: list):

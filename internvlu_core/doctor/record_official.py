@@ -3,7 +3,7 @@
     python record_official.py OFFICIAL CHECKPOINT FOLDER OUT [--device cuda] [--dtype float32] [--replay RECORDED]
 
 OFFICIAL: a checkout of the official code, the folder with internvlu/. FOLDER: has cases.json and the pictures it names.
-OUT: the folder for NAME.json and NAME.safetensors of each case; their tensors are those of tests/golden/README.md.
+OUT: the folder for NAME.json and NAME.safetensors of each case, and for frequencies.json; see tests/golden/README.md.
 --replay: a folder of earlier recordings in float32. Each stage then gets the input that is recorded there, so that its
 error is its own.
 
@@ -14,6 +14,7 @@ process, so pixels get the dtype of the weights. It can neither edit several pic
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -162,6 +163,12 @@ def run(recorder: Recorder, pictures: Path):
         recorder.tensors["images"] = torch.from_numpy(np.stack([np.asarray(image) for image in result.images]))
 
 
+def frequencies(device: str) -> list[float]:
+    """Of the timestep's sinusoids, as the official code computes them. Their last bits are those of this machine."""
+    exponent = -math.log(10000) * torch.arange(128, dtype=torch.float32, device=device) / 128
+    return exponent.exp().tolist()
+
+
 def load_official(checkpoint: str | Path, device: str, dtype: torch.dtype):
     """The official pipeline. Its folder must be on sys.path."""
     from internvlu import InternVLUPipeline, processing_internvlu
@@ -187,6 +194,7 @@ def main():
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     pipeline = load_official(options.checkpoint, options.device, getattr(torch, options.dtype))
     options.out.mkdir(parents=True, exist_ok=True)
+    (options.out / "frequencies.json").write_text(json.dumps(frequencies(options.device)), encoding="utf-8")
     for case in json.loads((options.folder / "cases.json").read_text(encoding="utf-8")):
         name, given, known = case["name"], {}, {}
         if options.replay:

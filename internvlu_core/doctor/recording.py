@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
@@ -22,12 +23,13 @@ from ..sampling import flow_sigmas
 
 BRANCHES = "full", "partial", "unconditional"
 FLOAT32, BFLOAT16 = "recorded", "recorded-bfloat16"  # folders
-DEVICE = "device.txt"  # says where they were recorded
+FREQUENCIES = f"{FLOAT32}/frequencies.json"  # of the time embedding, where they were recorded
 
 
-def recorded_on(folder: Path) -> str:
-    """The device that a folder was recorded on; without a word about it, the CPU."""
-    return (folder / DEVICE).read_text(encoding="utf-8").strip() if (folder / DEVICE).is_file() else "cpu"
+def frequencies(folder: Path) -> Tensor | None:
+    """Those of the time embedding on the machine that recorded a folder; None if it does not say."""
+    file = folder / FREQUENCIES
+    return torch.tensor(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else None
 
 
 class Recording:

@@ -52,6 +52,7 @@ def runs(tmp_path_factory) -> Path:
     for name in SHORT:
         for file in (GOLDEN / "recorded").glob(f"{name}.*"):
             shutil.copy(file, folder / "recorded")
+    shutil.copy(GOLDEN / recording.FREQUENCIES, folder / "recorded")
     return folder
 
 
@@ -140,7 +141,8 @@ def test_a_broken_network_is_named(model, runs, part, weight, named):
     setattr(broken, part, network)
     broken.conditioner = copy.copy(model.conditioner)
     broken.conditioner.vlm = broken.vlm
-    found = [d for case in read_cases(runs) for d in compare.compare(broken, Recording(runs, case))]
+    with compare.recorded_frequencies(broken, runs):
+        found = [d for case in read_cases(runs) for d in compare.compare(broken, Recording(runs, case))]
     wrong = {difference.stage for difference in summarise(found) if difference.wrong}
     assert wrong and wrong <= named and wrong >= named - {"tokens"}  # a small change need not change a token
 
@@ -273,6 +275,8 @@ def test_the_official_code_is_recorded_and_compared(tmp_path, golden_cases, runs
         assert recorded.tensors.keys() == known.tensors.keys()
         assert all(torch.equal(recorded[key], known[key]) for key in known.tensors if "sampler.latents" not in key)
     assert (made / "recorded-bfloat16" / "understand.safetensors").exists()
+    network = InternVLU.from_pretrained(CHECKPOINT, "cpu", torch.float32).mmdit
+    assert torch.equal(recording.frequencies(made), network.time_text_embed.frequencies())
     judged = {(d.stage, d.dtype): d for d in summarise(report.differences)}
     assert not judged["hidden states", "float32"].wrong
     # The fake only rounds, so that its error is smaller than any computation's.
@@ -300,25 +304,17 @@ def test_the_doctors_own_cases_have_their_picture(tmp_path):
 
 
 @torch.inference_mode()
-def test_a_run_is_compared_with_the_frequencies_of_its_device():
-    """A device that differs in their last bit, as a GPU does, gives the recorded velocity all the same."""
+def test_a_run_is_compared_with_the_frequencies_of_its_machine(tmp_path):
+    """A machine that differs in their last bit, as a GPU does, gives the recorded velocity all the same."""
     model = InternVLU.from_pretrained(CHECKPOINT, "cpu", torch.float32)
-    kind = type(model.mmdit.time_text_embed)
-    exact = kind.frequencies
+    run, kind = Recording(GOLDEN, read_cases(GOLDEN)[-1]), type(model.mmdit.time_text_embed)
+    other = lambda self, device=None: torch.nextafter(recording.frequencies(GOLDEN), torch.zeros(()))  # noqa: E731
 
-    def differs(self, device=None):  # "meta" stands for the device that was recorded on
-        values = exact(self)
-        return values if str(device) == "meta" else torch.nextafter(values, torch.zeros(()))
+    def error(folder):
+        with compare.recorded_frequencies(model, folder):
+            return next(found.error for found in compare.compare(model, run, None) if found.stage == "first velocity")
 
-    run = Recording(GOLDEN, read_cases(GOLDEN)[-1])
-
-    def error():
-        return next(found.error for found in compare.compare(model, run, None) if found.stage == "first velocity")
-
-    with mock.patch.object(kind, "frequencies", differs), mock.patch.object(torch.cuda, "is_available", lambda: True):
-        assert error() > 1e-3
-        with compare.frequencies_of(model, "meta"):
-            assert error() < 1e-5
-        with compare.frequencies_of(model, "cpu"):
-            assert error() > 1e-3
-    assert error() < 1e-5
+    with mock.patch.object(kind, "frequencies", other):
+        assert error(GOLDEN) < 1e-5
+        assert error(tmp_path) > 1e-3, "a folder without them"
+    assert "frequencies" not in vars(model.mmdit.time_text_embed)

@@ -11,6 +11,7 @@ from PIL import Image
 
 from internvlu_core import Context, guidance, imaging
 from internvlu_core.decoding import TextSettings, generate_tokens
+from internvlu_core.doctor.compare import recorded_frequencies
 from internvlu_core.doctor.recording import BRANCHES, Recording, read_cases
 from internvlu_core.sampling import dpmpp_2m, flow_sigmas, sigma_to_timestep
 from support.checkpoints import GOLDEN
@@ -39,6 +40,13 @@ def sees(case):
 
 
 branches = pytest.mark.parametrize("branch", BRANCHES)
+
+
+@pytest.fixture(autouse=True)
+def frequencies(model):
+    """As they were where the runs were recorded, to the last bit."""
+    with recorded_frequencies(model, GOLDEN):
+        yield
 
 
 class Case(Recording):
