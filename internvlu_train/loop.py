@@ -21,6 +21,7 @@ from torch.utils.checkpoint import checkpoint
 from tqdm import tqdm
 
 from internvlu_core.errors import InputError
+from internvlu_core.models.operations import bfloat16_is_fast
 
 from . import objectives
 from .data import Batch, to_pixels
@@ -502,11 +503,6 @@ def require_finite(entry: dict):
     loss, norm = float(entry["loss"]), float(entry["norm"])
     if not math.isfinite(loss + norm):
         raise FloatingPointError(f"step {entry['step']} has the loss {loss} and a gradient of {norm}")
-
-
-def bfloat16_is_fast(device: torch.device) -> bool:
-    """Whether bfloat16 is fast. A CPU with AVX2 at most emulates it, at a quarter of the speed of float32."""
-    return device.type != "cpu" or torch.backends.cpu.get_cpu_capability() != "AVX2"
 
 
 def _shared_losses(networks: Networks, *arguments) -> tuple[Tensor, dict[str, Tensor]]:

@@ -4,6 +4,7 @@ FLOPs are counted by torch while the stage runs a first time, which is not timed
 the stage reads.
 """
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from .. import imaging
 from ..decoding import DecodingSession
+from ..models.operations import Linear
 from ..pipeline import InternVLU
 from ..sampling import flow_sigmas
 from .measure import least_time, measured, synchronise
@@ -21,8 +23,10 @@ from .recording import sample_picture
 
 PROMPT = "a photo of a red boat on a lake at dawn, with mountains behind it and a few clouds in the sky"
 aten = torch.ops.aten
-# torch counts the fused attention of GPUs, and not that of the CPU.
+# torch counts neither the fused attention of the CPU nor oneDNN's product for one row.
 ON_CPU = {aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *args, **kwargs: sdpa_flop_count(q, k, v)}
+if Linear.by_rows is not None:
+    ON_CPU[Linear.by_rows] = lambda x, weight, *args, **kwargs: 2 * math.prod(x) * weight[0]
 
 
 @dataclass

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..checkpoints.config import LanguageConfig
 from .attention import Lengths, by_branch
 from .float16 import project_to_residual, scale_for_norm, to_residual_dtype
+from .operations import Operations, linear
 from .rope import rope_table_1d, rotate_half
 
 WINDOW = (
@@ -212,56 +213,18 @@ def cache_bytes(config: LanguageConfig, dtype: torch.dtype) -> int:
     return 2 * config.num_layers * config.num_kv_heads * config.head_dim * dtype.itemsize
 
 
-# False where oneDNN does not compute in bfloat16 on this processor. There PyTorch's own product takes a time in
-# proportion to the rows.
-CPU_BFLOAT16 = (
-    not torch.backends.mkldnn.is_available() or getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)()
-)
-FEW_ROWS = 4  # up to which that product is still the faster one
-PIECE = 2**17  # weights in float32 that stay in the processor's cache
-
-
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """F.linear, but on a CPU without bfloat16 instructions in float32, a piece of the weights at a time."""
-    plain = x.device.type != "cpu" or x.dtype != torch.bfloat16 or CPU_BFLOAT16
-    if plain or x.shape[:-1].numel() <= FEW_ROWS or torch.is_grad_enabled() or torch.compiler.is_compiling():
-        return F.linear(x, weight, bias)
-    wide = x.float()
-    out = torch.cat([F.linear(wide, piece.float()) for piece in weight.split(max(1, PIECE // x.shape[-1]))], dim=-1)
-    return (out if bias is None else out + bias.float()).to(x.dtype)
-
-
-class Linear(nn.Linear):
-    """nn.Linear as `linear` computes it, but with oneDNN for a single float32 row on a CPU, where F.linear uses only
-    one thread.
-    """
-
-    by_rows = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
-
-    def forward(self, x: Tensor) -> Tensor:
-        single = x.device.type == "cpu" and x.dtype == torch.float32 and x.numel() == self.in_features
-        if self.by_rows is None or not single or torch.is_grad_enabled() or torch.compiler.is_compiling():
-            return linear(x, self.weight, self.bias)
-        return self.by_rows(x, self.weight, self.bias, "none", [], "")
-
-
-class Operations:
-    """The layers of the language model, unless a host gives its own."""
-
-    Linear, Embedding, RMSNorm = Linear, nn.Embedding, nn.RMSNorm
-
-
 class Qwen3(nn.Module):
     """Embeddings [B, T, C] → hidden states; see forward. Its parameter names are those of the checkpoint.
 
-    operations: a namespace of layers, torch.nn or a host's own. attention: a function of q, k, v [B, heads, T,
+    operations: a namespace of layers, ours or a host's own. attention: a function of q, k, v [B, heads, T,
     head_dim] with an option is_causal. factory: dtype and device of the parameters.
     """
 
-    def __init__(self, config: LanguageConfig, operations=nn, attention=F.scaled_dot_product_attention, **factory):
+    def __init__(
+        self, config: LanguageConfig, operations=Operations, attention=F.scaled_dot_product_attention, **factory
+    ):
         super().__init__()
         self.config = config
-        operations = Operations if operations is nn else operations
         layers = nn.ModuleList(Layer(config, i, operations, attention, **factory) for i in range(config.num_layers))
         self.model = nn.ModuleDict(
             {

@@ -20,6 +20,7 @@ from ..checkpoints.config import MMDiTConfig
 from ..errors import InputError
 from .attention import by_branch
 from .float16 import project_to_residual, scale_down
+from .operations import Operations
 from .rope import Grid, joint_positions, rope_table_3d, rotate_pairs
 
 NORM_EPS = 1e-6
@@ -109,11 +110,11 @@ def working_bytes(config: MMDiTConfig, tokens: int, dtype: torch.dtype) -> int:
 class MMDiT(nn.Module):
     """The velocity of noisy latents, given the conditioning of one branch; see forward.
 
-    operations: a namespace of layers, torch.nn or a host's own. attention: a function of q, k, v [B, heads, T,
+    operations: a namespace of layers, ours or a host's own. attention: a function of q, k, v [B, heads, T,
     head_dim], see attention.py. factory: dtype and device of the parameters.
     """
 
-    def __init__(self, config: MMDiTConfig, operations=nn, attention=F.scaled_dot_product_attention, **factory):
+    def __init__(self, config: MMDiTConfig, operations=Operations, attention=F.scaled_dot_product_attention, **factory):
         super().__init__()
         self.config, self.rope = config, partial(rope_tables, config)
         size = config.hidden_size

@@ -13,15 +13,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..checkpoints.config import VAEConfig
+from .operations import Operations
 
 
 class VAE(nn.Module):
     """Pixels in [-1, 1] ↔ normalised latents, both [N, C, H, W].
 
-    operations: a namespace of layers, torch.nn or a host's own. factory: dtype and device of the parameters.
+    operations: a namespace of layers, ours or a host's own. factory: dtype and device of the parameters.
     """
 
-    def __init__(self, config: VAEConfig, operations=nn, **factory):
+    def __init__(self, config: VAEConfig, operations=Operations, **factory):
         super().__init__()
         self.config = config
         z = config.latent_channels

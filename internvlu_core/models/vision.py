@@ -10,16 +10,19 @@ from torch import Tensor, nn
 
 from ..checkpoints.config import VisionConfig
 from .float16 import project_to_residual, scale_for_norm, to_residual_dtype
+from .operations import Operations
 
 
 class InternViT(nn.Module):
     """Normalised pixels [N, 3, S, S] → tokens [N, T, token_size], where T = (S / patch / fold)².
 
-    operations: a namespace of layers, torch.nn or a host's own. attention: a function of q, k, v [N, heads, T,
+    operations: a namespace of layers, ours or a host's own. attention: a function of q, k, v [N, heads, T,
     head_dim]. factory: dtype and device of the parameters.
     """
 
-    def __init__(self, config: VisionConfig, operations=nn, attention=F.scaled_dot_product_attention, **factory):
+    def __init__(
+        self, config: VisionConfig, operations=Operations, attention=F.scaled_dot_product_attention, **factory
+    ):
         super().__init__()
         self.config = config
         self.embeddings = Embeddings(config, operations, **factory)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ..checkpoints.config import Config
 from .float16 import scale_for_norm
 from .language import Qwen3
+from .operations import Operations
 from .vision import InternViT
 
 # The order of the rows of special_token_embedding.
@@ -35,7 +36,7 @@ class VLM(nn.Module):
     table. A host that stores weights in another dtype sets it.
     """
 
-    def __init__(self, config: Config, operations=nn, attention=F.scaled_dot_product_attention, **factory):
+    def __init__(self, config: Config, operations=Operations, attention=F.scaled_dot_product_attention, **factory):
         super().__init__()
         vision, language = config.vision, config.language
         self.vision_model = InternViT(vision, operations, attention, **factory)

@@ -11,6 +11,7 @@ from benchmarks import batches, comparisons, counts, quantisation, tables
 from benchmarks.__main__ import main
 from benchmarks.harness import BenchmarkError, Case, Run, Side, fit, side_by_side
 from internvlu_core.checkpoints.config import Config
+from internvlu_core.doctor.speed import ON_CPU
 from internvlu_core.models.language import Qwen3
 from internvlu_core.models.mmdit import MMDiT
 from internvlu_core.models.vae import VAE
@@ -29,7 +30,7 @@ def config():
 
 def counted(run, device="meta") -> int:
     """By torch."""
-    with FlopCounterMode(display=False) as counter, torch.device(device), torch.inference_mode():
+    with FlopCounterMode(display=False, custom_mapping=ON_CPU) as counter, torch.device(device), torch.inference_mode():
         run()
     return counter.get_total_flops()
 
