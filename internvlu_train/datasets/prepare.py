@@ -26,7 +26,7 @@ from internvlu_core.imaging import reference_size
 from .. import objectives
 from ..data import Example, TokenRow, is_of_use, make_example, make_token_batch, to_pixels
 from ..sample import Sample
-from ..settings import PictureStage, Stage
+from ..settings import PictureStage, Stage, TextStage
 from ..storage import Networks, replaced
 from .mixture import Facts
 from .sizes import bucket, fitted, limited
@@ -43,9 +43,11 @@ class Reader:
 
     def __init__(self, networks: Networks, stage: Stage):
         self.networks, self.stage, self.conditioner = networks, stage, networks.conditioner
-        self.sizes = limited(networks.config.processor, stage.area)
         least, largest = stage.area
         self.square = (largest, largest) if least == largest else None  # one size, for all pictures
+        own = networks.config.processor
+        one_size = self.square or isinstance(stage, TextStage)  # which has no pictures to scale
+        self.sizes = own if one_size else limited(own, stage.area)
 
     def example(self, place: Place, pictures: bool) -> tuple[Row, Example]:
         """Raises InputError for a row that cannot be used. pictures: read them too."""

@@ -6,6 +6,7 @@ from dataclasses import replace
 from PIL import Image
 
 from internvlu_core.checkpoints.config import ProcessorConfig
+from internvlu_core.errors import InputError
 from internvlu_core.imaging import reference_size
 
 ASPECTS = 1.0, 5 / 4, 4 / 3, 3 / 2, 16 / 9, 2.0  # of the longer side to the shorter one
@@ -13,13 +14,16 @@ AREA_STEPS = 4  # between the least and the largest side of a square
 
 
 def limited(config: ProcessorConfig, area: tuple[int, int]) -> ProcessorConfig:
-    """The rule for sizes, with the areas of squares of these sides as limits."""
-    least, largest = area
-    return replace(
-        config,
-        reference_min_pixels=max(least**2, config.reference_min_pixels),
-        reference_max_pixels=min(largest**2, config.reference_max_pixels),
-    )
+    """The rule for sizes, with the areas of squares of these sides as limits.
+
+    Raises InputError if the checkpoint's own rule allows none of them.
+    """
+    lower = max(area[0] ** 2, config.reference_min_pixels)
+    upper = min(area[1] ** 2, config.reference_max_pixels)
+    if lower > upper:
+        own = [math.isqrt(pixels) for pixels in (config.reference_min_pixels, config.reference_max_pixels)]
+        raise InputError(f"area is {list(area)}; this checkpoint takes pictures of {own[0]}² to {own[1]}² pixels")
+    return replace(config, reference_min_pixels=lower, reference_max_pixels=upper)
 
 
 def bucket(height: int, width: int, config: ProcessorConfig) -> tuple[int, int]:

@@ -331,6 +331,17 @@ def test_sizes_are_few_and_those_that_the_model_reads(awake):
     assert sizes.bucket(720, 1280, config)[1] / sizes.bucket(720, 1280, config)[0] == pytest.approx(16 / 9, rel=0.06)
 
 
+def test_an_area_that_the_checkpoint_never_reads_is_refused(fresh, tmp_path, capsys):
+    """The default is for the released checkpoint; this one reads 32² to 128² pixels. One size for all may be any."""
+    folder = write_jsonl(tmp_path / "data", rows("draw", 2))
+    start = ["finetune", str(tmp_path), "--preset", "released", "--base", str(fresh), "--data", str(folder)]
+    for area in ("[512,1024]", "[8,16]"):
+        assert command.main([*start, "--set", f"area={area}"]) == 2
+        assert f"area is {area.replace(',', ', ')}; this checkpoint takes" in capsys.readouterr().err
+    tiny = ["--set", "area=[256,256]", "--set", "steps=1", "--set", "accumulate=1", "--set", "ema=0"]
+    assert command.main([*start, *tiny]) == 0
+
+
 def test_a_picture_is_cut_around_its_middle():
     image = Image.new("RGB", (300, 100), "red")
     image.paste((0, 0, 255), (100, 0, 200, 100))
