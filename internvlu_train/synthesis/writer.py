@@ -23,7 +23,7 @@ from internvlu_core.errors import MAX_SETTING, InputError, check_integer
 
 from ..choices import Choices
 from ..sample import Sample
-from . import DOMAINS, LANGUAGES, Resources, kinds, make
+from . import DOMAINS, LANGUAGES, VERSION, Resources, kinds, make
 
 FORMATS = ("webdataset", "folder")
 PLAN, METADATA, ROWS = "synthesis.json", "metadata.jsonl", ".rows"  # in OUT; ROWS: a folder, of --format folder
@@ -98,7 +98,7 @@ class Plan:
 
     def as_json(self) -> dict:
         """As it is written into OUT."""
-        return json.loads(json.dumps(asdict(self), default=str))
+        return json.loads(json.dumps(asdict(self), default=str)) | {"version": VERSION}
 
 
 @dataclass(frozen=True)
@@ -243,6 +243,7 @@ def _begin(plan: Plan, output: Output):
         if next(output.folder.glob("*-??????.tar"), None) or (output.folder / METADATA).exists():
             raise InputError(f"{output.folder} has samples and no {PLAN} that says which: choose another folder")
         found = {}
+    found = {"version": 1} | found if found else found  # the first one was not written
     for name in wanted.keys() - {"count"} if found else ():
         if found.get(name) != wanted[name]:
             raise InputError(f"{output.folder} was made with {name} {found.get(name)!r}, not {wanted[name]!r}")

@@ -131,6 +131,17 @@ def test_another_plan_needs_another_folder(tmp_path, other):
         write(plan(**other), Output(tmp_path))
 
 
+def test_samples_of_an_older_version_need_another_folder(tmp_path):
+    """A run that goes on after an update must not mix two kinds of samples. The first version was not written down."""
+    write(plan(), Output(tmp_path))
+    file = tmp_path / "synthesis.json"
+    found = json.loads(file.read_text(encoding="utf-8"))
+    assert found.pop("version") == synthesis.VERSION > 1
+    file.write_text(json.dumps(found), encoding="utf-8")
+    with pytest.raises(InputError, match=f"was made with version 1, not {synthesis.VERSION}"):
+        write(plan(), Output(tmp_path))
+
+
 def test_seeds_and_evaluation_give_other_samples():
     levels = [[Plan("text", 1, ((64, 64),), **s).sample(i).truth["level"] for i in range(30)] for s in
               ({}, {"seed": 1}, {"evaluation": True})]  # fmt: skip

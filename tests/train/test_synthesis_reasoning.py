@@ -1,5 +1,6 @@
 """The domain reasoning: words between an abstract request and a picture; and rewriting them by a model."""
 
+import hashlib
 import http.server
 import json
 import threading
@@ -9,6 +10,7 @@ import pytest
 from PIL import Image
 
 from internvlu_core.batch import ModelOptions
+from internvlu_train import synthesis
 from internvlu_train.synthesis import LanguageChoices, Resources, fonts, humour, layout, make, media, reasoning, rewrite
 from internvlu_train.synthesis import __main__ as command
 from internvlu_train.synthesis.media import Piece
@@ -172,3 +174,15 @@ def test_the_model_itself_is_asked(monkeypatch):
     made = sample()
     kept = rewriter(made)
     assert kept.words == made.words and kept.truth["rewritten"] is False
+
+
+def test_other_samples_are_another_version():
+    """After a change of what a seed gives: raise VERSION, and write down the new digest beside it."""
+    said = [
+        (sample.prompt, sample.words)
+        for domain in ("humour", "reasoning")  # whose words are ours alone, and no library's
+        for task in sorted(synthesis.kinds(domain))
+        for sample in (make(domain, task, seed, (256, 256)) for seed in range(4))
+    ]
+    digest = hashlib.sha256(repr(said).encode()).hexdigest()[:16]
+    assert {synthesis.VERSION: digest} == {2: "e66fd289ffb9bf32"}
