@@ -33,7 +33,7 @@ from .muon import Muon
 from .plot import write_plot
 from .progress import check_tracker, drawings, write_sheet
 from .settings import HIDDEN_LAYERS, LoraStage, Stage, as_json
-from .sharding import average_gradients, blocks, load, local, moments, recover, save, shard, touch, whole
+from .sharding import average_gradients, blocks, is_saved, load, local, moments, recover, save, shard, touch, whole
 from .storage import Networks, gathered, replaced, write_checkpoint
 
 EMA_WARMUP = 10  # steps, after which the decay of the moving average is no longer reduced by much
@@ -368,7 +368,7 @@ class Run(Trainer):
 
 def check_saved(folder: Path, stage: Stage):
     """Raises InputError if a run has saved no step yet, whose result could be written."""
-    if not any((folder / name).exists() for name in ("state.pt", "state", ".state.old")):
+    if not (folder / "state.pt").exists() and not is_saved(folder / "state"):
         raise InputError(f"{folder} has no saved step yet: the first is saved after {stage.save_every}")
 
 

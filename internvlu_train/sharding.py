@@ -112,12 +112,21 @@ def moments(optimizers: list[torch.optim.Optimizer], weights: dict[str, nn.Param
     }
 
 
+def is_saved(folder: Path) -> bool:
+    """Whether there is what `save` wrote, be it for `recover` to bring back."""
+    return folder.exists() or _old(folder).exists()
+
+
 def recover(folder: Path):
     """Bring back the state that a run had when it was killed while `save` replaced it. All processes must call it."""
-    old = folder.with_name(f".{folder.name}.old")
-    if _is_main() and old.exists() and not folder.exists():
-        old.rename(folder)
+    if _is_main() and _old(folder).exists() and not folder.exists():
+        _old(folder).rename(folder)
     _wait()
+
+
+def _old(folder: Path) -> Path:
+    """Where `save` keeps the state that it replaces, until the new one is in its place."""
+    return folder.with_name(f".{folder.name}.old")
 
 
 def save(folder: Path, tensors: dict[str, dict[str, Tensor]], numbers: dict[str, int]):
@@ -127,7 +136,7 @@ def save(folder: Path, tensors: dict[str, dict[str, Tensor]], numbers: dict[str,
 
     tensors: such as {"model": {name: tensor}}.
     """
-    new, old = (folder.with_name(f".{folder.name}.{ending}") for ending in ("new", "old"))
+    new, old = folder.with_name(f".{folder.name}.new"), _old(folder)
     if _is_main():
         for stale in (new, old):
             shutil.rmtree(stale, ignore_errors=True)

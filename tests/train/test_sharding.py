@@ -96,6 +96,7 @@ def test_the_state_of_a_fused_optimizer_is_read_onto_its_device(tmp_path, monkey
 
 def test_a_state_that_was_being_replaced_is_not_lost(tmp_path, monkeypatch):
     folder = tmp_path / "state"
+    assert not sharding.is_saved(folder)
     sharding.save(folder, {"model": {"w": torch.ones(2)}}, {"step": 1})
 
     def kill(path, target):
@@ -108,7 +109,7 @@ def test_a_state_that_was_being_replaced_is_not_lost(tmp_path, monkeypatch):
         patch.setattr(Path, "rename", kill)
         with pytest.raises(KeyboardInterrupt):
             sharding.save(folder, {"model": {"w": torch.zeros(2)}}, {"step": 2})
-    assert not folder.exists()
+    assert not folder.exists() and sharding.is_saved(folder)
     sharding.recover(folder)
     weight = torch.nn.Parameter(torch.zeros(2))
     assert sharding.load(folder, {"w": weight}, {}, []) == {"step": 1} and weight.tolist() == [1, 1]
