@@ -22,7 +22,8 @@ def limited(config: ProcessorConfig, area: tuple[int, int]) -> ProcessorConfig:
     upper = min(area[1] ** 2, config.reference_max_pixels)
     if lower > upper:
         own = [math.isqrt(pixels) for pixels in (config.reference_min_pixels, config.reference_max_pixels)]
-        raise InputError(f"area is {list(area)}; this checkpoint takes pictures of {own[0]}² to {own[1]}² pixels")
+        takes = f"this checkpoint takes pictures of {own[0]}² to {own[1]}² pixels: --set area=[{own[0]},{own[1]}]"
+        raise InputError(f"area is {list(area)}; {takes}")
     return replace(config, reference_min_pixels=lower, reference_max_pixels=upper)
 
 
