@@ -102,8 +102,7 @@ class InternVLU:
 
         dtype: a floating-point dtype; "auto" for the checkpoint's own where the device computes in it; or a weight
         format (quantization.WEIGHT_FORMATS, by name, or torch.float8_e4m3fn), which stores large matrices in fewer bits
-        and computes in what "auto" means. On a CPU without bfloat16 instructions, float32 is several times as fast, in
-        twice the memory.
+        and computes in what "auto" means.
         device_map="auto": weights that do not fit on the device stay in main memory and are moved when they are used.
         max_memory: bytes of weights on the device at once, or a text such as "5GB"; by default the free memory less
         2 GiB, which 1024 × 1024 needs beside the weights: four drawings at once, or an edit of two pictures.

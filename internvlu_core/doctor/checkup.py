@@ -12,6 +12,7 @@ from PIL import Image
 
 from ..checkpoints import hub
 from ..errors import CheckpointError, InputError, in_one_line
+from ..models.operations import bfloat16_is_fast
 from ..pipeline import InternVLU, usable_device
 from . import compare, official, recording
 from .files import check_files
@@ -125,7 +126,8 @@ def _try_model(model: InternVLU, checkup: Checkup, report: Report, side: int):
     report.outcomes = run_tasks(model, checkup.out, side, checkup.steps, checkup.tokens)
     _say("speed")
     try:
-        report.speed = machine_speed(checkup.device, model.dtype)
+        emulated = model.dtype is torch.bfloat16 and not bfloat16_is_fast(model.device)
+        report.speed = machine_speed(checkup.device, torch.float32 if emulated else model.dtype)
         report.timings += time_stages(model, report.speed, side, checkup.tokens)
     except ERRORS as error:
         report.failures.append(f"speed: {in_one_line(error)}")

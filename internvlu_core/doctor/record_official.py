@@ -3,7 +3,8 @@
     python record_official.py OFFICIAL CHECKPOINT FOLDER OUT [--device cuda] [--dtype float32] [--replay RECORDED]
 
 OFFICIAL: a checkout of the official code, the folder with internvlu/. FOLDER: has cases.json and the pictures it names.
-OUT: the folder for NAME.json and NAME.safetensors of each case, and for frequencies.json; see tests/golden/README.md.
+OUT: the folder for NAME.json and NAME.safetensors of each case, and, without --replay, for frequencies.json; see
+tests/golden/README.md.
 --replay: a folder of earlier recordings in float32. Each stage then gets the input that is recorded there, so that its
 error is its own.
 
@@ -194,7 +195,8 @@ def main():
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     pipeline = load_official(options.checkpoint, options.device, getattr(torch, options.dtype))
     options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "frequencies.json").write_text(json.dumps(frequencies(options.device)), encoding="utf-8")
+    if not options.replay:
+        (options.out / "frequencies.json").write_text(json.dumps(frequencies(options.device)), encoding="utf-8")
     for case in json.loads((options.folder / "cases.json").read_text(encoding="utf-8")):
         name, given, known = case["name"], {}, {}
         if options.replay:

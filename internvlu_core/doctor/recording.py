@@ -29,7 +29,9 @@ FREQUENCIES = f"{FLOAT32}/frequencies.json"  # of the time embedding, where they
 def frequencies(folder: Path) -> Tensor | None:
     """Those of the time embedding on the machine that recorded a folder; None if it does not say."""
     file = folder / FREQUENCIES
-    return torch.tensor(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else None
+    if not file.is_file():
+        return None
+    return torch.tensor(json.loads(file.read_text(encoding="utf-8")), dtype=torch.float32, device="cpu")
 
 
 class Recording:

@@ -1,16 +1,16 @@
-"""The layers of the networks, unless a host gives its own: PyTorch's, but for what its products are slow at on a CPU.
+"""The layers of the networks, unless a host gives its own: PyTorch's, with faster products where it is slow on a CPU.
 
-A processor without bfloat16 instructions (AVX2; AVX-512 before AVX512_BF16) emulates them, at a quarter of the speed of
-float32. There products of bfloat16 are computed in float32, a piece at a time, and rounded once, as such instructions
-round.
+On a processor without bfloat16 instructions (AVX2; AVX-512 before AVX512_BF16) PyTorch emulates them, at a quarter of
+the speed of float32. There bfloat16 is computed in float32, and the result is rounded once, as such instructions round.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-FEW_ROWS = 4  # up to which PyTorch's own product of bfloat16 is the faster one, since it reads half the bytes
+FEW_ROWS = 4  # up to which emulation is about as fast or faster, since it reads half the bytes
 PIECE = 2**18  # weights that are in float32 at a time, so that they stay in the processor's cache
+LEAST_ROWS = 256  # of a weight, at a time: a product with fewer is slow
 
 
 def bfloat16_is_fast(device: torch.device) -> bool:
@@ -28,18 +28,18 @@ def _cpu_has_bfloat16() -> bool:
 CPU_BFLOAT16 = _cpu_has_bfloat16()
 
 
-def emulated(x: Tensor) -> bool:
-    """Whether a product of x would be slow: in bfloat16 on such a CPU. Not while gradients or graphs are recorded."""
-    slow = x.dtype == torch.bfloat16 and not bfloat16_is_fast(x.device)
+def emulated(x: Tensor, weight: Tensor) -> bool:
+    """Whether PyTorch would emulate this product. False while gradients or a graph are recorded."""
+    slow = x.dtype == weight.dtype == torch.bfloat16 and not bfloat16_is_fast(x.device)
     return slow and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """F.linear, fast on any CPU."""
-    if not emulated(x) or x.shape[:-1].numel() <= FEW_ROWS:
+    if not emulated(x, weight) or x.shape[:-1].numel() <= FEW_ROWS:
         return F.linear(x, weight, bias)
     wide, out = x.float(), x.new_empty(*x.shape[:-1], weight.shape[0])
-    rows = max(1, PIECE // weight.shape[1])
+    rows = max(LEAST_ROWS, PIECE // weight.shape[1])
     for start in range(0, weight.shape[0], rows):
         piece = slice(start, start + rows)
         out[..., piece] = F.linear(wide, weight[piece].float(), None if bias is None else bias[piece].float())
@@ -54,7 +54,8 @@ class Linear(nn.Linear):
     by_rows = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
 
     def forward(self, x: Tensor) -> Tensor:
-        single = x.device.type == "cpu" and x.dtype == torch.float32 and x.numel() == self.in_features
+        single = x.device.type == "cpu" and x.dtype == self.weight.dtype == torch.float32
+        single = single and x.numel() == self.in_features
         if self.by_rows is None or not single or torch.is_grad_enabled() or torch.compiler.is_compiling():
             return linear(x, self.weight, self.bias)
         return self.by_rows(x, self.weight, self.bias, "none", [], "")
@@ -64,7 +65,7 @@ class Conv2d(nn.Conv2d):
     """nn.Conv2d, fast on any CPU."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if not emulated(x):
+        if not emulated(x, self.weight):
             return super().forward(x)
         bias = None if self.bias is None else self.bias.float()
         return self._conv_forward(x.float(), self.weight.float(), bias).to(x.dtype)

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..models.operations import linear
+
 # Names of the lists of repeated transformer layers: those of the MMDiT, and those of the ViT and the language model.
 _BLOCK_LISTS = ("transformer_blocks", "layers")
 # Values that are quantised or dequantised at once, if rows can be apart. The VLM's head has 311 million.
@@ -85,8 +87,8 @@ class WeightFormat(ABC):
         """x [..., in] → x · weightᵀ + bias [..., out], in the dtype of x. A format with a kernel of its own uses it."""
         pieces = self.pieces(stored, max(1, CHUNK // x.shape[-1]))
         if len(pieces) == 1:
-            return F.linear(x, self.dequantise(stored, x.dtype), bias)
-        product = torch.cat([F.linear(x, self.dequantise(piece, x.dtype)) for piece in pieces], dim=-1)
+            return linear(x, self.dequantise(stored, x.dtype), bias)
+        product = torch.cat([linear(x, self.dequantise(piece, x.dtype)) for piece in pieces], dim=-1)
         return product if bias is None else product + bias
 
     def pieces(self, stored: Mapping[str, Tensor], rows: int) -> list[Mapping[str, Tensor]]:

@@ -46,8 +46,8 @@ class Reader:
         least, largest = stage.area
         self.square = (largest, largest) if least == largest else None  # one size, for all pictures
         own = networks.config.processor
-        one_size = self.square or isinstance(stage, TextStage)  # which has no pictures to scale
-        self.sizes = own if one_size else limited(own, stage.area)
+        unused = self.square or isinstance(stage, TextStage)  # which draws nothing
+        self.sizes = own if unused else limited(own, stage.area)
 
     def example(self, place: Place, pictures: bool) -> tuple[Row, Example]:
         """Raises InputError for a row that cannot be used. pictures: read them too."""

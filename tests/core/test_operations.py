@@ -6,6 +6,7 @@ import torch.nn.functional as F
 
 from internvlu_core.models import operations
 from internvlu_core.models.operations import Conv2d, Linear
+from internvlu_core.quantization import find_format
 from support.tensors import noise, relative
 
 
@@ -53,6 +54,7 @@ def emulation(monkeypatch):
 def test_bfloat16_on_a_cpu_without_its_instructions(monkeypatch, emulation, rows, bias):
     """The product in pieces is the exact one, rounded once."""
     monkeypatch.setattr(operations, "PIECE", 100)
+    monkeypatch.setattr(operations, "LEAST_ROWS", 4)
     layer = Linear(24, 37, bias=bias, dtype=torch.bfloat16)
     x = noise(2, rows, 24).bfloat16()[:1]
     with torch.inference_mode():
@@ -70,6 +72,14 @@ def test_bfloat16_convolutions_on_a_cpu_without_its_instructions(emulation):
     assert emulation == [torch.float32]
     exact = F.conv2d(x.double(), layer.weight.double(), layer.bias.double(), 2, 1)
     assert found.dtype == torch.bfloat16 and relative(found.double(), exact) < 4e-3
+
+
+@pytest.mark.parametrize("name", ["fp8", "int8_tensorwise"])
+def test_weights_in_fewer_bits_on_a_cpu_without_bfloat16_instructions(emulation, name):
+    stored = find_format(name).quantise(noise(37, 32).bfloat16())
+    with torch.inference_mode():
+        found = find_format(name).multiply(noise(2, 9, 32).bfloat16(), stored, None)
+    assert found.dtype == torch.bfloat16 and emulation == [torch.float32]
 
 
 @pytest.mark.parametrize("kind, sizes, shape", [(Linear, (8, 4), (2, 9, 8)), (Conv2d, (3, 4, 3), (2, 3, 8, 8))])
