@@ -54,8 +54,9 @@ class Linear(nn.Linear):
     by_rows = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
 
     def forward(self, x: Tensor) -> Tensor:
-        single = x.device.type == "cpu" and x.dtype == self.weight.dtype == torch.float32
-        single = single and x.numel() == self.in_features
+        single = (
+            x.device.type == "cpu" and x.dtype == self.weight.dtype == torch.float32 and x.numel() == self.in_features
+        )
         if self.by_rows is None or not single or torch.is_grad_enabled() or torch.compiler.is_compiling():
             return linear(x, self.weight, self.bias)
         return self.by_rows(x, self.weight, self.bias, "none", [], "")
