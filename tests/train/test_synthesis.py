@@ -26,6 +26,7 @@ from internvlu_train.toy.world import (
 )
 from internvlu_train.toy.world.canvas import polygon
 from internvlu_train.toy.world.figures import FIGURES
+from internvlu_train.toy.world.reading import background_of, objects_in
 from internvlu_train.toy.world.scene import PLACES, QUESTION_FRAMES, REQUEST_FRAMES, frames
 from internvlu_train.toy.world.words import read_word
 
@@ -133,6 +134,26 @@ def test_two_objects_stand_in_the_order_in_which_they_are_named(kind):
     made = samples("objects", "draw", 60, kind=kind)
     rights = [[shows(sample, relation) for sample in made] for relation in ("left of", "above")]
     assert all(map(any, zip(*rights, strict=True))) and all(20 < sum(right) < 40 for right in rights)
+
+
+@pytest.mark.parametrize("size", [(96, 48), (48, 96), (64, 48)])
+def test_several_objects_stand_in_a_row_where_a_picture_is_not_square(size):
+    """In the order of their names along the longer side, or along the side that the relation in the prompt is about."""
+    long, order = int(size[0] < size[1]), ("left of", "above")[size[0] < size[1]]
+    for kind in ("two", "attribution", "counting", "position"):
+        for sample in samples("objects", "draw", COUNT, kind=kind, size=size):
+            count = len(sample.truth.things)
+            said = [relation for _, relation, _ in sample.truth.relations]
+            axis = long if not said else int(said[0] in ("above", "below"))
+            relations = () if kind == "counting" else ((0, said[0] if said else order, 1),)
+            assert check(sample.picture, replace(sample.truth, relations=relations)).right, sample.prompt
+            if count > 1:
+                seen = objects_in(sample.picture, background_of(sample.picture))
+                along = sorted((one.x, one.y)[axis] for one in seen)
+                assert np.allclose(along, (np.arange(count) + 0.5) / count, atol=0.06)
+                assert all(abs((one.x, one.y)[1 - axis] - 0.5) < 0.14 for one in seen)
+                boxes = np.array([one.box for one in seen])
+                assert boxes[:, :2].min() > 0 and (boxes[:, 2:] < size).all(), "all of each is in the picture"
 
 
 def test_backgrounds_are_practised_more_than_evaluated():

@@ -49,7 +49,8 @@ PRACTISED_SHAPES = ("star", "star", "cross", "cross", "ring")  # in addition to 
 
 # Two objects that a prompt joins only by "and" are drawn in the order of their names. With random places, each place
 # was a mixture of both until late in sampling, and both often got one shape: 0.71 were right with random places, 0.83
-# in order, and 0.96 with a relation in the prompt.
+# in order, and 0.96 with a relation in the prompt. For the same reason a picture that is not square has several objects
+# in a row; with random places, 0.63 to 0.74 of numbers and relations were right there, and 0.85 to 1.00 in squares.
 IN_ORDER = ("left of", "above")
 
 
@@ -93,7 +94,7 @@ def _group(kind: str, choices: Choices, pairs, noun) -> Plan:
     things = tuple(Thing(*pair) for pair in named)
 
     def objects():
-        return related(choices, pairs, choices.pick(IN_ORDER)) if len(pairs) == 2 else choices.scatter(pairs)
+        return arranged(choices, pairs, reading_order(choices) if len(pairs) == 2 else "")
 
     return drawing(kind, prompt, objects, choices, things=things, held_out=held_out(things))
 
@@ -106,7 +107,7 @@ def counting(choices: Choices) -> Plan:
     return drawing(
         "counting",
         choices.template(DRAW).format(noun),
-        lambda: choices.scatter([(shape, colour)] * count),
+        lambda: arranged(choices, [(shape, colour)] * count),
         choices,
         things=things,
         held_out=held_out(things),
@@ -120,12 +121,32 @@ def position(choices: Choices) -> Plan:
     return drawing(
         "position",
         choices.template(DRAW).format(f"{nouns[0]} {relation} {nouns[1]}"),
-        lambda: related(choices, pairs, relation),
+        lambda: arranged(choices, pairs, relation),
         choices,
         things=things,
         relations=((0, relation, 1),),
         held_out=held_out(things),
     )
+
+
+def reading_order(choices: Choices) -> str:
+    """The relation of one object to the next in reading order, along the longer side of the picture."""
+    width, height = choices.size
+    return choices.pick(IN_ORDER) if width == height else "left of" if width > height else "above"
+
+
+def arranged(choices: Choices, pairs, relation: str = "") -> list[Placed]:
+    """The objects of a drawing: anywhere in a square, in a row elsewhere.
+
+    relation: of the first to the second; "" if the prompt names none.
+    """
+    width, height = choices.size
+    if width == height or len(pairs) == 1:
+        return related(choices, pairs, relation) if relation else choices.scatter(pairs)
+    dx, dy = RELATIONS[relation or reading_order(choices)]
+    forward = dx + dy < 0
+    placed = choices.row(pairs if forward else pairs[::-1], axis=abs(dy))
+    return placed if forward else placed[::-1]
 
 
 def related(choices: Choices, pairs, relation: str) -> list[Placed]:

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from .objects import at_places, edit
+from .objects import arranged, at_places, edit
 from .scene import IN_PLACE, NUMBERS, Choices, Placed, Plan, Thing, Truth, drawing, held_out, kept, plural, with_article
 
 COLOUR_OF = {
@@ -54,7 +54,7 @@ def _count(kind: str, choices: Choices, prompt: str, first: str, count: int) -> 
     shape, colour = choices.pair()
     things = (Thing(shape),) * count
     prompt = prompt.format(shape=shape, shapes=plural(2, shape).split(" ", 1)[1])
-    plan = drawing(kind, prompt, lambda: choices.scatter([(shape, colour)] * count), choices, things=things)
+    plan = drawing(kind, prompt, lambda: arranged(choices, [(shape, colour)] * count), choices, things=things)
     return thought(plan, f"{first} Draw {plural(count, shape)}.")
 
 

@@ -4,6 +4,7 @@ import json
 import zlib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -37,6 +38,7 @@ RELATIONS = {"left of": (-1, 0), "right of": (1, 0), "above": (0, -1), "below": 
 OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 # Radii as fractions of the picture's shorter side. Named sizes differ from the usual one by more than a blur.
 RADII = {"": (0.155, 0.195), "small": (0.115, 0.13), "large": (0.25, 0.28)}
+MARGIN = 1.5  # pixels between an object and the edge of the picture
 DIRECTIONS = ("right", "down", "left", "up")  # of an arrow, by quarter turns
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
 
@@ -211,12 +213,18 @@ class Choices(choices.Choices):
     def at(self, place: str, radius: float) -> tuple[float, float]:
         """A point in pixels at the place, or anywhere, such that the whole object is in the picture."""
         width, height = self.size
-        margin = radius + 1.5
+        margin = radius + MARGIN
         if not place:
             x, y = self.uniform(margin, width - margin), self.uniform(margin, height - margin)
         else:
             fraction = PLACES[place]
             x, y = ((f + self.uniform(-0.03, 0.03)) * side for f, side in zip(fraction, self.size, strict=True))
+        return self.inside(x, y, radius)
+
+    def inside(self, x: float, y: float, radius: float) -> tuple[float, float]:
+        """The centre nearest to this one, in pixels, such that the whole object is in the picture."""
+        width, height = self.size
+        margin = radius + MARGIN
         return min(max(x, margin), width - margin), min(max(y, margin), height - margin)
 
     def scatter(self, parts: list[tuple[str, str]], shrink: float = 1.0, taken=()) -> list[Placed]:
@@ -235,6 +243,24 @@ class Choices(choices.Choices):
             if len(placed) == len(taken) + len(parts):
                 return placed[len(taken) :]
             shrink *= 0.95
+
+    def row(self, parts: list[tuple[str, str]], axis: int) -> list[Placed]:
+        """Place objects (shape, colour) in a row through the middle, from left to right (axis 0) or downwards (axis 1).
+
+        They shrink if necessary.
+        """
+        pitch, shrink = self.size[axis] / len(parts), 1.0
+        while True:
+            placed = []
+            for index, (shape, colour) in enumerate(parts):
+                radius = self.radius(shrink=shrink)
+                along, across = (self.uniform(-most, most) * min(self.size) for most in (0.03, 0.08))
+                centre = [side / 2 + across for side in self.size]
+                centre[axis] = (index + 0.5) * pitch + along
+                placed.append(Placed(shape, colour, *self.inside(*centre, radius), radius))
+            if not any(touch(one, other, self.gap) for one, other in pairwise(placed)):
+                return placed
+            shrink *= 0.99
 
     @property
     def gap(self) -> float:
