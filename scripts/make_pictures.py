@@ -20,10 +20,13 @@ from PIL import Image, ImageDraw, ImageFont
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
+from internvlu_core.checkpoints.files import SPLIT_FILES  # noqa: E402
 from support import toy  # noqa: E402
 from support.described_workflows import WORKFLOWS, node  # noqa: E402
 from support.frontend import browser_page, open_prompt  # noqa: E402
 from support.workflows import is_for_this, picture_of  # noqa: E402
+
+SPLIT = {part: Path(file).name for part, file in SPLIT_FILES.items()}
 
 # What a help page shows: the nodes of a workflow around its own, from left to right.
 HELP = {
@@ -63,13 +66,13 @@ EXTRA = {
         "3": node("InternVLUSampler", model=["2", 0]),
     },
     "InternVLUModelLoader": {
-        "1": node("InternVLUModelLoader"),
-        "2": node("InternVLUVLMLoader"),
-        "3": node("VAELoader"),
+        "1": node("InternVLUModelLoader", file=SPLIT["generation_decoder"]),
+        "2": node("InternVLUVLMLoader", file=SPLIT["vlm"]),
+        "3": node("VAELoader", vae_name=SPLIT["vae"]),
         "4": node("InternVLUEncode", vlm=["2", 0], vae=["3", 0], **CAT),
     },
     "InternVLUVLMLoader": {
-        "1": node("InternVLUVLMLoader"),
+        "1": node("InternVLUVLMLoader", file=SPLIT["vlm"]),
         "2": node("InternVLUAsk", vlm=["1", 0], question="Who are you?"),
     },
 }
@@ -142,9 +145,12 @@ def run(page, name: str, plain: bool = True, plot: bool = False) -> None:
         page.evaluate("(graph) => app.loadGraphData(graph)", json.loads(path.read_text(encoding="utf-8")))
     page.wait_for_timeout(500)
     if name != "lora":  # whose adapter is the user's own
-        inputs = toy.inputs(name)
-        sampler = {**inputs["InternVLUSampler"], "guidance_plot": plot}
-        outcome, detail = page.evaluate(RUN, shown({**inputs, "InternVLUSampler": sampler}))
+        # Other kinds of nodes may have inputs of the same names, which a subgraph shows too.
+        kinds = {one["class_type"] for one in WORKFLOWS[name]["prompt"].values()}
+        inputs = {kind: values for kind, values in toy.inputs(name).items() if kind in kinds}
+        if "InternVLUSampler" in inputs:
+            inputs["InternVLUSampler"] = {**inputs["InternVLUSampler"], "guidance_plot": plot}
+        outcome, detail = page.evaluate(RUN, shown(inputs))
         assert outcome == "execution_success", f"{name}: {detail}"
         page.wait_for_timeout(1500)
 
